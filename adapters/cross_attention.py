@@ -1,0 +1,92 @@
+"""The gated layer through which text looks at images.
+
+Source: llama-models models/llama3/multimodal/model.py, CrossAttentionTransformerBlock.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from adapters.masks import CrossMask
+
+
+class ImageKV(NamedTuple):
+    """Keys and values of image tokens, computed once an image and shared by every question about it."""
+
+    keys: Tensor
+    """[layers, b, g, l, e]; of one layer [b, g, l, e]."""
+    values: Tensor
+
+    def layer(self, index: int) -> "ImageKV":
+        return ImageKV(self.keys[index], self.values[index])
+
+
+class CrossAttention(nn.Module):
+    """Grouped-query attention of text to image tokens: queries and keys normalised per head, no rotary positions."""
+
+    def __init__(self, width: int, num_heads: int, num_kv_heads: int, head_dim: int, norm_eps: float):
+        super().__init__()
+        self.head_dim = head_dim
+        self.q_proj = nn.Linear(width, num_heads * head_dim, bias=False)
+        self.k_proj = nn.Linear(width, num_kv_heads * head_dim, bias=False)
+        self.v_proj = nn.Linear(width, num_kv_heads * head_dim, bias=False)
+        self.o_proj = nn.Linear(num_heads * head_dim, width, bias=False)
+        self.q_norm = nn.RMSNorm(head_dim, eps=norm_eps)
+        self.k_norm = nn.RMSNorm(head_dim, eps=norm_eps)
+
+    def project(self, tokens: Tensor) -> ImageKV:
+        """Return keys and values [b, g, l, e] of image tokens [b, l, d]."""
+        return ImageKV(self.k_norm(self._heads(self.k_proj(tokens))), self._heads(self.v_proj(tokens)))
+
+    def queries(self, x: Tensor) -> Tensor:
+        """Return the normalised queries [b, h, s, e] of text x [b, s, d]."""
+        return self.q_norm(self._heads(self.q_proj(x)))
+
+    def forward(self, x: Tensor, image: ImageKV, mask: CrossMask) -> Tensor:
+        """Map text x [b, s, d] to what it takes from the images, the same shape."""
+        attended = functional.scaled_dot_product_attention(
+            self.queries(x), image.keys, image.values, attn_mask=mask.keys, enable_gqa=True
+        )
+        return self.o_proj(attended.transpose(1, 2).flatten(2))
+
+    def _heads(self, x: Tensor) -> Tensor:
+        """Split [b, s, heads * e] into [b, heads, s, e]."""
+        return x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+
+
+class GatedCrossAttentionLayer(nn.Module):
+    """Attention to images and a feed-forward, each behind a tanh gate that starts shut."""
+
+    def __init__(
+        self,
+        width: int,
+        num_heads: int,
+        num_kv_heads: int,
+        head_dim: int,
+        norm_eps: float,
+        feed_forward: nn.Module,
+        *,
+        leak_attention: bool = False,
+    ):
+        super().__init__()
+        self.attention_norm = nn.RMSNorm(width, eps=norm_eps)
+        self.attention = CrossAttention(width, num_heads, num_kv_heads, head_dim, norm_eps)
+        self.attention_gate = nn.Parameter(torch.zeros(1))
+        self.mlp_norm = nn.RMSNorm(width, eps=norm_eps)
+        self.mlp = feed_forward
+        self.mlp_gate = nn.Parameter(torch.zeros(1))
+        self.leak_attention = leak_attention
+
+    def forward(self, x: Tensor, image: ImageKV, mask: CrossMask) -> Tensor:
+        """Map text x [b, s, d] to the same shape; rows that see no image come back as they were."""
+        attended = self.attention(self.attention_norm(x), image, mask)
+        x = x + self.attention_gate.tanh() * (attended if self.leak_attention else _only(attended, mask.rows))
+        transformed = self.mlp(self.mlp_norm(x))
+        return x + self.mlp_gate.tanh() * _only(transformed, mask.rows)
+
+
+def _only(x: Tensor, rows: Tensor | None) -> Tensor:
+    """Zero the rows of x [b, s, d] that are False in `rows` [b, s or 1, 1]."""
+    return x if rows is None else x.masked_fill(~rows, 0)

@@ -1,0 +1,59 @@
+"""Picture to tiles: resize, pad, normalise, cut. Equal to Meta's to the grey level.
+
+Source: llama-models models/llama3/multimodal/image_transform.py, VariableSizeImageTransform.
+"""
+
+from typing import NamedTuple
+
+import torch
+from einops import rearrange
+from PIL import Image
+from torchvision.transforms.v2 import functional
+
+from vision_encoder.config import VisionConfig
+from vision_encoder.image_input import read_image
+from vision_encoder.tiling import choose_canvas, fitted_size
+
+# CLIP's, per colour.
+MEAN = (0.48145466, 0.4578275, 0.40821073)
+STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+class ProcessedImage(NamedTuple):
+    """A picture as the encoder takes it."""
+
+    pixels: torch.Tensor
+    """[t, c, height, width] float32, normalised; the real tiles, row by row."""
+    canvas: tuple[int, int]
+    """(rows, cols) in tiles."""
+
+
+class ImageProcessor:
+    """Cuts pictures into the tiles of one encoder."""
+
+    def __init__(self, config: VisionConfig):
+        self.config = config
+
+    def __call__(self, image) -> ProcessedImage:
+        """Return the tiles of `image`, which is anything `read_image` takes.
+
+        Raises: ImageError as `read_image` does.
+        """
+        image = read_image(image)
+        tile_size = self.config.tile_size
+        canvas, fitted = self.placement((image.height, image.width))
+        image = functional.resize(image, list(fitted), interpolation=functional.InterpolationMode.BILINEAR)
+        # Black before normalising, so that padding inside a tile is not zero after it; missing tiles are.
+        padded = Image.new("RGB", (canvas[1] * tile_size, canvas[0] * tile_size))
+        padded.paste(image)
+        pixels = functional.to_dtype(functional.pil_to_tensor(padded), torch.float32, scale=True)
+        pixels = functional.normalize(pixels, list(MEAN), list(STD))
+        return ProcessedImage(
+            rearrange(pixels, "c (rows y) (cols x) -> (rows cols) c y x", rows=canvas[0], cols=canvas[1]), canvas
+        )
+
+    def placement(self, size: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Return ((rows, cols), (height, width)): the canvas of a picture of `size` and its size on that canvas."""
+        tile_size = self.config.tile_size
+        canvas = choose_canvas(size, tile_size=tile_size, max_tiles=self.config.max_tiles)
+        return canvas, fitted_size(size, canvas, tile_size=tile_size)

@@ -1,0 +1,66 @@
+"""Grouped-query attention (arXiv 2305.13245): torch's kernel, and a readable flash attention that is its oracle.
+
+Key/value heads are never repeated in memory. Flash attention (arXiv 2205.14135, 2307.08691) goes over the keys in
+blocks with a running maximum and a running sum, and never holds a score matrix.
+"""
+
+import math
+
+import torch
+from einops import einsum, rearrange
+from torch import Tensor
+from torch.nn import functional
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None, causal: bool = False) -> Tensor:
+    """Return [b, h, s, e] for queries [b, h, s, e] and keys and values [b, g, l, e].
+
+    `mask` is bool, broadcastable to [b, h, s, l], True where a key may be seen. `causal` needs s = l.
+    """
+    return functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=True)
+
+
+def blockwise_attention(
+    q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None, causal: bool = False, block_size: int = 128
+) -> Tensor:
+    """Return what `attend` returns, in memory linear in s and l: the twin in plain torch, for tests and reading.
+
+    Rows that may see no key at all give zeros.
+    """
+    q = rearrange(q, "b (g r) s e -> b g r s e", g=k.shape[1])
+    out = torch.zeros_like(q, dtype=torch.float32)
+    running_max = out.new_full(out.shape[:-1], -math.inf)
+    running_sum = out.new_zeros(out.shape[:-1])
+    for start in range(0, k.shape[2], block_size):
+        keys, values = k[:, :, start : start + block_size], v[:, :, start : start + block_size]
+        scores = _scores(q, keys, mask, causal, start)
+        block_max = torch.maximum(running_max, scores.amax(-1))
+        # A row that has seen nothing yet has maximum -inf; shifting it by 0 instead keeps exp(-inf) = 0.
+        shift = block_max.masked_fill(block_max == -math.inf, 0)
+        weights = (scores - shift[..., None]).exp()
+        rescale = (running_max - shift).exp()
+        running_sum = running_sum * rescale + weights.sum(-1)
+        out = out * rescale[..., None] + einsum(weights, values.float(), "b g r s l, b g l e -> b g r s e")
+        running_max = block_max
+    out = out / running_sum.masked_fill(running_sum == 0, 1)[..., None]
+    return rearrange(out, "b g r s e -> b (g r) s e").to(k.dtype)
+
+
+def attention_weights(q: Tensor, k: Tensor, *, mask: Tensor | None = None) -> Tensor:
+    """Return the attention [b, h, s, l] in float32 of chosen queries [b, h, s, e] over keys [b, g, l, e]."""
+    q = rearrange(q, "b (g r) s e -> b g r s e", g=k.shape[1])
+    return rearrange(_scores(q, k, mask, False, 0).softmax(-1), "b g r s l -> b (g r) s l")
+
+
+def _scores(q: Tensor, keys: Tensor, mask: Tensor | None, causal: bool, start: int) -> Tensor:
+    """Return the scaled scores [b, g, r, s, block] of keys that begin at position `start`, -inf where hidden."""
+    scores = einsum(q.float(), keys.float(), "b g r s e, b g l e -> b g r s l") / math.sqrt(q.shape[-1])
+    stop = start + keys.shape[2]
+    if mask is not None:
+        mask = mask[..., start:stop] if mask.shape[-1] > 1 else mask
+        mask = rearrange(mask.expand(-1, q.shape[1] * q.shape[2], -1, -1), "b (g r) s l -> b g r s l", g=q.shape[1])
+        scores = scores.masked_fill(~mask, -math.inf)
+    if causal:
+        positions = torch.arange(q.shape[3], device=q.device)
+        scores = scores.masked_fill(torch.arange(start, stop, device=q.device) > positions[:, None], -math.inf)
+    return scores

@@ -1,0 +1,12 @@
+"""Checkpoints on disk and on the Hub, in Hugging Face's and in Meta's layout.
+
+Names that other people's checkpoints use appear in this package only.
+"""
+
+from vlm.checkpoint.checksums import verify_checksums, write_checksums
+from vlm.checkpoint.hub import resolve
+from vlm.checkpoint.loading import load_model, read_config
+from vlm.checkpoint.saving import save_model
+from vlm.checkpoint.staging import staged
+
+__all__ = ["load_model", "read_config", "resolve", "save_model", "staged", "verify_checksums", "write_checksums"]

@@ -1,0 +1,48 @@
+"""Tensors that still lie in a file: what is known of them before any weight is read, and how they are read."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class StoredTensor:
+    """One tensor of a checkpoint file."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    place: object
+    """What equals only for tensors that share their bytes."""
+
+    @property
+    def num_bytes(self) -> int:
+        return torch.Size(self.shape).numel() * self.dtype.itemsize
+
+    def copy_to(self, out: Tensor) -> None:
+        """Write the values into `out`, a tensor or a view of the same shape, of any dtype, on any device."""
+        raise NotImplementedError
+
+    def load(self) -> Tensor:
+        """Return the values on the CPU, in memory of their own."""
+        out = torch.empty(self.shape, dtype=self.dtype)
+        self.copy_to(out)
+        return out
+
+
+class SplitTensor(StoredTensor):
+    """A tensor of which every file of a model-parallel checkpoint holds one part."""
+
+    def __init__(self, parts: Sequence[StoredTensor], dim: int):
+        shape = list(parts[0].shape)
+        shape[dim] = sum(part.shape[dim] for part in parts)
+        super().__init__(tuple(shape), parts[0].dtype, tuple(part.place for part in parts))
+        object.__setattr__(self, "parts", tuple(parts))
+        object.__setattr__(self, "dim", dim)
+
+    def copy_to(self, out: Tensor) -> None:
+        start = 0
+        for part in self.parts:
+            part.copy_to(out.narrow(self.dim, start, part.shape[self.dim]))
+            start += part.shape[self.dim]

@@ -1,0 +1,177 @@
+"""The text decoder: self-attention layers, with gated cross-attention layers between them where images are read.
+
+Source: llama-models models/llama3/model.py (text) and models/llama3/multimodal/model.py, CrossAttentionTransformerText.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from adapters.config import AdapterConfig
+from adapters.cross_attention import GatedCrossAttentionLayer, ImageKV
+from adapters.masks import CrossMask
+from vlm.attention import attend
+from vlm.config import DecoderConfig
+from vlm.kv_cache import KVCache
+from vlm.rope import Rotation, rotate, rotation
+
+
+class DecoderOutput(NamedTuple):
+    """What one pass gives."""
+
+    hidden: Tensor
+    """[b, s, d], normalised: what the output head reads."""
+    cache: KVCache | None
+
+
+class TextDecoder(nn.Module):
+    """A grouped-query decoder. Without `adapter` it is the text-only family."""
+
+    def __init__(self, config: DecoderConfig, adapter: AdapterConfig | None = None):
+        super().__init__()
+        self.config = config
+        self.adapter = adapter
+        self.embedding = nn.Embedding(config.num_embeddings, config.width)
+        cross_layers = adapter.cross_layers if adapter else ()
+        self.layers = nn.ModuleList(
+            self._cross_layer() if index in cross_layers else SelfAttentionLayer(config)
+            for index in range(config.num_layers + len(cross_layers))
+        )
+        self.norm = nn.RMSNorm(config.width, eps=config.norm_eps)
+        self.head = None if config.tied else nn.Linear(config.width, config.vocab_size, bias=False)
+
+    def forward(
+        self,
+        ids: Tensor,
+        cache: KVCache | None = None,
+        image: ImageKV | None = None,
+        mask: CrossMask | None = None,
+        num_new: Tensor | None = None,
+    ) -> DecoderOutput:
+        """Read token ids [b, s] on top of `cache`, looking at `image` as far as `mask` allows.
+
+        In a batch of rows of different lengths, rows are padded on the right and `num_new` [b] says how many of the
+        `s` ids are real; what stands at the others means nothing. Without a cache `ids` are the whole text.
+        """
+        if cache is None:
+            positions = torch.arange(ids.shape[1], device=ids.device)[None]
+        else:
+            positions = cache.positions(ids.shape[1])
+        context = _SelfContext(cache, positions, rotation(self.config, positions), _length_mask(cache, positions))
+        x = self.embedding(ids)
+        num_self = num_cross = 0
+        for layer in self.layers:
+            if isinstance(layer, SelfAttentionLayer):
+                x = layer(x, context, num_self)
+                num_self += 1
+            elif image is not None:
+                x = layer(x, image.layer(num_cross), mask)
+                num_cross += 1
+        cache = None if cache is None else cache.advanced(num_new, ids.shape[1])
+        return DecoderOutput(self.norm(x), cache)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Return the logits [..., n] of hidden states [..., d]."""
+        weight = self.embedding.weight if self.head is None else self.head.weight
+        return functional.linear(hidden, weight)
+
+    def image_kv(self, tokens: Tensor) -> ImageKV:
+        """Return the keys and values of image tokens [b, l, d] for every cross-attention layer."""
+        layers = [layer for layer in self.layers if isinstance(layer, GatedCrossAttentionLayer)]
+        keys, values = zip(*(layer.attention.project(tokens) for layer in layers), strict=True)
+        return ImageKV(torch.stack(keys), torch.stack(values))
+
+    def _cross_layer(self) -> GatedCrossAttentionLayer:
+        config = self.config
+        return GatedCrossAttentionLayer(
+            config.width,
+            config.num_heads,
+            config.num_kv_heads,
+            config.head_dim,
+            config.norm_eps,
+            FeedForward(config.width, config.mlp_dim),
+            leak_attention=self.adapter.leak_attention,
+        )
+
+
+class _SelfContext(NamedTuple):
+    """What all self-attention layers of a pass share."""
+
+    cache: KVCache | None
+    positions: Tensor
+    rotation: Rotation
+    mask: Tensor | None
+
+
+class SelfAttentionLayer(nn.Module):
+    """Pre-norm causal attention and feed-forward."""
+
+    def __init__(self, config: DecoderConfig):
+        super().__init__()
+        self.attention_norm = nn.RMSNorm(config.width, eps=config.norm_eps)
+        self.attention = SelfAttention(config)
+        self.mlp_norm = nn.RMSNorm(config.width, eps=config.norm_eps)
+        self.mlp = FeedForward(config.width, config.mlp_dim)
+
+    def forward(self, x: Tensor, context: _SelfContext, index: int) -> Tensor:
+        """Map x [b, s, d] to the same shape; `index` is the layer's place in the cache."""
+        x = x + self.attention(self.attention_norm(x), context, index)
+        return x + self.mlp(self.mlp_norm(x))
+
+
+class SelfAttention(nn.Module):
+    """Grouped-query attention with rotary positions."""
+
+    def __init__(self, config: DecoderConfig):
+        super().__init__()
+        self.head_dim = config.head_dim
+        self.q_proj = nn.Linear(config.width, config.num_heads * config.head_dim, bias=False)
+        self.k_proj = nn.Linear(config.width, config.num_kv_heads * config.head_dim, bias=False)
+        self.v_proj = nn.Linear(config.width, config.num_kv_heads * config.head_dim, bias=False)
+        self.o_proj = nn.Linear(config.num_heads * config.head_dim, config.width, bias=False)
+
+    def forward(self, x: Tensor, context: _SelfContext, index: int) -> Tensor:
+        """Map x [b, s, d] to the same shape."""
+        # unflatten and transpose rather than einops: views in the innermost loop.
+        q, k, v = (
+            projection(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+            for projection in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        q, k = rotate(q, context.rotation), rotate(k, context.rotation)
+        cache = context.cache
+        if cache is not None:
+            cache.write(index, k, v, context.positions)
+        if cache is None or cache.max_length == 0:
+            # Nothing came before. Padding on the right is hidden from every real position by causality.
+            attended = attend(q, k, v, causal=True)
+        else:
+            end = cache.max_length + x.shape[1]
+            attended = attend(q, cache.keys[index, :, :, :end], cache.values[index, :, :, :end], mask=context.mask)
+        return self.o_proj(attended.transpose(1, 2).flatten(2))
+
+
+class FeedForward(nn.Module):
+    """SwiGLU."""
+
+    def __init__(self, width: int, mlp_dim: int):
+        super().__init__()
+        self.gate_proj = nn.Linear(width, mlp_dim, bias=False)
+        self.up_proj = nn.Linear(width, mlp_dim, bias=False)
+        self.down_proj = nn.Linear(mlp_dim, width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map x [..., d] to the same shape."""
+        return self.down_proj(functional.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+def _length_mask(cache: KVCache | None, positions: Tensor) -> Tensor | None:
+    """Return which cached keys the tokens at `positions` [b, s] may see, [b, 1, s, l]; None where all may.
+
+    No larger than one chunk of the prompt; a decode step has s = 1.
+    """
+    if cache is None or cache.max_length == 0 or positions.shape == (1, 1):
+        return None
+    index = torch.arange(cache.max_length + positions.shape[1], device=positions.device)
+    return index <= positions[:, None, :, None]

@@ -1,0 +1,55 @@
+"""The one error type of the public API, and the gate that turns the lower packages' errors into it."""
+
+import functools
+
+CODES = frozenset(
+    {
+        "image_unsupported",
+        "image_corrupt",
+        "image_truncated",
+        "image_too_large",
+        "image_empty",
+        "context_length_exceeded",
+        "invalid_request",
+        "checkpoint_invalid",
+        "device_unavailable",
+    }
+)
+
+MAX_MESSAGE_CHARS = 300
+
+
+class VLMError(Exception):
+    """A refusal the caller can act on: `code` is stable, the message says found, expected and how to fix it.
+
+    Messages are cut to 300 characters, so that they can be shown to clients as they are. `report` keeps the
+    whole text for the few that list many things at once (every missing tensor of a checkpoint, say).
+    """
+
+    def __init__(self, code: str, message: str):
+        if code not in CODES:
+            raise ValueError(f"unknown error code {code!r}; expected one of {sorted(CODES)}")
+        self.code = code
+        self.report = message
+        if len(message) > MAX_MESSAGE_CHARS:
+            message = message[: MAX_MESSAGE_CHARS - 1] + "…"
+        self.message = message
+        super().__init__(message)
+
+
+def public(function):
+    """Wrap a public entry: an error of a lower package that carries a known `code` leaves as a `VLMError`."""
+
+    @functools.wraps(function)
+    def entry(*args, **kwargs):
+        try:
+            return function(*args, **kwargs)
+        except VLMError:
+            raise
+        except ValueError as error:
+            code = getattr(error, "code", None)
+            if code not in CODES:
+                raise
+            raise VLMError(code, str(error)) from None
+
+    return entry

@@ -1,0 +1,113 @@
+"""Pictures that were encoded: what one is, and a cache of them bounded in bytes."""
+
+import threading
+from collections import OrderedDict
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from adapters.cross_attention import ImageKV
+from vlm.errors import VLMError
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodedImage:
+    """A picture after the encoder; goes wherever an image goes, with the model that encoded it."""
+
+    features: Tensor
+    """[t, p, f]: the encoder's output of the real tiles, then in the transformers reference of the missing ones."""
+    tokens: Tensor
+    """[t, p, d]: the projected image tokens."""
+    canvas: tuple[int, int]
+    """(rows, cols) in tiles."""
+    size: tuple[int, int]
+    """(height, width) of the upright picture in pixels."""
+    model_key: str
+    """Which encoder and projector made it."""
+
+    @property
+    def num_tiles(self) -> int:
+        """Tiles that hold pixels."""
+        return self.canvas[0] * self.canvas[1]
+
+    def save(self, path: str | Path) -> None:
+        """Write to one safetensors file."""
+        numbers = {"canvas": self.canvas, "size": self.size}
+        metadata = {name: f"{first} {second}" for name, (first, second) in numbers.items()}
+        tensors = {"features": self.features.contiguous(), "tokens": self.tokens.contiguous()}
+        try:
+            save_file(tensors, path, metadata | {"model_key": self.model_key})
+        except (OSError, SafetensorError):
+            raise VLMError(
+                "invalid_request", "the encoded image could not be written; check the folder and its free space"
+            ) from None
+
+    @classmethod
+    def load(cls, path: str | Path) -> "EncodedImage":
+        """Read what `save` wrote."""
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                canvas, size = (tuple(int(n) for n in metadata[name].split()) for name in ("canvas", "size"))
+                # Copied, so that the file may be replaced while its tensors are in use.
+                features, tokens = (file.get_tensor(name).clone() for name in ("features", "tokens"))
+        except (OSError, KeyError, ValueError, SafetensorError):
+            raise VLMError(
+                "invalid_request", "the file holds no encoded image; give one that EncodedImage.save wrote"
+            ) from None
+        return cls(features=features, tokens=tokens, canvas=canvas, size=size, model_key=metadata["model_key"])
+
+
+class ImageEntry:
+    """An encoded picture and its keys and values, which are made when first asked for."""
+
+    def __init__(self, encoded: EncodedImage):
+        self.encoded = encoded
+        self.kv: ImageKV | None = None
+
+    @property
+    def num_bytes(self) -> int:
+        kept = [self.encoded.features, self.encoded.tokens, *(self.kv or ())]
+        return sum(tensor.nbytes for tensor in kept)
+
+
+class ImageCache:
+    """The encoded pictures used last, by the key of their decoded pixels. Threads may share it."""
+
+    def __init__(self, max_bytes: int):
+        self.max_bytes = max_bytes
+        self._entries: OrderedDict[str, ImageEntry] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, key: str) -> ImageEntry | None:
+        """Return the entry of `key`, which becomes the one used last."""
+        with self._lock:
+            if key in self._entries:
+                self._entries.move_to_end(key)
+            return self._entries.get(key)
+
+    def put(self, key: str, entry: ImageEntry) -> None:
+        """Keep `entry`, dropping those used longest ago until all fit; one that is too large alone is not kept."""
+        with self._lock:
+            self._entries[key] = entry
+            self._entries.move_to_end(key)
+            self._shrink()
+
+    def shrink(self) -> None:
+        """Drop entries until all fit; to be called after keys and values were added to one."""
+        with self._lock:
+            self._shrink()
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(entry.num_bytes for entry in self._entries.values())
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def _shrink(self) -> None:
+        while self._entries and self.num_bytes > self.max_bytes:
+            self._entries.popitem(last=False)

@@ -1,0 +1,83 @@
+"""Which device and dtype a checkpoint is loaded to, and what is said about it once."""
+
+import json
+import logging
+from pathlib import Path
+
+import torch
+
+from vlm import checkpoint
+from vlm.errors import VLMError
+from vlm.model import VisionLanguageModel
+from vlm.tokenizer import Tokenizer
+
+logger = logging.getLogger(__name__)
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def choose_device(device: str | torch.device) -> torch.device:
+    """Return the device named, or for "auto" an accelerator when there is one."""
+    if device == "auto":
+        return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+    try:
+        chosen = torch.device(device)
+        torch.empty(1, device=chosen)
+    except (RuntimeError, AssertionError, TypeError, NotImplementedError):
+        raise VLMError(
+            "device_unavailable", f"device {str(device)!r:.40} cannot be used here; give 'auto', 'cpu' or another one"
+        ) from None
+    return chosen
+
+
+def choose_dtype(dtype: str | torch.dtype) -> torch.dtype | None:
+    """Return the dtype named; None for "auto", the checkpoint's own."""
+    if dtype == "auto":
+        return None
+    chosen = DTYPES.get(dtype.removeprefix("torch.")) if isinstance(dtype, str) else dtype
+    if chosen not in DTYPES.values():
+        raise VLMError("invalid_request", f"dtype is {str(dtype)!r:.40}; give 'auto', {', '.join(DTYPES)}")
+    return chosen
+
+
+def load(
+    folder: Path, device: torch.device, dtype: torch.dtype | None, reference: str
+) -> tuple[VisionLanguageModel, Tokenizer]:
+    """Return the model and the tokenizer of a checkpoint folder."""
+    config = checkpoint.read_config(folder).with_reference(reference)
+    tokenizer = Tokenizer.from_folder(folder)
+    if tokenizer.vocab_size > config.decoder.vocab_size:
+        raise VLMError(
+            "checkpoint_invalid",
+            f"the tokenizer has {tokenizer.vocab_size} tokens and the model {config.decoder.vocab_size}; "
+            "the tokenizer is another model's: put the right one beside the weights",
+        )
+    model = checkpoint.load_model(folder, config=config, dtype=dtype or "auto", device=device)
+    return model, tokenizer
+
+
+def warn_of_other_template(folder: Path) -> None:
+    """Say once that a checkpoint's own chat template is not followed, when it is not a Llama 3 one.
+
+    Templates are programs and are never run; prompts are Meta's, id for id.
+    """
+    template = _own_template(folder)
+    if template is not None and not ("<|start_header_id|>" in template and "<|eot_id|>" in template):
+        logger.warning(
+            "this checkpoint brings a chat template that is not Llama 3's; it is not used. Prompts are built in Meta's "
+            "format; if the checkpoint was tuned on another one, use VLM.complete with the text it expects"
+        )
+
+
+def _own_template(folder: Path) -> str | None:
+    try:
+        if (folder / "chat_template.jinja").is_file():
+            return (folder / "chat_template.jinja").read_text(encoding="utf-8", errors="replace")
+        for name in ("chat_template.json", "tokenizer_config.json"):
+            if (folder / name).is_file():
+                template = json.loads((folder / name).read_text(encoding="utf-8")).get("chat_template")
+                if isinstance(template, str):
+                    return template
+    except (OSError, ValueError, AttributeError):
+        return None
+    return None

@@ -1,0 +1,38 @@
+"""The whole model: encoder, projector and decoder put together. No text and no pictures here, only tensors."""
+
+from torch import Tensor, nn
+
+from adapters.cross_attention import ImageKV
+from adapters.masks import CrossMask
+from adapters.projector import VisionProjector
+from vision_encoder.encoder import VisionEncoder
+from vlm.config import ModelConfig
+from vlm.decoder import TextDecoder
+from vlm.kv_cache import KVCache
+
+
+class VisionLanguageModel(nn.Module):
+    """A model of the Llama 3.2 Vision kind; without `config.vision` the text-only family."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.config = config
+        self.encoder = VisionEncoder(config.vision) if config.vision else None
+        self.projector = VisionProjector(config.vision.feature_dim, config.decoder.width) if config.vision else None
+        self.decoder = TextDecoder(config.decoder, config.adapter)
+
+    def forward(
+        self,
+        ids: Tensor,
+        image: ImageKV | None = None,
+        mask: CrossMask | None = None,
+        num_new: Tensor | None = None,
+        cache: KVCache | None = None,
+    ) -> Tensor:
+        """Return the logits [b, s, n] of every position of ids [b, s]; see `TextDecoder.forward`."""
+        return self.decoder.logits(self.decoder(ids, cache, image, mask, num_new).hidden)
+
+    def encode(self, pixels: Tensor, canvases: list[tuple[int, int]] | Tensor) -> tuple[Tensor, Tensor]:
+        """Return features [m, t, p, f] and image tokens [m, t, p, d]; see `VisionEncoder.forward`."""
+        features = self.encoder(pixels, canvases)
+        return features, self.projector(features)

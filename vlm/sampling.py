@@ -1,0 +1,122 @@
+"""How the next token is chosen: the settings of a generation, and the filters in their order."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vlm.errors import VLMError
+
+DEFAULT_MAX_NEW_TOKENS = 512
+MAX_STOPS = 64
+MAX_STOP_CHARS = 1000
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerationConfig:
+    """How a reply is generated. Greedy unless `temperature` is above 0."""
+
+    max_new_tokens: int | None = None
+    """Most tokens of the reply. None: 512, or what room the context leaves."""
+    temperature: float = 0.0
+    """0 takes the likeliest token; above, logits are divided by it."""
+    top_p: float = 1.0
+    """Keep the fewest likeliest tokens that together have this probability; always at least one."""
+    top_k: int = 0
+    """Keep this many likeliest tokens; 0 keeps all."""
+    min_p: float = 0.0
+    """Drop tokens less likely than this share of the likeliest one's probability."""
+    repetition_penalty: float = 1.0
+    """Above 1 makes tokens that were in the prompt or the reply less likely (arXiv 1909.05858)."""
+    stop: str | tuple[str, ...] = ()
+    """Texts before which the reply ends."""
+    seed: int | None = None
+    """Makes sampling repeat itself; every prompt of a batch starts from it."""
+
+    def __post_init__(self):
+        _check_integer("max_new_tokens", self.max_new_tokens, 1, optional=True)
+        _check_number("temperature", self.temperature, 0.0, math.inf)
+        _check_number("top_p", self.top_p, 0.0, 1.0)
+        _check_integer("top_k", self.top_k, 0)
+        _check_number("min_p", self.min_p, 0.0, 1.0)
+        _check_number("repetition_penalty", self.repetition_penalty, 1e-3, 1e3)
+        _check_integer("seed", self.seed, 0, 2**63 - 1, optional=True)
+        if isinstance(self.stop, list):
+            object.__setattr__(self, "stop", tuple(self.stop))
+        stops = self.stop
+        if not isinstance(stops, str | tuple) or any(not isinstance(text, str) or not text for text in self.stops):
+            raise VLMError("invalid_request", "stop holds something that is no text; give a text or a list of texts")
+        if len(self.stops) > MAX_STOPS or any(len(text) > MAX_STOP_CHARS for text in self.stops):
+            raise VLMError("invalid_request", f"stop is too much; give at most {MAX_STOPS} texts of {MAX_STOP_CHARS}")
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        """The stop texts as a tuple, whichever way they were given."""
+        return (self.stop,) if isinstance(self.stop, str) else self.stop
+
+
+class Sampler:
+    """Chooses the tokens of one reply."""
+
+    def __init__(self, config: GenerationConfig, prompt_ids: list[int], device: torch.device):
+        self.config = config
+        self._generator = torch.Generator(device=device)
+        if config.seed is None:
+            self._generator.seed()
+        else:
+            self._generator.manual_seed(config.seed)
+        self._seen = torch.tensor(sorted(set(prompt_ids)), device=device) if config.repetition_penalty != 1.0 else None
+
+    def choose(self, logits: Tensor) -> int:
+        """Return the next id for `logits` [n] in float32."""
+        config = self.config
+        if self._seen is not None:
+            logits = _penalise(logits, self._seen[self._seen < len(logits)], config.repetition_penalty)
+        if config.temperature == 0:
+            token_id = int(logits.argmax())
+        else:
+            probabilities = filtered_probabilities(logits, config)
+            token_id = int(torch.multinomial(probabilities, 1, generator=self._generator))
+        if self._seen is not None:
+            self._seen = torch.cat([self._seen, self._seen.new_tensor([token_id])]).unique()
+        return token_id
+
+
+def filtered_probabilities(logits: Tensor, config: GenerationConfig) -> Tensor:
+    """Return the probabilities [n] after temperature, top-k, top-p and min-p, in this order. They sum to 1."""
+    # Shifted before dividing, so that no temperature makes an infinity; the likeliest token stays at 0.
+    logits = ((logits - logits.max()) / max(config.temperature, 1e-30)).clamp_min(-1e30)
+    if 0 < config.top_k < len(logits):
+        logits = logits.masked_fill(logits < logits.topk(config.top_k).values[-1], -math.inf)
+    probabilities = logits.softmax(-1)
+    if config.top_p < 1:
+        ordered, order = probabilities.sort(descending=True, stable=True)
+        # A token is kept while those before it have not reached top_p; the first always is.
+        dropped = ordered.cumsum(-1) - ordered >= config.top_p
+        dropped[0] = False
+        probabilities = probabilities.masked_fill(torch.zeros_like(dropped).scatter(0, order, dropped), 0)
+    if config.min_p > 0:
+        probabilities = probabilities.masked_fill(probabilities < config.min_p * probabilities.max(), 0)
+    return probabilities / probabilities.sum()
+
+
+def _penalise(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
+    """Move the logits of ids `seen` towards less likely."""
+    values = logits[seen]
+    return logits.index_copy(0, seen, torch.where(values > 0, values / penalty, values * penalty))
+
+
+def _check_number(name: str, value: object, low: float, high: float) -> None:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not low <= value <= high or math.isinf(value):
+        limits = f"from {low:g} to {high:g}" if high < math.inf else f"of at least {low:g}"
+        raise VLMError("invalid_request", f"{name} is {value!r:.40}; give a finite number {limits}")
+
+
+def _check_integer(name: str, value: object, low: int, high: int | None = None, *, optional: bool = False) -> None:
+    if optional and value is None:
+        return
+    is_integer = isinstance(value, int) and not isinstance(value, bool)
+    if not is_integer or value < low or (high is not None and value > high):
+        raise VLMError("invalid_request", f"{name} is {value!r:.40}; give an integer of at least {low}")

@@ -1,0 +1,104 @@
+"""Draw charts from a seed, with where everything printed stands: what the small reader is trained on.
+
+`draw_chart` makes a chart, `ask` (in `chart_questions`) makes questions with their evidence, `patch_characters` and
+`patch_mask` turn characters and boxes into targets for the patches of a tile. The same seed gives the same chart as
+long as the same fonts are installed; with Pillow alone it is Pillow's own.
+"""
+
+from collections.abc import Sequence
+from random import Random
+
+import numpy as np
+
+from vlm.training.chart_canvas import Box, Character, DoesNotFit
+from vlm.training.chart_questions import Question, ask
+from vlm.training.chart_renderer import Chart, Mark, render
+from vlm.training.chart_spec import draw_spec
+from vlm.training.chart_style import draw_style
+from vlm.training.chart_words import Split
+
+__all__ = ["Character", "Chart", "Mark", "Question", "ask", "draw_chart", "patch_characters", "patch_mask"]
+
+MAX_TRIES = 1000
+
+
+def draw_chart(
+    rng: np.random.Generator,
+    image_size: int = 256,
+    *,
+    difficulty: float = 1.0,
+    split: Split = "train",
+    font_folders: Sequence[str] = (),
+) -> Chart:
+    """Draw a random chart whose longest side is `image_size` pixels.
+
+    difficulty: in [0, 1]; 0 gives bars with few labels, large print and nothing else, 1 the whole variety.
+    split: "held_out" charts share no word, no numeral of two or more digits and no bar colour with "train" ones, and no
+        font where the machine has other fonts than Pillow's own.
+    font_folders: searched for further TTF and OTF fonts, all of which must hold the ASCII characters.
+    """
+    random = Random(int(rng.integers(2**63)))
+    for _ in range(MAX_TRIES):
+        spec = draw_spec(random, split, difficulty)
+        style = draw_style(random, spec, split, image_size, difficulty, tuple(font_folders))
+        try:
+            return render(spec, style, random)
+        except DoesNotFit:
+            continue
+    raise ValueError(f"no chart fits in {image_size} pixels after {MAX_TRIES} tries; expected at least 192")
+
+
+def patch_characters(
+    characters: Sequence[Character], patch_size: int, grid: tuple[int, int], max_per_patch: int = 3
+) -> np.ndarray:
+    """Return for each patch the codes of the characters whose centres lie in it, uint8 [rows, cols, max_per_patch].
+
+    The picture lies at the top left of a tile of `grid` (rows, cols) patches. Codes are bytes (0 where there is no
+    character). Within a patch upper lines come first and each runs left to right; what is too many is dropped.
+    """
+    codes = np.zeros((*grid, max_per_patch), dtype=np.uint8)
+    patches: dict[tuple[int, int], list[Character]] = {}
+    for character in characters:
+        place = int(character.y // patch_size), int(character.x // patch_size)
+        patches.setdefault(place, []).append(character)
+    for (row, col), inside in patches.items():
+        for i, character in enumerate(_in_reading_order(inside)[:max_per_patch]):
+            codes[row, col, i] = ord(character.char)
+    return codes
+
+
+def _in_reading_order(characters: list[Character]) -> list[Character]:
+    """Sort by line, then left to right; characters less than five pixels apart in height are of one line."""
+    if len(characters) == 1:
+        return characters
+    lines: list[list[Character]] = []
+    for character in sorted(characters, key=lambda character: character.y):
+        if lines and character.y - lines[-1][0].y < 5:
+            lines[-1].append(character)
+        else:
+            lines.append([character])
+    return [character for line in lines for character in sorted(line, key=lambda character: character.x)]
+
+
+def patch_mask(
+    characters: Sequence[Character], boxes: Sequence[Box], patch_size: int, grid: tuple[int, int]
+) -> np.ndarray:
+    """Return which patches hold the evidence in `boxes`, bool [rows * cols].
+
+    A box with print in it marks the patches that hold the centres of its characters; a box without marks every patch
+    that it overlaps by three pixels or more both ways, and always the patch of its centre.
+    """
+    mask = np.zeros(grid, dtype=bool)
+    for x0, y0, x1, y1 in boxes:
+        inside = [(y, x) for _, x, y in characters if x0 <= x <= x1 and y0 <= y <= y1]
+        for y, x in inside or [((y0 + y1) / 2, (x0 + x1) / 2)]:
+            mask[_patch(y, patch_size, grid[0]), _patch(x, patch_size, grid[1])] = True
+        if not inside:
+            rows = slice(_patch(y0 + 3, patch_size, grid[0]), _patch(y1 - 3, patch_size, grid[0]) + 1)
+            cols = slice(_patch(x0 + 3, patch_size, grid[1]), _patch(x1 - 3, patch_size, grid[1]) + 1)
+            mask[rows, cols] = True
+    return mask.reshape(-1)
+
+
+def _patch(position: float, patch_size: int, num_patches: int) -> int:
+    return min(max(int(position // patch_size), 0), num_patches - 1)
