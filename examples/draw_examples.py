@@ -14,8 +14,8 @@ import matplotlib.pyplot as plt
 
 FOLDER = Path(__file__).parent
 DPI = 100
-SIZE = (3.2, 2.4)
-PRINT = {"font.size": 8, "axes.titlesize": 9, "xtick.labelsize": 8, "ytick.labelsize": 8, "svg.hashsalt": "examples"}
+SIZE = (2.56, 1.92)
+PRINT = {"font.size": 6.5, "axes.titlesize": 7, "xtick.labelsize": 6.5, "ytick.labelsize": 6.5, "svg.hashsalt": "examples"}
 
 CHARTS = (
     {
@@ -127,7 +127,7 @@ CHARTS = (
 
 
 def draw(chart: dict) -> None:
-    """Draw one chart as a PNG of 320 × 240 pixels beside this script."""
+    """Draw one chart as a PNG of 256 × 192 pixels beside this script."""
     texts = [chart.get("format", "{}").format(value) for value in chart["values"]]
     colour = chart.get("colours") or chart["colour"]
     with plt.rc_context(PRINT | chart["style"]):

@@ -365,10 +365,10 @@ def test_what_is_no_string_is_refused(ours, text, kind):
 @pytest.mark.parametrize(
     ("ids", "found"),
     [
-        ([1, 128_257], "128257 is the id of no token"),
-        ([-1], "-1 is the id of no token"),
-        ([10**5000], "a int is the id of no token"),
-        (["<|image|>"], "a str is the id of no token"),
+        ([1, 128_257], "id 128257 is no token's"),
+        ([-1], "id -1 is no token's"),
+        ([10**5000], "id of type int is no token's"),
+        (["<|image|>"], "id of type str is no token's"),
         ([[1]], "ids of type list are no list of integers"),
         (7, "ids of type int are no list of integers"),
     ],
@@ -378,7 +378,7 @@ def test_ids_of_no_token_are_refused(ours, ids, found):
     assert message == (
         f"{found}; expected ids below 128256 or the image marker 128256; leave other ids out, or pass skip_special=True"
     )
-    if found.startswith("128257"):
+    if ids == [1, 128_257]:
         assert refusal("invalid_request", ours.decode_single_token_bytes, 128_257) == message
 
 
@@ -523,6 +523,29 @@ def test_a_failed_save_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
         Tokenizer.bytes_only().save(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["tokenizer.model"]
     assert (tmp_path / "tokenizer.model").read_bytes() == b"old"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"text_ids": {"word": 513}},
+        {"pattern": GPT2_PATTERN},
+        {"image_marker_id": 600},
+        {"special_ids": {**Tokenizer.bytes_only().special_ids, "<|im_start|>": 513}},
+        {"special_ids": {**Tokenizer.bytes_only().special_ids, "<|eom_id|>": 513}},
+    ],
+    ids=["added words", "another pattern", "another marker", "another special token", "a special token elsewhere"],
+)
+def test_metas_file_is_not_written_where_it_would_say_something_else(tmp_path, changes):
+    small = Tokenizer.bytes_only()
+    tokenizer = Tokenizer(**{"ranks": small.ranks, "special_ids": small.special_ids, **changes})
+    assert tokenizer.files() == {}
+    assert refusal("checkpoint_invalid", tokenizer.save, tmp_path / "new") == (
+        "the tokenizer was built with what no file it can write has a place for; expected Meta's pattern and special "
+        "tokens and no added words, or one read from tokenizer.json; write its tokenizer.json with the library it "
+        "came from"
+    )
+    assert not (tmp_path / "new").exists()
 
 
 def test_copies_and_pickles_encode_the_same():
@@ -700,13 +723,16 @@ def word(content, token_id, **flags):
             "the pattern '(|(?:(?!()[\\\\s\\\\S])+'; expected one that",
         ),
         ("model.vocab.ab", -1, "id -1 of token 'ab'; expected whole numbers from 0"),
-        ("model.vocab.ab", "256", "id a str of token 'ab'; expected whole numbers from 0"),
+        ("model.vocab.ab", "256", "id of type str of token 'ab'; expected whole numbers from 0"),
         ("model.vocab.▁the", 300, "token '▁the'; expected tokens spelt in GPT-2's 256 letters for bytes"),
+        ("model.vocab.a b", 300, "token 'a b'; expected tokens spelt in GPT-2's 256 letters for bytes"),
         ("model.merges.+", "a", "merges[2] 'a'; expected two tokens that make a third"),
         ("model.merges.+", ["x", "y"], "merges[2] of type list; expected two tokens that make a third"),
+        ("model.merges.+", ["ab", ""], "merges[2] of type list; expected two tokens that make a third"),
+        ("model.merges.+", ["a", "bc"], "merges[2] of type list; expected two tokens that make a third"),
         ("model.merges.+", 7, "merges[2] of type int; expected two tokens that make a third"),
         ("model.merges", ["ab c", "a b"], "merges[1] out of the order of ids; expected merges in the order of the ids"),
-        ("model.merges", ["a b"], "token b'abc' without the merge that makes it; expected a merge for every token"),
+        ("model.merges", ["a b"], "token 'abc' without the merge that makes it; expected a merge for every token"),
         ("added_tokens.+", {"id": 300}, "added_tokens[5] without a legal content and id; expected both of every"),
         ("added_tokens.+", word("", 300), "added_tokens[5] without a legal content and id; expected both of every"),
         ("added_tokens.+", word("\ud800", 300), "added_tokens[5] without a legal content and id; expected both of"),

@@ -28,6 +28,8 @@ _SIGNATURES = (
     (0, b"\xc5\xd0\xd3\xc6", "EPS"),
     (0, b"8BPS", "PSD"),
     (0, b"\0\0\1\0", "ICO"),
+    (0, b"\0\0\2\0\0\0", "TGA"),
+    (0, b"\0\0\x0a\0\0\0", "TGA"),
     (0, b"\0\0\2\0", "CUR"),
     (0, b"\0\0\0\x0cjP", "JPEG 2000"),
     (0, b"\xff\x4f\xff\x51", "JPEG 2000"),
@@ -112,10 +114,9 @@ def ends_early(content: bytes, format_name: str) -> bool:
 
 def begins_a_format(content: bytes) -> bool:
     """Return whether `content` is so short that it could be the beginning of any of `FORMATS`."""
-    beginnings = [magic for offset, magic, name in _SIGNATURES if name in FORMATS and offset == 0]
-    return (
-        any(magic.startswith(content) for magic in beginnings) or b"RIFF".startswith(content[:4]) and len(content) < 12
-    )
+    if len(content) < 12 and b"RIFF".startswith(content[:4]):
+        return True
+    return any(name in FORMATS and offset == 0 and magic.startswith(content) for offset, magic, name in _SIGNATURES)
 
 
 def num_jpeg_scans(content: bytes) -> int:

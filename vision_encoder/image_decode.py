@@ -60,7 +60,7 @@ def decode_bytes(content: bytes, limits: ImageLimits) -> Image.Image:
             f"found {format_name or 'no known image format'}; expected JPEG, PNG, WebP, GIF, BMP or TIFF (by content, "
             "whatever the name says); convert the image to PNG or JPEG first",
         )
-    with silenced(format_name), _refusals(format_name, content):
+    with silenced(format_name), _refusals(format_name, limits, content):
         if size := declared_size(content, format_name):
             limits.check_size(size)
         image = _open(_whole(content, format_name, limits), format_name)
@@ -84,10 +84,10 @@ def convert_pil(image: Image.Image, limits: ImageLimits) -> Image.Image:
     if pending and image.format not in (*FORMATS, "MPO"):
         raise ImageError(
             "image_unsupported",
-            f"found a PIL image opened from {image.format!s:.20} and not decoded yet; expected JPEG, PNG, WebP, GIF, BMP "
-            "or TIFF; call its load() first if you trust the file",
+            f"found a PIL image opened from {image.format!s:.20} and not decoded yet; expected JPEG, PNG, WebP, "
+            "GIF, BMP or TIFF; call its load() first if you trust the file",
         )
-    with silenced(image.format), _refusals("PIL"):
+    with silenced(image.format), _refusals("PIL", limits):
         image.load()
         return to_rgb(_upright_copy(image), _white_level(image))
 
@@ -160,19 +160,25 @@ def _white_level(image: Image.Image) -> int | None:
 
 
 @contextlib.contextmanager
-def _refusals(subject: str, content: bytes = b"") -> Iterator[None]:
+def _refusals(subject: str, limits: ImageLimits, content: bytes = b"") -> Iterator[None]:
     """Turn whatever goes wrong inside into an ImageError about `subject`."""
     try:
         yield
     except ImageError:
         raise
     except Exception as error:  # noqa: BLE001 - on hostile bytes Pillow raises a dozen unrelated types
-        raise _refusal(error, subject, content) from None
+        raise _refusal(error, subject, limits, content) from None
 
 
-def _refusal(error: Exception, subject: str, content: bytes) -> ImageError:
+def _refusal(error: Exception, subject: str, limits: ImageLimits, content: bytes) -> ImageError:
     text = str(error)
-    if isinstance(error, (MemoryError, Image.DecompressionBombError)):
+    if isinstance(error, Image.DecompressionBombError):
+        return ImageError(
+            "image_too_large",
+            f"the {subject} image declares far more pixels than the {limits.max_pixels} allowed; make it smaller "
+            "before sending it",
+        )
+    if isinstance(error, MemoryError):
         return ImageError(
             "image_too_large", f"the {subject} image needs too much memory to decode; make it smaller before sending it"
         )

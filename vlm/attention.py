@@ -58,7 +58,8 @@ def _scores(q: Tensor, keys: Tensor, mask: Tensor | None, causal: bool, start: i
     stop = start + keys.shape[2]
     if mask is not None:
         mask = mask[..., start:stop] if mask.shape[-1] > 1 else mask
-        mask = rearrange(mask.expand(-1, q.shape[1] * q.shape[2], -1, -1), "b (g r) s l -> b g r s l", g=q.shape[1])
+        mask = mask.expand(torch.broadcast_shapes(mask.shape, (1, q.shape[1] * q.shape[2], 1, 1)))
+        mask = rearrange(mask, "b (g r) s l -> b g r s l", g=q.shape[1])
         scores = scores.masked_fill(~mask, -math.inf)
     if causal:
         positions = torch.arange(q.shape[3], device=q.device)

@@ -8,6 +8,9 @@ from torch import Tensor
 from adapters.cross_attention import ImageKV
 from adapters.masks import CrossMask, cross_mask, seen_images
 
+MAX_BATCH_SIZE = 8
+"""Rows computed together unless a caller says otherwise."""
+
 
 class PromptImage(NamedTuple):
     """An image as the decoder takes it."""
@@ -54,14 +57,25 @@ class Batch(NamedTuple):
         visible = self.visible.gather(1, last.expand(-1, 1, 2))
         return cross_mask(visible, self.num_own, self.image.keys.shape[3], self.ids.device)
 
+    def repeated(self, times: int) -> "Batch":
+        """Return a batch of one row as `times` equal rows, which share its image keys and values."""
+        image = self.image and ImageKV(*(part.expand(-1, times, -1, -1, -1) for part in self.image))
+        return Batch(
+            self.ids.expand(times, -1),
+            self.lengths * times,
+            image,
+            self.visible.expand(times, -1, -1),
+            self.num_own.expand(times),
+        )
+
 
 def build_batch(prompts: list[DecoderPrompt], marker_id: int | None, device: torch.device) -> Batch:
     """Return `prompts` as one batch on `device`."""
     lengths = [len(prompt.ids) for prompt in prompts]
-    ids = torch.zeros(len(prompts), max(lengths), dtype=torch.int64)
+    # A row is padded with its own last id: what is broken about another id cannot reach it even behind a mask.
+    ids = torch.tensor([prompt.ids + prompt.ids[-1:] * (max(lengths) - len(prompt.ids)) for prompt in prompts])
     visible = torch.zeros(len(prompts), max(lengths), 2, dtype=torch.int64)
     for row, prompt in enumerate(prompts):
-        ids[row, : lengths[row]] = torch.tensor(prompt.ids)
         visible[row, : lengths[row]] = _visible_keys(prompt, marker_id)
     num_own = torch.tensor([sum(image.kv.keys.shape[3] for image in prompt.images) for prompt in prompts])
     return Batch(ids.to(device), lengths, _join([prompt.images for prompt in prompts]), visible, num_own)

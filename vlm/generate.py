@@ -1,6 +1,5 @@
 """Prefill and decoding of a batch, token by token."""
 
-import time
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -93,30 +92,6 @@ def decode(
         hidden, cache = output.hidden[:, -1], output.cache
 
 
-def reply_log_probabilities(
-    model: VisionLanguageModel, batch: Batch, replies: list[list[int]], chunk: int = PREFILL_CHUNK
-) -> list[float]:
-    """Return the log-probability of each of `replies` (ids, none empty) after the one prompt of `batch`."""
-    longest = max(len(ids) for ids in replies)
-    hidden, cache = prefill(model, batch, batch.lengths[0] + longest, chunk)
-    many = batch._replace(image=_expanded(batch, len(replies)), num_own=batch.num_own.expand(len(replies)))
-    ids = torch.zeros(len(replies), longest, dtype=torch.int64)
-    for row, reply in enumerate(replies):
-        ids[row, : len(reply)] = torch.tensor(reply)
-    ids = ids.to(batch.ids.device)
-    mask = many._replace(
-        visible=batch.visible.expand(len(replies), -1, -1), lengths=batch.lengths * len(replies)
-    ).reply_mask()
-    rest = model.decoder(ids[:, :-1], cache.repeated(len(replies)), many.image, mask).hidden if longest > 1 else None
-    first = hidden[:, None].expand(len(replies), -1, -1)
-    hidden = first if rest is None else torch.cat([first, rest], dim=1)
-    chosen = model.decoder.logits(hidden).float().log_softmax(-1).gather(-1, ids[..., None])[..., 0]
-    totals = [float(chosen[row, : len(reply)].sum()) for row, reply in enumerate(replies)]
-    if not all(total == total for total in totals):
-        raise not_finite()
-    return totals
-
-
 def not_finite() -> VLMError:
     """Return the error for logits that are no numbers."""
     return VLMError(
@@ -124,26 +99,3 @@ def not_finite() -> VLMError:
         "the model gave logits that are not finite; expected numbers; the weights are damaged or overflow in this "
         "dtype: check the download, or load with dtype='float32'",
     )
-
-
-def _expanded(batch: Batch, times: int):
-    """Return the image keys and values of a batch of one row for `times` rows, without copying."""
-    if batch.image is None:
-        return None
-    return type(batch.image)(*(part.expand(-1, times, -1, -1, -1) for part in batch.image))
-
-
-class Clock:
-    """Seconds since it was last read."""
-
-    def __init__(self, device: torch.device):
-        self._device = device
-        self._since = time.perf_counter()
-
-    def lap(self) -> float:
-        if self._device.type == "cuda":
-            # Work on the device is only queued when a call returns.
-            torch.cuda.synchronize(self._device)
-        now = time.perf_counter()
-        elapsed, self._since = now - self._since, now
-        return elapsed

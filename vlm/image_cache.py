@@ -13,7 +13,7 @@ from adapters.cross_attention import ImageKV
 from vlm.errors import VLMError
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class EncodedImage:
     """A picture after the encoder; goes wherever an image goes, with the model that encoded it."""
 
@@ -51,14 +51,20 @@ class EncodedImage:
         try:
             with safe_open(path, framework="pt") as file:
                 metadata = file.metadata() or {}
-                canvas, size = (tuple(int(n) for n in metadata[name].split()) for name in ("canvas", "size"))
+                canvas, size = (_two_numbers(metadata[name]) for name in ("canvas", "size"))
                 # Copied, so that the file may be replaced while its tensors are in use.
                 features, tokens = (file.get_tensor(name).clone() for name in ("features", "tokens"))
+                model_key = metadata["model_key"]
         except (OSError, KeyError, ValueError, SafetensorError):
             raise VLMError(
                 "invalid_request", "the file holds no encoded image; give one that EncodedImage.save wrote"
             ) from None
-        return cls(features=features, tokens=tokens, canvas=canvas, size=size, model_key=metadata["model_key"])
+        return cls(features=features, tokens=tokens, canvas=canvas, size=size, model_key=model_key)
+
+
+def _two_numbers(text: str) -> tuple[int, int]:
+    first, second = text.split()
+    return int(first), int(second)
 
 
 class ImageEntry:
@@ -90,7 +96,7 @@ class ImageCache:
             return self._entries.get(key)
 
     def put(self, key: str, entry: ImageEntry) -> None:
-        """Keep `entry`, dropping those used longest ago until all fit; one that is too large alone is not kept."""
+        """Keep `entry`, dropping those used longest ago until all fit; one too large alone is not kept."""
         with self._lock:
             self._entries[key] = entry
             self._entries.move_to_end(key)
@@ -103,11 +109,18 @@ class ImageCache:
 
     @property
     def num_bytes(self) -> int:
-        return sum(entry.num_bytes for entry in self._entries.values())
+        with self._lock:
+            return self._num_bytes()
 
     def __len__(self) -> int:
         return len(self._entries)
 
+    def _num_bytes(self) -> int:
+        return sum(entry.num_bytes for entry in self._entries.values())
+
     def _shrink(self) -> None:
-        while self._entries and self.num_bytes > self.max_bytes:
+        # First what can never fit, or it would push out all the others on its way.
+        for key in [key for key, entry in self._entries.items() if entry.num_bytes > self.max_bytes]:
+            del self._entries[key]
+        while self._num_bytes() > self.max_bytes:
             self._entries.popitem(last=False)

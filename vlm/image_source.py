@@ -13,6 +13,7 @@ from vlm.image_cache import EncodedImage, ImageCache, ImageEntry
 from vlm.model import VisionLanguageModel
 
 DEFAULT_CACHE_BYTES = 2 * 2**30
+SAMPLE_SIZE = 1024
 
 
 class ImageSource:
@@ -28,11 +29,13 @@ class ImageSource:
 
     @property
     def model_key(self) -> str:
-        """A name for the encoder and projector: of their sizes, their reference, and the projector's weights."""
+        """A name for the encoder and projector: of their sizes, their reference, and a sample of each weight."""
         if self._model_key is None:
-            weight = self.model.projector.weight.detach().cpu().contiguous()
             digest = hashlib.sha256(repr(self.model.config.vision).encode())
-            digest.update(weight.view(torch.uint8).numpy())
+            for part in (self.model.encoder, self.model.projector):
+                for name, weight in part.named_parameters():
+                    sample = weight.detach().flatten()[:: max(1, weight.numel() // SAMPLE_SIZE)].contiguous().cpu()
+                    digest.update(f"{name} {weight.dtype} ".encode() + sample.view(torch.uint8).numpy().tobytes())
             self._model_key = digest.hexdigest()[:16]
         return self._model_key
 
@@ -68,9 +71,12 @@ class ImageSource:
             missing = self.model.config.vision.max_tiles - len(pixels)
             pixels = torch.cat([pixels, pixels.new_zeros(missing, *pixels.shape[1:])])
         features, tokens = self.model.encode(pixels[None].to(self.model.projector.weight.device), [canvas])
+        with torch.inference_mode(False):
+            # A copy made out here is an ordinary tensor, which callers may train on.
+            features, tokens = features[0].clone(), tokens[0].clone()
         return EncodedImage(
-            features=_finite(features[0]),
-            tokens=_finite(tokens[0]),
+            features=_finite(features),
+            tokens=_finite(tokens),
             canvas=canvas,
             size=(picture.height, picture.width),
             model_key=self.model_key,
@@ -85,9 +91,24 @@ class ImageSource:
         key = f"encoded-{id(image)}"
         entry = self.cache.get(key)
         if entry is None or entry.encoded is not image:
+            self._check(image)
             entry = ImageEntry(image)
             self.cache.put(key, entry)
         return entry
+
+    def _check(self, image: EncodedImage) -> None:
+        """Refuse what no encoder of this model made; a file may say anything."""
+        vision = self.model.config.vision
+        num_tiles = vision.max_tiles if self.model.config.reference == "transformers" else image.num_tiles
+        for found, width in ((image.features, vision.feature_dim), (image.tokens, self.model.config.decoder.width)):
+            expected = (num_tiles, vision.tokens_per_tile, width)
+            if image.canvas not in vision.canvases or tuple(found.shape) != expected:
+                raise VLMError(
+                    "invalid_request",
+                    f"the encoded image has a tensor of {list(found.shape)!s:.60} for canvas {image.canvas!s:.30}; "
+                    f"expected {list(expected)}; encode the picture again with this model",
+                )
+            _finite(found)
 
 
 def _finite(encoded: Tensor) -> Tensor:

@@ -22,8 +22,9 @@ def choose_device(device: str | torch.device) -> torch.device:
         return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
     try:
         chosen = torch.device(device)
-        torch.empty(1, device=chosen)
-    except (RuntimeError, AssertionError, TypeError, NotImplementedError):
+        # Reading it back fails where a device is only known by name, or holds no numbers ("meta").
+        torch.zeros(1, device=chosen).item()
+    except (RuntimeError, AssertionError, TypeError, ValueError, NotImplementedError):
         raise VLMError(
             "device_unavailable", f"device {str(device)!r:.40} cannot be used here; give 'auto', 'cpu' or another one"
         ) from None
@@ -52,6 +53,13 @@ def load(
             f"the tokenizer has {tokenizer.vocab_size} tokens and the model {config.decoder.vocab_size}; "
             "the tokenizer is another model's: put the right one beside the weights",
         )
+    marker_id = tokenizer.image_marker_id
+    if config.vision is not None and (marker_id is None or marker_id >= config.decoder.num_embeddings):
+        raise VLMError(
+            "checkpoint_invalid",
+            f"the tokenizer's id for an image is {marker_id} and the model embeds {config.decoder.num_embeddings} ids; "
+            "the tokenizer is another model's: put the right one beside the weights",
+        )
     model = checkpoint.load_model(folder, config=config, dtype=dtype or "auto", device=device)
     return model, tokenizer
 
@@ -76,8 +84,11 @@ def _own_template(folder: Path) -> str | None:
         for name in ("chat_template.json", "tokenizer_config.json"):
             if (folder / name).is_file():
                 template = json.loads((folder / name).read_text(encoding="utf-8")).get("chat_template")
+                if isinstance(template, list):
+                    # Several by name; the one that plain chats take is the default.
+                    template = {entry["name"]: entry["template"] for entry in template}.get("default")
                 if isinstance(template, str):
                     return template
-    except (OSError, ValueError, AttributeError):
-        return None
+    except (OSError, ValueError, AttributeError, KeyError, TypeError, RecursionError):
+        logger.warning("this checkpoint's chat template cannot be read; prompts are built in Meta's format")
     return None

@@ -3,27 +3,29 @@
 import functools
 import os
 from collections.abc import Iterator, Sequence
+from operator import itemgetter
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from vlm import checkpoint
-from vlm.batch import Batch, DecoderPrompt, build_batch
+from vlm.batch import MAX_BATCH_SIZE, DecoderPrompt
 from vlm.errors import VLMError, public
-from vlm.generate import BadLogits, Clock, decode, not_finite, prefill, reply_log_probabilities
+from vlm.fetch import Fetcher
 from vlm.image_cache import EncodedImage
 from vlm.image_source import DEFAULT_CACHE_BYTES, ImageSource
 from vlm.loading import choose_device, choose_dtype, load, warn_of_other_template
 from vlm.model import VisionLanguageModel
-from vlm.prompt import Prompt, encode_completion, encode_prompt, parse_messages
-from vlm.reply import ModelInfo, Reply, ReplyText, Score, Timings
-from vlm.sampling import DEFAULT_MAX_NEW_TOKENS, GenerationConfig, Sampler
+from vlm.reply import ModelInfo, Reply, Score
+from vlm.request import RequestReader, check_batch_size, listed, question_about, questions
+from vlm.run import Clock, Run
+from vlm.sampling import GenerationConfig
+from vlm.score import reply_log_probabilities
 from vlm.tokenizer import Tokenizer
 
 DEFAULT_MODEL = Path(__file__).parent / "default_model"
 CAPTION_REQUEST = "Describe this image."
-MAX_BATCH_SIZE = 8
 
 
 def _public_method(method):
@@ -46,7 +48,8 @@ class VLM:
         self.tokenizer = tokenizer
         self.images = None
         if model.config.vision is not None:
-            self.images = ImageSource(model, fetch=_url_fetcher() if allow_urls else None, cache_bytes=cache_bytes)
+            self.images = ImageSource(model, fetch=Fetcher() if allow_urls else None, cache_bytes=cache_bytes)
+        self._requests = RequestReader(model, tokenizer, self.images)
 
     @classmethod
     @public
@@ -84,34 +87,25 @@ class VLM:
 
     @property
     def info(self) -> ModelInfo:
-        parameters = list(self.model.parameters())
-        vision = self.model.config.vision
-        return ModelInfo(
-            num_parameters=sum(parameter.numel() for parameter in parameters),
-            num_bytes=sum(parameter.nbytes for parameter in parameters),
-            dtype=self.model.decoder.embedding.weight.dtype,
-            device=self.device,
-            max_context=self.model.config.decoder.max_context,
-            tile_size=vision.tile_size if vision else None,
-            max_tiles=vision.max_tiles if vision else None,
-            reference=self.model.config.reference,
-        )
+        return ModelInfo.of(self.model)
 
     # Replies
 
     def caption(self, image: object, *, config: GenerationConfig | None = None) -> Reply:
         """Return a description of `image`."""
-        return self.chat(_question(image, CAPTION_REQUEST), config=config)
+        return self.chat(question_about(image, CAPTION_REQUEST), config=config)
 
     def answer(self, image: object, question: str, *, config: GenerationConfig | None = None) -> Reply:
         """Return the answer to `question` about `image`."""
-        return self.chat(_question(image, question), config=config)
+        return self.chat(question_about(image, question), config=config)
 
     def answer_many(
         self, pairs: Sequence[tuple[object, str]], *, config: GenerationConfig | None = None
     ) -> list[Reply]:
         """Return the answers to (image, question) pairs, in their order; an image is encoded once."""
-        return self.chat_many([_question(image, question) for image, question in pairs], config=config)
+        conversations, order = questions(pairs)
+        replies = self.chat_many([conversations[place] for place in order], config=config)
+        return [reply for _, reply in sorted(zip(order, replies, strict=True), key=itemgetter(0))]
 
     def chat(
         self, messages: list[dict], *, config: GenerationConfig | None = None, continue_final: bool = False
@@ -134,41 +128,52 @@ class VLM:
         batch_size: most conversations computed together.
         return_errors: put the error of a conversation in its place, instead of raising the first.
         """
-        make = functools.partial(self._chat_prompt, continue_final=continue_final)
-        return self._reply_many(list(conversations), make, config, batch_size, return_errors)
+        config = _config(config)
+        check_batch_size(batch_size)
+        read = functools.partial(self._requests.chat, continue_final=continue_final)
+        requests = listed("conversations", conversations)
+        replies: list[Reply | VLMError] = []
+        for start in range(0, len(requests), batch_size):
+            replies += self._reply(requests[start : start + batch_size], read, config, return_errors)
+        return replies
 
     @_public_method
     def complete(self, parts: str | list, *, config: GenerationConfig | None = None) -> Reply:
         """Return how `parts` (texts and images) go on, without a chat format; for base checkpoints."""
-        make = functools.partial(encode_completion, self.tokenizer)
-        return self._reply_many([parts], make, config, 1, return_errors=False)[0]
+        return self._reply([parts], self._requests.completion, _config(config), return_errors=False)[0]
 
+    @_public_method
     def stream(
         self, messages: list[dict], *, config: GenerationConfig | None = None, continue_final: bool = False
     ) -> Iterator[str]:
-        """Yield the reply to `messages` in pieces as it is written; joined they are its text."""
-        config = _config(config)
-        pieces = self._stream(messages, config, continue_final)
-        return pieces
+        """Yield the reply to `messages` in pieces as it is written; joined they are its text.
+
+        The request is read before this returns, its images too: what is wrong with it is raised here.
+        """
+        read = functools.partial(self._requests.chat, continue_final=continue_final)
+        clock = Clock(self.device)
+        prompt, room = self._prepare(messages, read, _config(config))
+        return Run(self.model, self.tokenizer, [prompt], [room], _config(config), clock).stream()
 
     # What lies under a reply
 
     @_public_method
     def encode_image(self, image: object) -> EncodedImage:
         """Return `image` encoded, to be given wherever an image goes."""
-        return self._images().encode(image).encoded
+        return self._requests.images.encode(image).encoded
 
     @_public_method
     def score(self, messages: list[dict], texts: Sequence[str], *, continue_final: bool = False) -> list[Score]:
         """Return the log-probability of each of `texts` as the reply to `messages`."""
-        if isinstance(texts, str) or not all(isinstance(text, str) and text for text in texts):
+        texts = listed("texts", texts)
+        if not all(isinstance(text, str) and text for text in texts):
             raise VLMError("invalid_request", "texts holds something that is no text; give a list of texts, none empty")
         if not texts:
             return []
-        prompt = self._chat_prompt(messages, continue_final=continue_final)
+        prompt = self._requests.chat(messages, continue_final=continue_final)
         replies = [self.tokenizer.encode(text) for text in texts]
-        self._room(prompt, max(len(ids) for ids in replies))
-        totals = reply_log_probabilities(self.model, self._batch([prompt]), replies)
+        self._requests.room(prompt, max(len(ids) for ids in replies))
+        totals = reply_log_probabilities(self.model, self._requests.batch([prompt]), replies)
         return [
             Score(text=text, logprob=total, num_tokens=len(ids))
             for text, total, ids in zip(texts, totals, replies, strict=True)
@@ -177,7 +182,7 @@ class VLM:
     @public
     def prompt_ids(self, messages: list[dict], *, continue_final: bool = False) -> list[int]:
         """Return the token ids that the decoder is fed for `messages`."""
-        return self._chat_prompt(messages, continue_final=continue_final).ids
+        return self._requests.chat(messages, continue_final=continue_final).ids
 
     def logits(self, messages: list[dict], *, continue_final: bool = False) -> Tensor:
         """Return the logits [s, n] in float32, a row for each id of the prompt."""
@@ -186,174 +191,54 @@ class VLM:
     @_public_method
     def logits_many(self, conversations: Sequence[list[dict]], *, continue_final: bool = False) -> list[Tensor]:
         """Return the logits [s, n] in float32 of each conversation, computed as one batch."""
-        prompts = [self._chat_prompt(messages, continue_final=continue_final) for messages in conversations]
+        prompts = [
+            self._requests.chat(messages, continue_final=continue_final)
+            for messages in listed("conversations", conversations)
+        ]
         if not prompts:
             return []
         for prompt in prompts:
-            self._room(prompt, 0)
-        batch = self._batch(prompts)
+            self._requests.room(prompt, 0)
+        batch = self._requests.batch(prompts)
         logits = self.model(batch.ids, batch.image, batch.mask(0, batch.ids.shape[1]))
-        return [logits[row, :length].float() for row, length in enumerate(batch.lengths)]
+        with torch.inference_mode(False):
+            # Copies made out here are ordinary tensors, which callers may change.
+            return [logits[row, :length].to(torch.float32, copy=True) for row, length in enumerate(batch.lengths)]
 
     @public
     def save_pretrained(self, folder: str | os.PathLike, *, format: str = "hf") -> None:
         """Write the model and its tokenizer as a Hugging Face ("hf") or Meta ("meta") folder."""
-        checkpoint.save_model(self.model, Path(folder), format=format)
-        self.tokenizer.save(folder)
+        checkpoint.save_model(self.model, Path(folder), format=format, write_more=self.tokenizer.save)
 
     # Parts
 
-    def _chat_prompt(self, messages: list[dict], *, continue_final: bool) -> Prompt:
-        return encode_prompt(self.tokenizer, parse_messages(messages), continue_final=continue_final)
-
-    def _images(self) -> ImageSource:
-        if self.images is None:
-            raise VLMError("invalid_request", "this is a text-only model; give text alone, or load a vision model")
-        return self.images
-
-    def _batch(self, prompts: list[Prompt]) -> Batch:
-        """Encode what is new and return the prompts as one batch."""
-        ready = [
-            DecoderPrompt(prompt.ids, [self._images().prompt_image(image) for image in prompt.images])
-            for prompt in prompts
-        ]
-        return build_batch(ready, self.tokenizer.image_marker_id, self.device)
-
-    def _room(self, prompt: Prompt, wanted: int | None) -> int:
-        """Return how many tokens the reply may have."""
-        limit = self.model.config.decoder.max_context
-        room = limit - len(prompt.ids)
-        if room < (1 if wanted is None else wanted):
-            more = f" and {wanted} more were asked for" if wanted else ""
-            raise VLMError(
-                "context_length_exceeded",
-                f"the prompt has {len(prompt.ids)} tokens{more}, the context {limit}; shorten it or ask for less",
-            )
-        return min(room, DEFAULT_MAX_NEW_TOKENS) if wanted is None else wanted
-
-    def _reply_many(self, requests, make_prompt, config, batch_size, return_errors) -> list[Reply | VLMError]:
-        config = _config(config)
-        if batch_size < 1:
-            raise VLMError("invalid_request", f"batch_size is {batch_size}; give at least 1")
-        replies: list[Reply | VLMError] = []
-        for start in range(0, len(requests), batch_size):
-            replies += self._reply_batch(requests[start : start + batch_size], make_prompt, config, return_errors)
-        return replies
-
-    def _reply_batch(self, requests, make_prompt, config, return_errors) -> list[Reply | VLMError]:
+    def _reply(self, requests, read, config: GenerationConfig, return_errors: bool) -> list[Reply | VLMError]:
         """Return the replies to `requests`, computed together; a bad one leaves its neighbours alone."""
         clock = Clock(self.device)
         replies: list[Reply | VLMError | None] = [None] * len(requests)
         rows: list[tuple[int, DecoderPrompt, int]] = []
         for place, request in enumerate(requests):
             try:
-                rows.append((place, *self._prepare(request, make_prompt, config)))
+                rows.append((place, *self._prepare(request, read, config)))
             except VLMError as error:
                 if not return_errors:
                     raise
                 replies[place] = error
         if rows:
-            run = _Run(self, [row[1] for row in rows], [row[2] for row in rows], config, clock)
-            for _ in run.pieces():
-                pass
-            for (place, *_), reply in zip(rows, run.replies(), strict=True):
+            places, prompts, rooms = zip(*rows, strict=True)
+            run = Run(self.model, self.tokenizer, list(prompts), list(rooms), config, clock)
+            for place, reply in zip(places, run.finish(), strict=True):
                 if isinstance(reply, VLMError) and not return_errors:
                     raise reply
                 replies[place] = reply
         return replies
 
     @public
-    def _prepare(self, request, make_prompt, config: GenerationConfig) -> tuple[DecoderPrompt, int]:
-        """Return the prompt with its images encoded, and how long its reply may be."""
-        prompt = make_prompt(request)
-        room = self._room(prompt, config.max_new_tokens)
-        return DecoderPrompt(prompt.ids, [self._images().prompt_image(image) for image in prompt.images]), room
-
-    @public
-    def _stream(self, messages, config: GenerationConfig, continue_final: bool) -> Iterator[str]:
-        """Check the request at once and return the iterator that computes it."""
-        prompt = self._chat_prompt(messages, continue_final=continue_final)
-        self._room(prompt, config.max_new_tokens)
-
-        def pieces():
-            # Entered and left around each step: a caller's code between two pieces keeps its own gradient mode.
-            clock = Clock(self.device)
-            with torch.inference_mode():
-                ready, room = self._prepare(messages, lambda _: prompt, config)
-                run = _Run(self, [ready], [room], config, clock)
-                steps = run.pieces()
-            while True:
-                with torch.inference_mode():
-                    piece = next(steps, None)
-                if piece is None:
-                    break
-                if piece[1]:
-                    yield piece[1]
-            reply = run.replies()[0]
-            if isinstance(reply, VLMError):
-                raise reply
-
-        return pieces()
-
-
-class _Run:
-    """One batch on its way from prompts to replies."""
-
-    def __init__(
-        self, vlm: VLM, prompts: list[DecoderPrompt], rooms: list[int], config: GenerationConfig, clock: Clock
-    ):
-        self.vlm, self.prompts, self.rooms, self.config, self.clock = vlm, prompts, rooms, config, clock
-        self.texts = [ReplyText(vlm.tokenizer, config.stops) for _ in prompts]
-        self.failed: set[int] = set()
-        self.encode_s = clock.lap()
-        self.prefill_s = self.decode_s = 0.0
-
-    def pieces(self) -> Iterator[tuple[int, str]]:
-        """Yield (row, text) as replies grow."""
-        model = self.vlm.model
-        batch = build_batch(self.prompts, self.vlm.tokenizer.image_marker_id, self.vlm.device)
-        capacity = max(length + room for length, room in zip(batch.lengths, self.rooms, strict=True))
-        prefilled = prefill(model, batch, capacity)
-        self.prefill_s = self.clock.lap()
-        samplers = [Sampler(self.config, prompt.ids, self.vlm.device) for prompt in self.prompts]
-        ended: set[int] = set()
-        for step in decode(model, batch, prefilled, samplers, self.rooms, ended):
-            text = self.texts[step.row]
-            if isinstance(step, BadLogits):
-                self.failed.add(step.row)
-                continue
-            yield step.row, text.add(step.token_id, step.probability)
-            if text.finished:
-                ended.add(step.row)
-        for row, text in enumerate(self.texts):
-            yield row, text.close()
-        self.decode_s = self.clock.lap()
-
-    def replies(self) -> list[Reply | VLMError]:
-        """Return what became of each prompt."""
-        num_tokens = sum(len(text.token_ids) for text in self.texts)
-        timings = Timings(
-            encode_s=self.encode_s,
-            prefill_s=self.prefill_s,
-            decode_s=self.decode_s,
-            tokens_per_s=num_tokens / self.decode_s if self.decode_s else 0.0,
-        )
-        return [
-            not_finite()
-            if row in self.failed
-            else Reply(
-                text=text.text,
-                token_ids=text.token_ids,
-                finish_reason="stop" if text.finished else "length",
-                confidence=text.confidence,
-                timings=timings,
-            )
-            for row, text in enumerate(self.texts)
-        ]
-
-
-def _question(image: object, question: str) -> list[dict]:
-    return [{"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": question}]}]
+    def _prepare(self, request, read, config: GenerationConfig) -> tuple[DecoderPrompt, int]:
+        """Return what `read` makes of a request, with its images encoded, and how long its reply may be."""
+        prompt = read(request)
+        room = self._requests.room(prompt, config.max_new_tokens)
+        return self._requests.ready(prompt), room
 
 
 def _config(config: GenerationConfig | None) -> GenerationConfig:
@@ -362,9 +247,3 @@ def _config(config: GenerationConfig | None) -> GenerationConfig:
     if not isinstance(config, GenerationConfig):
         raise VLMError("invalid_request", f"config is a {type(config).__name__}; give a GenerationConfig")
     return config
-
-
-def _url_fetcher():
-    from vlm.fetch import fetch
-
-    return fetch

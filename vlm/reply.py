@@ -5,6 +5,7 @@ from typing import Literal
 
 import torch
 
+from vlm.model import VisionLanguageModel
 from vlm.tokenizer import StreamDecoder, Tokenizer
 
 
@@ -68,6 +69,21 @@ class ModelInfo:
     max_tiles: int | None
     reference: Literal["meta", "transformers"]
     """Whose forward pass is computed."""
+
+    @classmethod
+    def of(cls, model: VisionLanguageModel) -> "ModelInfo":
+        parameters = list(model.parameters())
+        vision = model.config.vision
+        return cls(
+            num_parameters=sum(parameter.numel() for parameter in parameters),
+            num_bytes=sum(parameter.nbytes for parameter in parameters),
+            dtype=model.decoder.embedding.weight.dtype,
+            device=model.decoder.embedding.weight.device,
+            max_context=model.config.decoder.max_context,
+            tile_size=vision.tile_size if vision else None,
+            max_tiles=vision.max_tiles if vision else None,
+            reference=model.config.reference,
+        )
 
 
 @dataclass

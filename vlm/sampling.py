@@ -11,6 +11,8 @@ from vlm.errors import VLMError
 DEFAULT_MAX_NEW_TOKENS = 512
 MAX_STOPS = 64
 MAX_STOP_CHARS = 1000
+MAX_INTEGER = 2**63 - 1
+MAX_TEMPERATURE = 1e30
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,12 +38,12 @@ class GenerationConfig:
 
     def __post_init__(self):
         _check_integer("max_new_tokens", self.max_new_tokens, 1, optional=True)
-        _check_number("temperature", self.temperature, 0.0, math.inf)
+        _check_number("temperature", self.temperature, 0.0, MAX_TEMPERATURE)
         _check_number("top_p", self.top_p, 0.0, 1.0)
         _check_integer("top_k", self.top_k, 0)
         _check_number("min_p", self.min_p, 0.0, 1.0)
         _check_number("repetition_penalty", self.repetition_penalty, 1e-3, 1e3)
-        _check_integer("seed", self.seed, 0, 2**63 - 1, optional=True)
+        _check_integer("seed", self.seed, 0, optional=True)
         if isinstance(self.stop, list):
             object.__setattr__(self, "stop", tuple(self.stop))
         stops = self.stop
@@ -66,7 +68,9 @@ class Sampler:
             self._generator.seed()
         else:
             self._generator.manual_seed(config.seed)
-        self._seen = torch.tensor(sorted(set(prompt_ids)), device=device) if config.repetition_penalty != 1.0 else None
+        self._seen = None
+        if config.repetition_penalty != 1.0:
+            self._seen = torch.tensor(sorted(set(prompt_ids)), dtype=torch.int64, device=device)
 
     def choose(self, logits: Tensor) -> int:
         """Return the next id for `logits` [n] in float32."""
@@ -88,7 +92,7 @@ def filtered_probabilities(logits: Tensor, config: GenerationConfig) -> Tensor:
     # Shifted before dividing, so that no temperature makes an infinity; the likeliest token stays at 0.
     logits = ((logits - logits.max()) / max(config.temperature, 1e-30)).clamp_min(-1e30)
     if 0 < config.top_k < len(logits):
-        logits = logits.masked_fill(logits < logits.topk(config.top_k).values[-1], -math.inf)
+        logits = logits.masked_fill(~_likeliest(logits, config.top_k), -math.inf)
     probabilities = logits.softmax(-1)
     if config.top_p < 1:
         ordered, order = probabilities.sort(descending=True, stable=True)
@@ -101,22 +105,36 @@ def filtered_probabilities(logits: Tensor, config: GenerationConfig) -> Tensor:
     return probabilities / probabilities.sum()
 
 
+def _likeliest(logits: Tensor, count: int) -> Tensor:
+    """Return which `count` of `logits` [n] are the largest; of equal ones the first, as greedy choice takes it."""
+    smallest = logits.topk(count).values[-1]
+    above, equal = logits > smallest, logits == smallest
+    return above | (equal & (equal.cumsum(0) <= count - above.sum()))
+
+
 def _penalise(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
-    """Move the logits of ids `seen` towards less likely."""
+    """Move the logits of ids `seen` towards less likely, no further than the largest finite number."""
     values = logits[seen]
-    return logits.index_copy(0, seen, torch.where(values > 0, values / penalty, values * penalty))
+    values = torch.where(values > 0, values / penalty, values * penalty).nan_to_num()
+    return logits.index_copy(0, seen, values)
 
 
 def _check_number(name: str, value: object, low: float, high: float) -> None:
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not is_number or not low <= value <= high or math.isinf(value):
-        limits = f"from {low:g} to {high:g}" if high < math.inf else f"of at least {low:g}"
-        raise VLMError("invalid_request", f"{name} is {value!r:.40}; give a finite number {limits}")
+    if not is_number or not low <= value <= high:
+        raise VLMError("invalid_request", f"{name} is {_shown(value)}; give a number from {low:g} to {high:g}")
 
 
-def _check_integer(name: str, value: object, low: int, high: int | None = None, *, optional: bool = False) -> None:
+def _check_integer(name: str, value: object, low: int, high: int = MAX_INTEGER, *, optional: bool = False) -> None:
     if optional and value is None:
         return
     is_integer = isinstance(value, int) and not isinstance(value, bool)
-    if not is_integer or value < low or (high is not None and value > high):
-        raise VLMError("invalid_request", f"{name} is {value!r:.40}; give an integer of at least {low}")
+    if not is_integer or not low <= value <= high:
+        raise VLMError("invalid_request", f"{name} is {_shown(value)}; give an integer from {low} to {high}")
+
+
+def _shown(value: object) -> str:
+    """Show a number or a short text; what has more digits than Python prints, by its type."""
+    if isinstance(value, int) and abs(value) > MAX_INTEGER:
+        return "an integer of too many digits"
+    return f"{value!r:.40}"

@@ -223,8 +223,14 @@ class Tokenizer:
     def save(self, folder: str | os.PathLike) -> list[Path]:
         """Write `files()` into a folder, each as a whole or not at all, and return their paths."""
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
         files = self.files()
+        if not files:
+            raise _invalid(
+                "the tokenizer was built with what no file it can write has a place for",
+                "Meta's pattern and special tokens and no added words, or one read from tokenizer.json",
+                "write its tokenizer.json with the library it came from",
+            )
+        folder.mkdir(parents=True, exist_ok=True)
         for name, content in files.items():
             _write_whole(folder / name, content)
         return [folder / name for name in files]
@@ -250,7 +256,7 @@ class Tokenizer:
                 ids = [token_id for token_id in ids if not self.is_special(token_id)]
             return b"".join([self._token_bytes[token_id] for token_id in ids])
         except KeyError as error:
-            found = f"{_describe(error.args[0])} is the id of no token"
+            found = f"id {_describe(error.args[0])} is no token's"
         except TypeError:
             found = f"ids of type {type(ids).__name__} are no list of integers"
         raise VLMError(
@@ -429,8 +435,10 @@ def _parse_json_file(content: bytes) -> dict:
         raise _unsupported("a normalizer, which changes the text", "none")
 
     special_ids, text_ids = _parse_added_tokens(root.get("added_tokens") or [])
-    ranks = _parse_vocab(_expect(model, "vocab", dict), special_ids | text_ids)
-    _check_merges(ranks, _expect(model, "merges", list), ignore_merges=bool(model.get("ignore_merges")))
+    added_ids = special_ids | text_ids
+    vocab = {token: index for token, index in _expect(model, "vocab", dict).items() if added_ids.get(token) != index}
+    ranks = _parse_vocab(vocab)
+    _check_merges(vocab, _expect(model, "merges", list), ignore_merges=bool(model.get("ignore_merges")))
     pattern = _parse_pre_tokenizer(root.get("pre_tokenizer"))
     return {"ranks": ranks, "special_ids": special_ids, "pattern": pattern, "text_ids": text_ids}
 
@@ -461,18 +469,16 @@ def _parse_added_tokens(tokens: object) -> tuple[dict[str, int], dict[str, int]]
     return special_ids, text_ids
 
 
-def _parse_vocab(vocab: dict[str, object], added_ids: dict[str, int]) -> dict[bytes, int]:
-    """Return bytes and id of every token of a vocabulary, without the added tokens that stand in it too."""
-    byte_of = _byte_of_char()
+def _parse_vocab(vocab: dict[str, object]) -> dict[bytes, int]:
+    """Return bytes and id of every token of a vocabulary."""
+    byte_of_letter = _byte_of_letter()
     ranks = {}
     for spelling, token_id in vocab.items():
         if not _is_id(token_id):
             raise _unsupported(f"id {_describe(token_id)} of token {_clip(spelling)}", "whole numbers from 0")
-        if added_ids.get(spelling) == token_id:
-            continue
         try:
-            ranks[bytes([byte_of[char] for char in spelling])] = token_id
-        except KeyError:
+            ranks[spelling.translate(byte_of_letter).encode("latin-1")] = token_id
+        except UnicodeEncodeError:
             raise _unsupported(f"token {_clip(spelling)}", "tokens spelt in GPT-2's 256 letters for bytes") from None
     return ranks
 
@@ -501,7 +507,7 @@ def _parse_pre_tokenizer(pre_tokenizer: object) -> str:
     return rf"{pattern}|(?:(?!{pattern})[\s\S])+"
 
 
-def _check_merges(ranks: Mapping[bytes, int], merges: Sequence, *, ignore_merges: bool):
+def _check_merges(vocab: Mapping[str, int], merges: Sequence, *, ignore_merges: bool):
     """Refuse merges that do not give what tiktoken does: join the two neighbours that make the lowest id.
 
     Where every way to halve every token is a merge, and merges stand in the order of the ids they make, the two are
@@ -509,31 +515,30 @@ def _check_merges(ranks: Mapping[bytes, int], merges: Sequence, *, ignore_merges
     token comes about as in training. (Merges never cross the token's ends on the way, so its surroundings do not
     matter.)
     """
-    byte_of = _byte_of_char()
-    pairs: set[tuple[bytes, bytes]] = set()
+    pairs: set[tuple[str, str]] = set()
     last_id = -1
     for index, merge in enumerate(merges):
         try:
             left, right = merge.split(" ") if isinstance(merge, str) else merge
-            pair = bytes([byte_of[char] for char in left]), bytes([byte_of[char] for char in right])
-            token_id = ranks[pair[0] + pair[1]]
+            token_id = vocab[left + right]
+            makes_token = left in vocab and right in vocab
         except (KeyError, TypeError, ValueError):
-            raise _unsupported(f"merges[{index}] {_clip(merge)}", "two tokens that make a third") from None
+            makes_token = False
+        if not makes_token:
+            raise _unsupported(f"merges[{index}] {_clip(merge)}", "two tokens that make a third")
         if token_id < last_id:
             raise _unsupported(f"merges[{index}] out of the order of ids", "merges in the order of the ids they make")
         last_id = token_id
-        pairs.add(pair)
+        pairs.add((left, right))
 
-    halves = ((token[:cut], token[cut:]) for token in ranks for cut in range(1, len(token)))
-    num_halvings = sum(left in ranks and right in ranks for left, right in halves)
+    halves = ((token[:cut], token[cut:]) for token in vocab for cut in range(1, len(token)))
+    num_halvings = sum(left in vocab and right in vocab for left, right in halves)
     if ignore_merges and num_halvings == len(pairs):
         return
     num_whole = 0
-    for token, token_id in ranks.items():
-        if len(token) == 1:
-            continue
-        parts = tuple(_merge_below(token, ranks, token_id))
-        num_whole += len(parts) != 2
+    for token, token_id in vocab.items():
+        parts = tuple(_merge_below(token, vocab, token_id))
+        num_whole += len(parts) > 2
         if len(parts) == 2 and parts not in pairs:
             raise _unsupported(f"token {_clip(token)} without the merge that makes it", "a merge for every token")
     if num_whole and not ignore_merges:
@@ -544,11 +549,11 @@ def _check_merges(ranks: Mapping[bytes, int], merges: Sequence, *, ignore_merges
         )
 
 
-def _merge_below(token: bytes, ranks: Mapping[bytes, int], limit: int) -> list[bytes]:
+def _merge_below(token: str, vocab: Mapping[str, int], limit: int) -> list[str]:
     """Return the parts of a token after all merges that make an id below `limit`."""
-    parts = [bytes([value]) for value in token]
+    parts = list(token)
     while len(parts) > 1:
-        made = [ranks.get(left + right, limit) for left, right in itertools.pairwise(parts)]
+        made = [vocab.get(left + right, limit) for left, right in itertools.pairwise(parts)]
         lowest = min(made)
         if lowest >= limit:
             break
@@ -557,15 +562,15 @@ def _merge_below(token: bytes, ranks: Mapping[bytes, int], limit: int) -> list[b
     return parts
 
 
-def _byte_of_char() -> dict[str, int]:
-    """Return the byte that each letter of a `tokenizer.json` stands for.
+def _byte_of_letter() -> dict[int, str]:
+    """Return what turns the letters of a `tokenizer.json` into Latin-1, and all else into what Latin-1 has not.
 
     Source: openai/gpt-2, src/encoder.py, bytes_to_unicode: printable bytes stand for themselves, the others for the
     letters from U+0100 on.
     """
     printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     others = [value for value in range(256) if value not in printable]
-    return {chr(value): value for value in printable} | {chr(256 + i): value for i, value in enumerate(others)}
+    return dict.fromkeys(others, "Ā") | {256 + index: chr(value) for index, value in enumerate(others)}
 
 
 def _meta_special_ids(num_ranks: int) -> dict[str, int]:
@@ -643,7 +648,7 @@ def _unsupported(found: str, expected: str) -> VLMError:
 
 def _describe(value: object) -> str:
     """Show a number, but the type of anything else: what is not a number may be of any size."""
-    return str(value) if isinstance(value, int) and abs(value) < 2**64 else f"a {type(value).__name__}"
+    return str(value) if isinstance(value, int) and abs(value) < 2**64 else f"of type {type(value).__name__}"
 
 
 def _clip(value: object) -> str:

@@ -4,9 +4,19 @@ Names that other people's checkpoints use appear in this package only.
 """
 
 from vlm.checkpoint.checksums import verify_checksums, write_checksums
+from vlm.checkpoint.empty import empty_model
 from vlm.checkpoint.hub import resolve
 from vlm.checkpoint.loading import load_model, read_config
 from vlm.checkpoint.saving import save_model
 from vlm.checkpoint.staging import staged
 
-__all__ = ["load_model", "read_config", "resolve", "save_model", "staged", "verify_checksums", "write_checksums"]
+__all__ = [
+    "empty_model",
+    "load_model",
+    "read_config",
+    "resolve",
+    "save_model",
+    "staged",
+    "verify_checksums",
+    "write_checksums",
+]

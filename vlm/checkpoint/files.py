@@ -67,6 +67,8 @@ def parse_json(text: bytes, name: str) -> dict:
         parsed = json.loads(text.decode("utf-8"), object_pairs_hook=_once, parse_constant=_no_constant)
     except RecursionError:
         raise invalid(f"{name} nests its JSON too deeply; download it again") from None
+    except UnicodeDecodeError:
+        raise invalid(f"{name} is no valid JSON (not in UTF-8); download it again") from None
     except ValueError as error:
         raise invalid(f"{name} is no valid JSON ({error!s:.90}); download it again") from None
     if not isinstance(parsed, dict):

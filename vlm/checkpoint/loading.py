@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from vlm.checkpoint import hf, hf_config, meta, meta_config
+from vlm.checkpoint.empty import empty_model
 from vlm.checkpoint.files import invalid
 from vlm.checkpoint.keys import Key
 from vlm.checkpoint.memory import check_memory
@@ -46,8 +47,7 @@ def load_model(
     with _readable(folder), ExitStack() as opened:
         tables, settings = _format(folder)
         config = config or settings.read_config(folder)
-        with torch.device("meta"):
-            model = VisionLanguageModel(config)
+        model = empty_model(config)
         shapes = model.state_dict()
         stored = tables.open_tensors(folder, config, opened)
         keys = tables.keys(config)

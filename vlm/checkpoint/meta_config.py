@@ -21,8 +21,8 @@ CONFIG = "params.json"
 
 # Widths of the text models whose heads are tied and whose RoPE factor is 32 (Llama 3.2 1B and 3B).
 _SMALL_WIDTHS = (2048, 3072)
-# The published (ffn_dim_multiplier, multiple_of); others are written so that the formula gives the width.
-_PUBLISHED_MLP = ((1.3, 1024), (1.3, 4096), (1.5, 256), (1.0, 256))
+# The published (ffn_dim_multiplier, multiple_of) by width; others are written so that the formula gives mlp_dim.
+_PUBLISHED_MLP = {2048: (1.5, 256), 3072: (1.0, 256), 4096: (1.3, 1024), 8192: (1.3, 4096)}
 _NEEDED = ("dim", "n_layers", "n_heads", "n_kv_heads", "vocab_size", "multiple_of", "norm_eps", "rope_theta")
 _NEEDED_VISION = ("vision_max_num_chunks", "vision_num_cross_attention_layers")
 _REFUSED = ("quantization_args", "lora_args")
@@ -119,7 +119,7 @@ def _rope_scaling(own: object) -> RopeScaling | None:
         return None
     names = [field.name for field in fields(RopeScaling)]
     _check_known(own, names, "sightline.rope_scaling")
-    return RopeScaling(**{name: _number(own, name) for name in names})
+    return RopeScaling(**{name: (_size if name == "original_context" else _number)(own, name) for name in names})
 
 
 def _adapter(params: dict, own: dict) -> AdapterConfig:
@@ -168,9 +168,9 @@ def _mlp_dim(width: int, multiplier: float | None, multiple_of: int) -> int:
 
 def _mlp_rule(width: int, mlp_dim: int) -> tuple[float, int]:
     """Return the (ffn_dim_multiplier, multiple_of) that give `mlp_dim`."""
-    for multiplier, multiple_of in _PUBLISHED_MLP:
-        if _mlp_dim(width, multiplier, multiple_of) == mlp_dim:
-            return multiplier, multiple_of
+    published = _PUBLISHED_MLP.get(width)
+    if published and _mlp_dim(width, *published) == mlp_dim:
+        return published
     return 1 / (2 * width), mlp_dim  # a hidden width of 1, rounded up to one multiple
 
 

@@ -5,6 +5,7 @@ second model in memory.
 """
 
 import pickle
+import pickletools
 import zipfile
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -17,8 +18,13 @@ from vlm.checkpoint.files import find_file, invalid
 from vlm.checkpoint.stored import StoredTensor
 
 _MIN_TORCH = (2, 10)
-_MIN_GROUP_BYTES = 64 << 20
-_MAX_PICKLE_BYTES = 8 << 20
+_MIN_GROUP_BYTES = 32 << 20
+_MAX_PICKLE_BYTES = 2 << 20
+# All that the dictionary of a plain model names.
+_TENSORS = {"collections OrderedDict", "torch._utils _rebuild_tensor_v2", "torch._utils _rebuild_parameter"} | {
+    f"torch {kind}Storage"
+    for kind in ("Double", "Float", "Half", "BFloat16", "Long", "Int", "Short", "Char", "Byte", "Bool")
+}
 # What a hostile or broken archive makes torch.load and zipfile raise.
 _BROKEN = (
     pickle.UnpicklingError,
@@ -56,7 +62,7 @@ def open_torch(folder: Path, name: str, opened: ExitStack) -> dict[str, StoredTe
     opened.callback(archive.let_go)
     return {
         key: TorchTensor(tuple(tensor.shape), tensor.dtype, _place(name, tensor), archive, key)
-        for key, tensor in archive.tensors().items()
+        for key, tensor in archive.map().items()
     }
 
 
@@ -71,8 +77,10 @@ class _Archive:
         self._copied = 0
         _check_archive(path, name)
 
-    def tensors(self) -> dict[str, Tensor]:
+    def map(self) -> dict[str, Tensor]:
         """Return every tensor, mapped; until it is used it costs no memory."""
+        if self._look() != self._stamp:
+            raise invalid(f"{self.name} changed while it was read; load it again")
         try:
             state = torch.load(self.path, map_location="cpu", weights_only=True, mmap=True)
         except _BROKEN as error:
@@ -86,15 +94,14 @@ class _Archive:
                 raise invalid(
                     f"{self.name} holds {key:.80} as a sparse, quantised or empty tensor; expected plain ones"
                 )
-        return {key: tensor.detach() for key, tensor in state.items()}
+        self._mapped = {key: tensor.detach() for key, tensor in state.items()}
+        return self._mapped
 
     def mapped(self, key: str) -> Tensor:
         """Return one tensor for a copy to be made of; pages of earlier ones are let go from time to time."""
         if not self._mapped or self._copied > self._group_bytes:
             self.let_go()
-            if self._look() != self._stamp:
-                raise invalid(f"{self.name} changed while it was read; load it again")
-            self._mapped = self.tensors()
+            self.map()
         tensor = self._mapped[key]
         self._copied += tensor.nbytes
         return tensor
@@ -116,22 +123,41 @@ def _check_archive(path: Path, name: str) -> None:
         if start != b"PK\x03\x04":
             raise invalid(f"{name} ({num_bytes:,} bytes) is no archive of torch.save; save or download it again")
         with zipfile.ZipFile(path) as archive:
-            entries = archive.infolist()
-        if any(entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1 for entry in entries):
-            raise invalid(f"{name} is compressed or encrypted; expected an archive as torch.save writes it")
-        if not entries or entries[0].header_offset != 0:
-            raise invalid(f"{name} holds more than one archive; expected one as torch.save writes it")
-        names = [entry.filename for entry in entries]
-        pickles = [entry for entry in entries if entry.filename.endswith(".pkl")]
-        if len(set(names)) != len(names) or len(pickles) != 1 or pickles[0].file_size > _MAX_PICKLE_BYTES:
-            raise invalid(f"{name} holds {len(pickles)} pickles or entries twice; expected one small data.pkl")
-        refused = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+            pickled = _data_pickle(archive, name)
+        refused = _refused_names(pickled)
     except _BROKEN as error:
         raise invalid(
             f"{name} ({num_bytes:,} bytes) is no whole archive of torch.save ({_first_line(error)}); download it again"
         ) from None
     if refused:
-        raise invalid(f"{name} wants to run {', '.join(sorted(refused))!s:.150}; refused: only tensors are loaded")
+        raise invalid(f"{name} wants to use {', '.join(refused)!s:.150}; refused: only tensors are loaded")
+
+
+def _data_pickle(archive: zipfile.ZipFile, name: str) -> bytes:
+    """Return the one pickle of an archive that is as torch.save writes it."""
+    entries = archive.infolist()
+    if not entries or entries[0].header_offset != 0:
+        raise invalid(f"{name} holds more than one archive; expected one as torch.save writes it")
+    if any(entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1 for entry in entries):
+        raise invalid(f"{name} is compressed or encrypted; expected an archive as torch.save writes it")
+    names = {entry.filename for entry in entries}
+    pickles = [entry for entry in entries if entry.filename.endswith(".pkl")]
+    if len(names) != len(entries) or len(pickles) != 1 or pickles[0].file_size > _MAX_PICKLE_BYTES:
+        raise invalid(f"{name} holds {len(pickles)} pickles or entries twice; expected one small data.pkl")
+    return archive.read(pickles[0])
+
+
+def _refused_names(pickled: bytes) -> list[str]:
+    """Return what a pickle names beside tensors, without running any of it. torch.load looks again."""
+    refused, texts = set(), ["", ""]
+    for opcode, argument, _ in pickletools.genops(pickled):
+        if opcode.name in ("GLOBAL", "INST"):
+            refused |= {argument} - _TENSORS
+        elif opcode.name == "STACK_GLOBAL":
+            refused.add(" ".join(texts[-2:]))
+        elif isinstance(argument, str):
+            texts.append(argument)
+    return sorted(text.replace(" ", ".") for text in refused)
 
 
 def _first_line(error: BaseException) -> str:

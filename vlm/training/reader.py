@@ -3,7 +3,7 @@
 Three losses: the answer; the characters printed in each patch, from a head that is dropped afterwards; and two
 pointers. At every position that predicts the answer one head of the first cross-attention layer should look at the
 evidence's label, one of the second at its value. Without the characters nothing is read, without the pointers no label
-is bound to its value.
+is bound to its value. The first batches only read: until that works, asking is wasted.
 
     python -m vlm.training.reader --out runs/reader --minutes 60
 """
@@ -29,6 +29,8 @@ from adapters.masks import CrossMask
 from vlm.attention import attention_weights
 from vlm.config import preset
 from vlm.model import VisionLanguageModel
+from vlm.pipeline import VLM
+from vlm.tokenizer import Tokenizer
 from vlm.training.reader_data import IGNORED, QuestionBatch, ReaderBatch, ReaderData
 
 logger = logging.getLogger(__name__)
@@ -60,6 +62,8 @@ class Reader(nn.Module):
         """Return the losses of `batch`."""
         features, tokens = self.model.encode(batch.pixels, [(1, 1)] * len(batch.pixels))
         characters = self._character_loss(features[:, 0, 1:], batch.characters)
+        if not batch.groups:
+            return Losses(characters.new_zeros(()), characters, characters.new_zeros(()))
         image = self.model.decoder.image_kv(tokens[:, 0])
         parts = [self._question_losses(group, image) for group in batch.groups]
         answer, pointer, num_labels = (torch.stack(part).sum() for part in zip(*parts, strict=True))
@@ -132,8 +136,13 @@ def character_weight(done: float) -> float:
     return 1.0 - 0.7 * min(1.0, 2 * done)
 
 
-def train(out: Path, *, num_batches: int, minutes: float, peak: float = 1.2e-3, seed: int = 0) -> None:
-    """Train until `num_batches` or `minutes` are over, with a checkpoint every five minutes; run again to go on."""
+def train(
+    out: Path, *, num_batches: int, num_reading: int, minutes: float, peak: float = 1.2e-3, seed: int = 0
+) -> None:
+    """Train until `num_batches` or `minutes` are over, with a checkpoint every five minutes; run again to go on.
+
+    The trained model is written to `out`/model, without the head for characters.
+    """
     torch.manual_seed(seed)
     out.mkdir(parents=True, exist_ok=True)
     reader = Reader()
@@ -144,7 +153,9 @@ def train(out: Path, *, num_batches: int, minutes: float, peak: float = 1.2e-3, 
     progress = Progress(num_batches, minutes)
     batch_index = _resume(out, reader, optimizer, progress)
     batches = DataLoader(
-        Subset(ReaderData(reader.model.config.vision, seed=seed), range(batch_index, num_batches)),
+        Subset(
+            ReaderData(reader.model.config.vision, seed=seed, num_reading=num_reading), range(batch_index, num_batches)
+        ),
         batch_size=None,
         num_workers=1,
         prefetch_factor=8,
@@ -153,17 +164,17 @@ def train(out: Path, *, num_batches: int, minutes: float, peak: float = 1.2e-3, 
     bar = tqdm(total=num_batches, initial=batch_index, disable=None, unit="batch")
     for batch in batches:
         done = progress.done(batch_index)
+        if done >= 1:
+            break
         losses = step(reader, optimizer, batch, learning_rate(peak, batch_index, done), character_weight(done))
         batch_index += 1
         bar.update()
         if batch_index % 50 == 0:
             _log(out, batch_index, progress.elapsed_s, losses)
-        finished = progress.done(batch_index) >= 1
-        if finished or progress.elapsed_s - saved_s > 300:
+        if progress.done(batch_index) >= 1 or progress.elapsed_s - saved_s > 300:
             saved_s = progress.elapsed_s
             _save(out, reader, optimizer, progress, batch_index)
-        if finished:
-            break
+    VLM(reader.model, Tokenizer.bytes_only()).save_pretrained(out / "model")
 
 
 def step(
@@ -217,10 +228,11 @@ def _resume(out: Path, reader: Reader, optimizer: torch.optim.Optimizer, progres
 @click.option("--out", type=click.Path(path_type=Path), default="runs/reader", show_default=True)
 @click.option("--minutes", type=float, default=120.0, show_default=True, help="Stop after this long.")
 @click.option("--batches", type=int, default=8000, show_default=True, help="Stop after this many batches of 16 charts.")
+@click.option("--reading-batches", type=int, default=1800, show_default=True, help="Batches that only read, first.")
 @click.option("--seed", type=int, default=0, show_default=True)
-def main(out: Path, minutes: float, batches: int, seed: int) -> None:
+def main(out: Path, minutes: float, batches: int, reading_batches: int, seed: int) -> None:
     """Train the small reader of charts from nothing; run again with the same --out to go on."""
-    train(out, num_batches=batches, minutes=minutes, seed=seed)
+    train(out, num_batches=batches, num_reading=reading_batches, minutes=minutes, seed=seed)
 
 
 if __name__ == "__main__":

@@ -48,7 +48,14 @@ class ReaderData(Dataset):
     """Batch `index` of a run: `num_images` charts with up to `num_questions` questions each."""
 
     def __init__(
-        self, config: VisionConfig, *, seed: int, num_images: int = 16, num_questions: int = 6, num_easy: int = 1000
+        self,
+        config: VisionConfig,
+        *,
+        seed: int,
+        num_images: int = 16,
+        num_questions: int = 6,
+        num_easy: int = 1000,
+        num_reading: int = 0,
     ):
         self.config = config
         self.processor = ImageProcessor(config)
@@ -56,6 +63,8 @@ class ReaderData(Dataset):
         self.seed, self.num_images, self.num_questions = seed, num_images, num_questions
         self.num_easy = num_easy
         """Batches over which the charts grow from easy to full difficulty."""
+        self.num_reading = num_reading
+        """Batches at the start that ask nothing: there the encoder learns to read."""
 
     def __len__(self) -> int:
         return 2**31
@@ -68,7 +77,7 @@ class ReaderData(Dataset):
             chart = draw_chart(rng, self.config.tile_size, difficulty=difficulty)
             pixels.append(self.processor(chart.image).pixels)
             characters.append(torch.from_numpy(self._characters(chart)))
-            for question in ask(rng, chart, self.num_questions):
+            for question in ask(rng, chart, self.num_questions) if index >= self.num_reading else ():
                 rows.append((image_index, *self._conversation(question), *self._pointers(chart, question)))
         rows.sort(key=lambda row: len(row[1]))
         groups: list[list[tuple]] = []

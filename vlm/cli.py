@@ -1,0 +1,64 @@
+"""The command line, `vlm` or `python -m vlm`: its commands, and what exit status stands for what end.
+
+The commands are in `vlm/commands/`. Nothing heavy is imported before one of them runs, so that help comes at once.
+"""
+
+import os
+import sys
+from typing import NoReturn
+
+import click
+
+from vlm.commands.chat import chat
+from vlm.commands.convert import convert
+from vlm.commands.info import info
+from vlm.commands.replies import ask, caption
+from vlm.commands.verify import verify
+
+FAILED, INTERRUPTED = 1, 130
+
+
+class ExitStatusGroup(click.Group):
+    """Leaves with 0 when done, 1 when failed, 2 after wrong usage and 130 when interrupted."""
+
+    def main(self, *args, **kwargs) -> NoReturn:
+        # What is no text in the terminal's encoding is read as U+FFFD, and written as \u2026.
+        for stream, errors in ((sys.stdin, "replace"), (sys.stdout, "backslashreplace")):
+            if hasattr(stream, "reconfigure"):
+                stream.reconfigure(errors=errors)
+        try:
+            status = super().main(*args, **kwargs | {"standalone_mode": False})
+            sys.stdout.flush()
+        except click.ClickException as error:
+            error.show()
+            status = error.exit_code
+        except (click.Abort, KeyboardInterrupt):
+            click.echo("interrupted", err=True)
+            status = INTERRUPTED
+        except BrokenPipeError:
+            # Whoever read the output has left; without this the interpreter would complain when it flushes at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            status = FAILED
+        sys.exit(status if isinstance(status, int) else 0)
+
+
+@click.group(cls=ExitStatusGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="sightline-vlm", prog_name="vlm")
+def main():
+    """Ask a vision-language model about pictures.
+
+    \b
+    vlm ask chart.png "Which year is highest?"      one answer
+    vlm caption *.png --json                        a caption each, for a program
+    vlm chat chart.png                              talk about it
+    vlm info 11b-vision                             does it fit this machine?
+    vlm verify ./Llama-3.2-11B-Vision-Instruct      is it the model it should be?
+
+    Without --model, the model that ships with Sightline answers: offline, on the CPU.
+
+    Exit status: 0 done, 1 failed, 2 wrong usage, 130 interrupted.
+    """
+
+
+for command in (ask, caption, chat, info, convert, verify):
+    main.add_command(command)

@@ -1,0 +1,86 @@
+"""The options that commands share, and what they become: a model and the settings of a generation."""
+
+from typing import TYPE_CHECKING
+
+import click
+
+from vlm.errors import VLMError
+
+if TYPE_CHECKING:
+    from vlm.pipeline import VLM
+    from vlm.sampling import GenerationConfig
+
+_REFERENCE = click.Choice(["meta", "transformers"])
+_DTYPE = click.Choice(["auto", "float32", "bfloat16", "float16"])
+
+model_option = click.option(
+    "--model", metavar="FOLDER|NAME", help="A checkpoint's folder, or a Hugging Face Hub name. [default: the shipped]"
+)
+device_option = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps, ...")
+dtype_option = click.option(
+    "--dtype", type=_DTYPE, default="auto", show_default=True, help="Of the weights; auto is the checkpoint's own."
+)
+reference_option = click.option(
+    "--reference",
+    type=_REFERENCE,
+    default="meta",
+    show_default=True,
+    help="Whose forward pass: Meta's, or stock transformers' since about 4.56 (for fine-tunes trained there).",
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="Make the last line of the output one JSON object.")
+
+
+def model_options(command):
+    """Add the options that say which model answers, and where."""
+    for option in reversed((model_option, device_option, dtype_option, reference_option)):
+        command = option(command)
+    return command
+
+
+def generation_options(command):
+    """Add the options that say how a reply is generated."""
+    options = (
+        click.option(
+            "--max-new-tokens",
+            type=click.IntRange(1),
+            help="Most tokens of a reply. [default: 512, or what the context leaves]",
+        ),
+        click.option(
+            "--temperature",
+            type=click.FloatRange(0),
+            default=0.0,
+            show_default=True,
+            help="0 takes the likeliest token each time; above, tokens are drawn.",
+        ),
+        click.option(
+            "--top-p",
+            type=click.FloatRange(0, 1),
+            default=1.0,
+            show_default=True,
+            help="Draw from the likeliest tokens that together have this probability.",
+        ),
+        click.option("--seed", type=click.IntRange(0, 2**63 - 1), help="Makes drawing repeat itself."),
+        click.option("--stop", multiple=True, metavar="TEXT", help="End the reply before TEXT; may be given again."),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def open_model(options: dict) -> "VLM":
+    """Return the model that `options`, a command's own, name."""
+    from vlm.pipeline import VLM
+
+    names = ("device", "dtype", "reference")
+    return VLM.from_pretrained(options["model"], **{name: options[name] for name in names})
+
+
+def generation_config(options: dict) -> "GenerationConfig":
+    """Return the settings that `options` name; what they cannot be is wrong usage."""
+    from vlm.sampling import GenerationConfig
+
+    names = ("max_new_tokens", "temperature", "top_p", "seed", "stop")
+    try:
+        return GenerationConfig(**{name: options[name] for name in names})
+    except VLMError as error:
+        raise click.UsageError(error.message) from None
