@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from vlm.checkpoint.position_tables import slots_from_cells
+from tests import conftest
 from vlm.config import DecoderConfig, ModelConfig, RopeScaling, preset
 from vlm.errors import VLMError
 from vlm.model import VisionLanguageModel
@@ -42,17 +42,7 @@ def eight_heads() -> ModelConfig:
 
 def random_model(config: ModelConfig | None = None, seed: int = 0) -> VisionLanguageModel:
     """Return a model with every weight drawn; its position tables are spread from cells."""
-    config = config or preset("tiny")
-    generator = torch.Generator().manual_seed(seed)
-    model = VisionLanguageModel(config)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=generator))
-            if name.endswith("table"):
-                sides = (config.vision.max_tiles, config.vision.max_tiles)
-                cells = torch.randn(*sides, *parameter.shape[2:], generator=generator)
-                parameter.copy_(slots_from_cells(cells, config.vision))
-    return model.eval()
+    return conftest.random_model(config or preset("tiny"), seed)
 
 
 def assert_same(found: VisionLanguageModel | dict, expected: VisionLanguageModel | dict) -> None:

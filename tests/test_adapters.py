@@ -174,8 +174,13 @@ def masked(ranges: list[list[tuple[int, int]]], num_own: list[int], num_keys: in
 
 @pytest.mark.parametrize(
     ("ranges", "num_own"),
-    [(RANGES, [5, 3]), ([[(0, 5)] * 4] * 2, [5, 5]), ([[(0, 0)] * 4, [(0, 4)] * 4], [0, 4]), ([[(0, 0)] * 4] * 2, [0, 0])],
-)  # fmt: skip
+    [
+        (RANGES, [5, 3]),
+        ([[(0, 5)] * 4] * 2, [5, 5]),
+        ([[(0, 0)] * 4, [(0, 4)] * 4], [0, 4]),
+        ([[(0, 0)] * 4] * 2, [0, 0]),
+    ],
+)
 def test_the_layer_equals_the_slow_twin(ranges, num_own):
     made = layer()
     tokens = torch.randn(2, 5, WIDTH, generator=torch.Generator().manual_seed(2))

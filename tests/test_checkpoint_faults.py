@@ -136,7 +136,14 @@ def test_no_pickle_runs_code(pth, tmp_path, monkeypatch, trick):
     assert "consolidated.00.pth" in report
     assert not canary.exists()
     assert not started
-    if trick not in ("extension code", "persistent id", "endless memory", "list of itself", "build on a module"):
+    if trick not in (
+        "extension code",
+        "persistent id",
+        "endless memory",
+        "list of itself",
+        "two pickles in one",
+        "build on a module",
+    ):
         assert "refused: only tensors" in report
         assert re.search(r"system|check_call|exec|eval|getattr|open|import|hub|load|partial|_reconstruct", report)
 
@@ -187,8 +194,8 @@ def test_an_old_torch_reads_no_pickle(pth, monkeypatch):
         ({}, "expected a dictionary of tensors"),
         ({"a": 3}, "expected tensors only"),
         ({3: torch.ones(2)}, "expected tensors only"),
-        ({"a": torch.ones(2, 2).to_sparse()}, "_rebuild_sparse_tensor; refused"),
-        ({"a": torch.ones(2, device="meta")}, "_rebuild_meta_tensor_no_storage; refused"),
+        ({"a": torch.ones(2, 2).to_sparse()}, "_rebuild_sparse_tensor"),
+        ({"a": torch.ones(2, device="meta")}, "_rebuild_meta_tensor_no_storage"),
     ],
 )
 def test_what_is_no_dictionary_of_tensors_is_refused(pth, content, said):
@@ -244,15 +251,17 @@ def flips(content: bytes, count: int, seed: int) -> Iterator[bytes]:
 def test_flipped_headers_are_read_or_refused(one):
     path = one / WEIGHTS
     save_file({f"layers.{place}.weight": torch.ones(place, 3) for place in range(1, 5)}, path, {"format": "pt"})
-    header, weights = header_of(path)
+    header, _ = header_of(path)
     refused = 0
-    for flipped in flips(header, 2000, 0):
-        write_header(path, flipped, weights)
-        try:
-            with contextlib.ExitStack() as opened:
-                open_safetensors(one, WEIGHTS, opened)
-        except VLMError:
-            refused += 1
+    with open(path, "r+b", buffering=0) as file:
+        for flipped in flips(header, 2000, 0):
+            file.seek(8)
+            file.write(flipped)
+            try:
+                with contextlib.ExitStack() as opened:
+                    open_safetensors(one, WEIGHTS, opened)
+            except VLMError:
+                refused += 1
     assert refused > 500
 
 

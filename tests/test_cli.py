@@ -49,10 +49,9 @@ def model(folder) -> VLM:
 def text_folder(tmp_path_factory) -> Path:
     config = preset("tiny")
     decoder = replace(config.decoder, num_extra_embeddings=0)
+    model = random_model(replace(config, decoder=decoder, adapter=None, vision=None))
     path = tmp_path_factory.mktemp("cli") / "text-model"
-    VLM(random_model(replace(config, decoder=decoder, adapter=None, vision=None)), Tokenizer.bytes_only()).save_pretrained(
-        path
-    )
+    VLM(model, Tokenizer.bytes_only()).save_pretrained(path)
     return path
 
 
@@ -214,8 +213,8 @@ def test_an_error_ends_a_chat_in_a_pipe(folder):
 
 def test_chat_in_a_terminal_streams_stops_at_an_interrupt_and_leaves_at_the_end_of_input(folder, monkeypatch):
     user, terminal = pty.openpty()
-    monkeypatch.setattr(sys, "stdin", open(terminal, encoding="utf-8"))
-    monkeypatch.setattr(sys, "stdout", open(terminal, "w", encoding="utf-8", closefd=False))
+    monkeypatch.setattr(sys, "stdin", os.fdopen(terminal, encoding="utf-8"))
+    monkeypatch.setattr(sys, "stdout", os.fdopen(terminal, "w", encoding="utf-8", closefd=False))
     shown = ""
 
     def wait_for(text: str) -> None:

@@ -126,7 +126,7 @@ def test_a_text_only_model_is_the_same_in_both_references():
 @pytest.mark.parametrize("name", ["tiny", "1b"])
 @pytest.mark.parametrize("reference", ["Meta", "hf", "", None])
 def test_an_unknown_reference_is_refused(name, reference):
-    with pytest.raises(VLMError, match='reference is .*; give "meta" or "transformers"') as caught:
+    with pytest.raises(VLMError, match=r'reference is .*; give "meta" or "transformers"') as caught:
         preset(name).with_reference(reference)
     assert caught.value.code == "invalid_request"
 
@@ -184,7 +184,7 @@ def test_fewer_global_layers_than_none_are_refused():
 
 @pytest.mark.parametrize("point", ["during", "", None])
 def test_another_feature_point_is_refused(point):
-    with pytest.raises(ValueError, match='feature_point is .*; it must be "before" or "after"'):
+    with pytest.raises(ValueError, match=r'feature_point is .*; it must be "before" or "after"'):
         replace(TINY.vision, feature_point=point)
 
 

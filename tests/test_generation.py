@@ -10,46 +10,10 @@ import pytest
 import torch
 
 from tests.conftest import random_model
-from tests.image_files import noise_picture
+from tests.conversations import END_OF_TURN, FOUR_TILES, HEADER, META_IMAGE, MIXED, SMALL, changed_logits, forced, user
 from vlm import VLM, GenerationConfig, ModelConfig, Tokenizer, VLMError, preset
 from vlm.config import DecoderConfig
 from vlm.generate import prefill
-
-HEADER, END_OF_TURN, META_IMAGE = 262, 265, 267
-FOUR_TILES, WIDE, TALL, SMALL = (noise_picture(size, seed) for seed, size in enumerate([(56, 56), (20, 50), (50, 20), (9, 9)]))
-
-
-def user(*parts) -> list[dict]:
-    """Return a conversation of one turn; a part is a text or an image."""
-    content = [
-        {"type": "text", "text": part} if isinstance(part, str) else {"type": "image", "image": part} for part in parts
-    ]
-    return [{"role": "user", "content": content}]
-
-
-MIXED = [
-    user("text alone"),
-    user(FOUR_TILES, "what?"),
-    user("look: ", WIDE, " and ", TALL, " and?"),
-    user("?"),
-    user("a much longer text before the image " * 3, SMALL),
-    user(SMALL, SMALL, "two at once"),
-    [*user("hi"), {"role": "assistant", "content": "yes"}, *user(TALL, "é€")],
-    user("at the end ", FOUR_TILES),
-]
-"""No image, one, two together and apart; 1 to 4 tiles; the image first, in the middle and last; unequal lengths."""
-
-
-@contextmanager
-def changed_logits(vlm: VLM, change):
-    """Within, `change(logits)` is what the decoder gives."""
-    decoder = vlm.model.decoder
-    given = decoder.logits
-    decoder.logits = lambda hidden: change(given(hidden))
-    try:
-        yield
-    finally:
-        del decoder.logits
 
 
 @contextmanager
@@ -62,18 +26,6 @@ def changed_weight(weight: torch.Tensor, place, value: float):
     finally:
         with torch.no_grad():
             weight.copy_(kept)
-
-
-def forced(vlm: VLM, steps: list[int]):
-    """Return a change of logits that makes the first row write `steps`, one a step."""
-    upcoming = iter(steps)
-
-    def change(logits):
-        logits = logits.clone()
-        logits[:, next(upcoming)] += 1e6
-        return logits
-
-    return change
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +87,7 @@ def test_rows_that_end_early_leave_the_others_alone(plain, alone):
 
 def test_a_row_without_room_ends_and_its_neighbours_go_on(plain):
     """What room is left is each row's own; the longest row must not bound, nor break, the shortest."""
-    conversations = [user("a" * 440), user("b"), user(SMALL, "c" * 300)]
+    conversations = [user("a" * 480), user("b" * 440), user(SMALL, "c" * 460)]
     replies = plain.chat_many(conversations)
     for messages, reply in zip(conversations, replies, strict=True):
         assert reply.token_ids == plain.chat(messages).token_ids
@@ -143,13 +95,13 @@ def test_a_row_without_room_ends_and_its_neighbours_go_on(plain):
         assert reply.finish_reason == "length"
 
 
-@pytest.mark.parametrize("chunk", [1, 2, 7, 2048])
+@pytest.mark.parametrize("chunk", [1, 3, 16, 2048])
 def test_a_prompt_read_in_chunks_is_read_the_same(plain, chunk):
     """N9."""
     with torch.inference_mode():
-        batch = plain._requests.batch([plain._requests.chat(messages) for messages in MIXED])
+        batch = plain._requests.batch([plain._requests.chat(messages) for messages in MIXED[:4]])
         found = prefill(plain.model, batch, 200, chunk)
-        whole = [logits[-1] for logits in plain.logits_many(MIXED)]
+        whole = [logits[-1] for logits in plain.logits_many(MIXED[:4])]
         logits = plain.model.decoder.logits(found.hidden)
     torch.testing.assert_close(logits, torch.stack(whole), atol=1e-4, rtol=1e-4)
     assert found.cache.lengths.tolist() == batch.lengths
@@ -169,15 +121,16 @@ def test_logits_of_a_batch_equal_those_alone(tiny, reference):
 
 
 def test_a_seed_gives_the_same_reply_in_every_run_and_every_slot(tiny):
-    config = GenerationConfig(max_new_tokens=10, temperature=1.3, top_p=0.95, seed=11)
-    alone = [tiny.chat(messages, config=config).token_ids for messages in MIXED]
-    assert [tiny.chat(messages, config=config).token_ids for messages in MIXED] == alone
-    for order in (MIXED, MIXED[::-1]):
-        replies = tiny.chat_many(order, config=config, batch_size=5)
+    conversations = MIXED[:5]
+    config = GenerationConfig(max_new_tokens=6, temperature=1.3, top_p=0.95, seed=11)
+    alone = [tiny.chat(messages, config=config).token_ids for messages in conversations]
+    assert [tiny.chat(messages, config=config).token_ids for messages in conversations] == alone
+    for order in (conversations, conversations[::-1]):
+        replies = tiny.chat_many(order, config=config, batch_size=3)
         by_conversation = {id(messages): reply.token_ids for messages, reply in zip(order, replies, strict=True)}
-        assert [by_conversation[id(messages)] for messages in MIXED] == alone
-    other = GenerationConfig(max_new_tokens=10, temperature=1.3, top_p=0.95, seed=12)
-    assert [tiny.chat(messages, config=other).token_ids for messages in MIXED] != alone
+        assert [by_conversation[id(messages)] for messages in conversations] == alone
+    other = GenerationConfig(max_new_tokens=6, temperature=1.3, top_p=0.95, seed=12)
+    assert [tiny.chat(messages, config=other).token_ids for messages in conversations] != alone
     unseeded = GenerationConfig(max_new_tokens=10, temperature=5)
     assert tiny.chat(MIXED[0], config=unseeded).token_ids != tiny.chat(MIXED[0], config=unseeded).token_ids
 
@@ -213,7 +166,7 @@ def test_repetition_penalty_counts_prompt_and_reply(tiny):
 PROGRAM = """
 import torch
 from tests.conftest import random_model
-from tests.test_generation import MIXED
+from tests.conversations import MIXED
 from vlm import VLM, GenerationConfig, Tokenizer, preset
 vlm = VLM(random_model(preset("tiny")), Tokenizer.bytes_only())
 for temperature in (0, 1.3):
@@ -235,7 +188,7 @@ def test_another_process_with_more_threads_gives_the_same_ids(tiny):
 
 
 def test_twenty_runs_give_the_same_ids(tiny):
-    config = GenerationConfig(max_new_tokens=5, temperature=1, seed=2)
+    config = GenerationConfig(max_new_tokens=3, temperature=1, seed=2)
     assert len({tuple(tiny.chat(MIXED[2], config=config).token_ids) for _ in range(20)}) == 1
 
 
@@ -255,12 +208,14 @@ def test_the_default_length_is_512_or_the_room_that_is_left():
     )
     vlm = VLM(random_model(ModelConfig(decoder=decoder)), Tokenizer.bytes_only())
     with changed_logits(vlm, lambda logits: torch.zeros_like(logits).index_fill(-1, torch.tensor([97]), 1.0)):
-        for num_chars, expected in [(1, 512), (65, 512), (66, 511), (576, 1)]:
+        for num_chars, expected in [(1, 512), (560, 17), (576, 1)]:
             messages = user("a" * num_chars)
             assert len(vlm.prompt_ids(messages)) == 23 + num_chars
             assert vlm.chat(messages).text == "a" * expected
-        exact = GenerationConfig(max_new_tokens=576)
-        assert len(vlm.chat(user("a"), config=exact).token_ids) == 576
+        exact = GenerationConfig(max_new_tokens=17)
+        assert len(vlm.chat(user("a" * 560), config=exact).token_ids) == 17
+    for num_chars, expected in [(65, 512), (66, 511)]:
+        assert vlm._requests.room(vlm._requests.chat(user("a" * num_chars)), None) == expected
 
 
 def test_past_the_context_both_numbers_are_named(tiny):
@@ -299,7 +254,7 @@ def test_a_prompt_too_long_costs_no_encoding(tiny):
 
 @pytest.mark.parametrize("end", [257, 264, 265])
 def test_ending_tokens_end_with_stop(tiny, end):
-    with changed_logits(tiny, forced(tiny, [104, 105, end])):
+    with changed_logits(tiny, forced([104, 105, end])):
         reply = tiny.chat(user("x"))
     assert (reply.text, reply.token_ids, reply.finish_reason) == ("hi", [104, 105], "stop")
 
@@ -307,25 +262,25 @@ def test_ending_tokens_end_with_stop(tiny, end):
 def test_special_tokens_inside_are_not_text(tiny):
     """P6."""
     written = [104, HEADER, META_IMAGE, 511, 105, END_OF_TURN]
-    with changed_logits(tiny, forced(tiny, written)):
+    with changed_logits(tiny, forced(written)):
         reply = tiny.chat(user("x", SMALL))
     assert (reply.text, reply.token_ids, reply.finish_reason) == ("hi", [104, 105], "stop")
-    with changed_logits(tiny, forced(tiny, written)):
+    with changed_logits(tiny, forced(written)):
         assert list(tiny.stream(user("x", SMALL))) == ["h", "i"]
-    with changed_logits(tiny, forced(tiny, [HEADER] * 4)):
+    with changed_logits(tiny, forced([HEADER] * 4)):
         reply = tiny.chat(user("x"), config=GenerationConfig(max_new_tokens=4))
     assert (reply.text, reply.token_ids, reply.finish_reason, reply.confidence) == ("", [], "length", 1.0)
 
 
 def test_an_empty_reply_is_a_reply(tiny):
-    with changed_logits(tiny, forced(tiny, [END_OF_TURN])):
+    with changed_logits(tiny, forced([END_OF_TURN])):
         reply = tiny.chat(user("x"))
     assert (reply.text, reply.token_ids, reply.finish_reason, reply.confidence) == ("", [], "stop", 1.0)
     assert str(reply) == ""
 
 
 def test_a_stop_text_that_is_the_whole_reply_leaves_nothing(tiny):
-    with changed_logits(tiny, forced(tiny, [*b"END", 97])):
+    with changed_logits(tiny, forced([*b"END", 97])):
         reply = tiny.chat(user("x"), config=GenerationConfig(stop="END"))
     assert (reply.text, reply.token_ids, reply.finish_reason) == ("", [*b"END"], "stop")
 
@@ -364,10 +319,8 @@ def test_what_pads_a_row_is_its_own(plain, alone):
 
 
 def test_a_reply_that_breaks_in_the_middle_is_an_error_and_the_stream_says_so(tiny):
-    def from_third_on(steps=iter(range(100))):
-        return lambda logits: logits.where(torch.tensor(next(steps) < 2), float("nan"))
-
-    with changed_logits(tiny, from_third_on()):
+    is_whole = iter([True, True, False])
+    with changed_logits(tiny, lambda logits: logits.where(torch.tensor(next(is_whole)), float("nan"))):
         stream = tiny.stream(MIXED[0])
         with pytest.raises(VLMError) as caught:
             list(stream)

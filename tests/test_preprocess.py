@@ -16,7 +16,7 @@ from vision_encoder.config import VisionConfig
 from vision_encoder.preprocess import MEAN, STD, ImageProcessor
 
 # (height, width)
-EXTREME_SIZES = [(1, 1), (2, 1), (1, 2), (3, 3), (1, 224), (224, 1), (1, 200), (300, 2), (2, 448), (900, 5), (1000, 999)]
+EXTREME_SIZES = [(1, 1), (2, 1), (1, 2), (3, 3), (1, 224), (224, 1), (1, 200), (300, 2), (2, 448), (900, 5), (800, 799)]
 FLAT_SIZES = [(1, 3000), (10000, 1), (2241, 1), (1, 2241), (65535, 1), (1, 65535)]
 
 

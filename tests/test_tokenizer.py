@@ -16,21 +16,16 @@ import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
+from transformers import AutoTokenizer
 from transformers.convert_slow_tokenizer import TikTokenConverter
 
 from vlm.errors import VLMError
-from vlm.tokenizer import (
-    GPT2_PATTERN,
-    LLAMA_PATTERN,
-    MAX_CHARS,
-    META_SPECIALS,
-    REQUIRED_SPECIALS,
-    StreamDecoder,
-    Tokenizer,
-    split_long_runs,
-)
+from vlm.tokenizer import MAX_CHARS, META_SPECIALS, StreamDecoder, Tokenizer, split_long_runs
+from vlm.tokenizer_files.json_reader import GPT2_PATTERN
+from vlm.tokenizer_files.llama3 import LLAMA_PATTERN, REQUIRED_SPECIALS, meta_special_ids
 
 META_FILE = Path(meta_module.__file__).with_name("tokenizer.model")
+BYTES = Tokenizer.bytes_only()
 # Hugging Face's files count all others of the 256 as reserved, so that 128011 is <|reserved_special_token_3|>.
 KEPT_NAMES = {name for name in META_SPECIALS[:11] if "reserved" not in name} - {"<|step_id|>"}
 PLACES = {
@@ -405,14 +400,14 @@ def test_hostile_repeats_take_linear_time(ours, capsys):
 
 
 def test_saving_gives_metas_file_back(ours, tmp_path):
-    assert ours.save(tmp_path / "new") == [tmp_path / "new" / "tokenizer.model"]
+    assert ours.save(tmp_path / "new", format="meta") == [tmp_path / "new" / "tokenizer.model"]
     assert (tmp_path / "new" / "tokenizer.model").read_bytes() == META_FILE.read_bytes()
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["tokenizer.model"]
 
 
 def test_the_bytes_vocabulary_is_what_metas_tokenizer_reads_from_its_file(tmp_path):
     tokenizer = Tokenizer.bytes_only()
-    [path] = tokenizer.save(tmp_path)
+    [path] = tokenizer.save(tmp_path, format="meta")
     assert path.read_bytes().count(b"\n") == 256
     theirs, again = meta_module.Tokenizer(path), Tokenizer.from_folder(tmp_path)
     assert tokenizer.vocab_size == theirs.n_words == tokenizer.image_marker_id == 512
@@ -424,7 +419,7 @@ def test_the_bytes_vocabulary_is_what_metas_tokenizer_reads_from_its_file(tmp_pa
 
 def test_a_folder_is_searched_in_the_promised_order(small_json, tmp_path):
     original = tmp_path / "original"
-    Tokenizer.bytes_only().save(original)
+    Tokenizer.bytes_only().save(original, format="meta")
     assert Tokenizer.from_folder(tmp_path).vocab_size == 512
     (tmp_path / "tokenizer.model").write_bytes(META_FILE.read_bytes())
     assert Tokenizer.from_folder(str(tmp_path)).vocab_size == 128_256
@@ -468,7 +463,7 @@ def without(lines: list[bytes], number: int) -> list[bytes]:
     ],
 )
 def test_a_broken_model_file_is_refused(tmp_path, change, found):
-    lines = Tokenizer.bytes_only().files()["tokenizer.model"].splitlines()
+    lines = Tokenizer.bytes_only().files("meta")["tokenizer.model"].splitlines()
     path = tmp_path / "tokenizer.model"
     path.write_bytes(b"\n".join(change(lines)))
     message = refusal("checkpoint_invalid", Tokenizer.from_model_file, path)
@@ -477,7 +472,7 @@ def test_a_broken_model_file_is_refused(tmp_path, change, found):
 
 
 def test_order_of_lines_line_ends_and_empty_lines_do_not_matter(tmp_path):
-    lines = Tokenizer.bytes_only().files()["tokenizer.model"].splitlines()
+    lines = Tokenizer.bytes_only().files("meta")["tokenizer.model"].splitlines()
     path = tmp_path / "tokenizer.model"
     path.write_bytes(b"\r\n\r\n".join(reversed(lines)) + b"\n\n")
     assert Tokenizer.from_model_file(path).ranks == Tokenizer.bytes_only().ranks
@@ -494,7 +489,7 @@ def test_a_huge_file_is_refused_unread(tmp_path):
 
 def test_flipped_bytes_load_or_are_refused_but_never_crash(small_json, tmp_path):
     draw = random.Random(4)
-    files = {"tokenizer.model": Tokenizer.bytes_only().files()["tokenizer.model"]}
+    files = {"tokenizer.model": Tokenizer.bytes_only().files("meta")["tokenizer.model"]}
     files["tokenizer.json"] = json.dumps(small_json).encode()
     codes = []
     for name, content in files.items():
@@ -518,33 +513,54 @@ def test_a_failed_save_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
     def full(descriptor):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("vlm.tokenizer.os.fsync", full)
+    monkeypatch.setattr("vlm.tokenizer_files.disk.os.fsync", full)
     with pytest.raises(OSError, match="No space left"):
-        Tokenizer.bytes_only().save(tmp_path)
+        Tokenizer.bytes_only().save(tmp_path, format="meta")
     assert [path.name for path in tmp_path.iterdir()] == ["tokenizer.model"]
     assert (tmp_path / "tokenizer.model").read_bytes() == b"old"
 
 
 @pytest.mark.parametrize(
-    "changes",
+    ("changes", "found"),
     [
-        {"text_ids": {"word": 513}},
-        {"pattern": GPT2_PATTERN},
-        {"image_marker_id": 600},
-        {"special_ids": {**Tokenizer.bytes_only().special_ids, "<|im_start|>": 513}},
-        {"special_ids": {**Tokenizer.bytes_only().special_ids, "<|eom_id|>": 513}},
+        ({"text_ids": {"word": 513}}, "1 added words, 'word' first"),
+        ({"pattern": GPT2_PATTERN}, "the pattern is not Llama 3's"),
+        ({"image_marker_id": 600}, "the image marker's id is 600, not 512"),
+        ({"ranks": BYTES.ranks | {b"ab": 700}}, "its 257 tokens have ids up to 700"),
+        (
+            {"special_ids": {**BYTES.special_ids, "<|im_start|>": 513}},
+            "special token '<|im_start|>' has id 513",
+        ),
+        ({"special_ids": {**BYTES.special_ids, "<|eom_id|>": 513}}, "special token '<|eom_id|>' has id 513"),
     ],
-    ids=["added words", "another pattern", "another marker", "another special token", "a special token elsewhere"],
+    ids=[
+        "added words",
+        "another pattern",
+        "another marker",
+        "a gap in the ids",
+        "another special token",
+        "a special token elsewhere",
+    ],
 )
-def test_metas_file_is_not_written_where_it_would_say_something_else(tmp_path, changes):
-    small = Tokenizer.bytes_only()
-    tokenizer = Tokenizer(**{"ranks": small.ranks, "special_ids": small.special_ids, **changes})
-    assert tokenizer.files() == {}
-    assert refusal("checkpoint_invalid", tokenizer.save, tmp_path / "new") == (
-        "the tokenizer was built with what no file it can write has a place for; expected Meta's pattern and special "
-        "tokens and no added words, or one read from tokenizer.json; write its tokenizer.json with the library it "
-        "came from"
+@pytest.mark.parametrize("format", ["hf", "meta"])
+def test_no_file_is_written_that_would_say_something_else(tmp_path, changes, found, format):
+    tokenizer = Tokenizer(**{"ranks": BYTES.ranks, "special_ids": BYTES.special_ids, **changes})
+    message = refusal("checkpoint_invalid", tokenizer.save, tmp_path / "new", format=format)
+    assert (
+        message
+        == refusal("checkpoint_invalid", tokenizer.files, format)
+        == (
+            f"the tokenizer cannot be written as tokenizer.model ({found}); expected Meta's pattern and special tokens and "
+            "no added words; write its tokenizer.json with the library it came from"
+        )
     )
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("format", ["gguf", None, ["hf"]])
+def test_a_format_of_another_name_is_refused(tmp_path, format):
+    message = refusal("invalid_request", BYTES.save, tmp_path / "new", format=format)
+    assert message == f'format is {format!r}; give "hf" or "meta"'
     assert not (tmp_path / "new").exists()
 
 
@@ -599,6 +615,10 @@ def test_a_json_file_is_saved_as_it_was_read(hf, from_hf, tmp_path):
     # Meta's format has no place for the added words.
     assert [path.name for path in from_hf.save(tmp_path)] == ["tokenizer.json"]
     assert (tmp_path / "tokenizer.json").read_bytes() == (hf[1] / "tokenizer.json").read_bytes()
+    assert refusal("checkpoint_invalid", from_hf.save, tmp_path / "meta", format="meta") == (
+        "the tokenizer cannot be written as tokenizer.model (3 added words, '<chart>' first); expected Meta's pattern "
+        'and special tokens and no added words; save with format="hf"'
+    )
 
 
 def trained(pre_tokenizer):
@@ -801,3 +821,76 @@ def test_gpt2s_pattern_is_the_tokenizers_librarys():
         assert [span for _, span in twin.pre_tokenize_str(text)] == [
             span for _, span in splitter.pre_tokenize_str(text)
         ]
+
+
+# --- the tokenizer.json that is written for a tokenizer.model ---------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def written(ours, tmp_path_factory):
+    """A folder saved for a tokenizer that came as `tokenizer.model`."""
+    folder = tmp_path_factory.mktemp("written")
+    ours.save(folder, format="hf")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def theirs(written):
+    return AutoTokenizer.from_pretrained(written)
+
+
+def test_the_written_folder_holds_both_formats(written):
+    assert {path.name for path in written.iterdir()} == {"tokenizer.json", "tokenizer.model", "tokenizer_config.json"}
+    assert (written / "tokenizer.model").read_bytes() == META_FILE.read_bytes()
+
+
+def test_the_written_vocabulary_and_merges_are_those_of_transformers_converter(written, hf):
+    ours, twin = (json.loads((folder / "tokenizer.json").read_bytes()) for folder in (written, hf[1]))
+    assert [merge.split(" ") for merge in ours["model"].pop("merges")] == twin["model"].pop("merges")
+    assert ours["model"] == twin["model"]
+    assert ours["pre_tokenizer"]["pretokenizers"][0] == twin["pre_tokenizer"]["pretokenizers"][0]
+
+
+def test_transformers_gives_the_same_ids_and_texts(ours, theirs):
+    for text in random_texts(seed=11, num_texts=2000, surrogates=False) + HOSTILE:
+        ids = ours.encode(text)
+        assert theirs.encode(text, add_special_tokens=False, split_special_tokens=True) == ids, repr(text)
+        assert theirs.decode(ids) == text
+    assert theirs.encode("hi") == ours.encode("hi", bos=True)
+
+
+def test_transformers_gives_the_same_special_tokens(ours, theirs):
+    for name in META_SPECIALS:
+        expected = ours.image_marker_id if name == "<|image|>" else ours.special_ids[name]
+        assert theirs.encode(f"a{name}", add_special_tokens=False) == [*ours.encode("a"), expected]
+    assert sorted(theirs.all_special_ids) == [128_000, 128_001, 128_004]
+    assert (theirs.bos_token_id, theirs.eos_token_id) == (ours.bos_id, ours.eos_id)
+    assert len(theirs) == ours.vocab_size + 1
+    assert theirs.decode([ours.special_ids["<|image|>"]]) == "<|reserved_special_token_246|>"
+
+
+def test_the_written_file_reads_back_as_the_same_tokenizer(ours, written):
+    again = Tokenizer.from_folder(written)
+    assert again.ranks == ours.ranks
+    assert (again.image_marker_id, again.vocab_size) == (ours.image_marker_id, ours.vocab_size)
+    assert (again.bos_id, again.stop_ids) == (ours.bos_id, ours.stop_ids)
+    moved = {"<|image|>": 128_256, "<|reserved_special_token_246|>": 128_011}
+    assert again.special_ids == ours.special_ids | moved
+    for text in random_texts(seed=12, num_texts=2000, surrogates=True):
+        assert again.encode(text) == ours.encode(text)
+    assert again.files("meta") == ours.files("meta")
+    assert again.files("hf")["tokenizer.json"] == (written / "tokenizer.json").read_bytes()
+
+
+letters_in_any_order = st.lists(st.text("abc", min_size=2, max_size=6), unique=True, max_size=30)
+
+
+@settings(max_examples=300, deadline=None)
+@given(words=letters_in_any_order, texts=st.lists(st.text("abc", max_size=40), min_size=1, max_size=5))
+def test_any_vocabulary_gives_the_same_ids_in_the_tokenizers_library(words, texts):
+    """Also one that no training makes: with wholes before their parts, and tokens no merges lead to."""
+    ranks = BYTES.ranks | {word.encode(): 256 + index for index, word in enumerate(words)}
+    tokenizer = Tokenizer(ranks, meta_special_ids(len(ranks)))
+    twin = tokenizers.Tokenizer.from_buffer(tokenizer.files("hf")["tokenizer.json"])
+    for text in texts:
+        assert tokenizer.encode(text) == twin.encode(text, add_special_tokens=False).ids

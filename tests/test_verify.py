@@ -222,7 +222,9 @@ def test_a_fault_of_ours_is_seen_where_it_is(whole, monkeypatch, fault, seen):
 
     monkeypatch.setattr("vlm.verify.comparison.load_model", faulty)
     # With our faulty weights in its arrangement Meta's code would agree.
-    monkeypatch.setattr("vlm.verify.comparison._MODULES", {"transformers": ("transformers",), "llama-models": ("none",)})
+    monkeypatch.setattr(
+        "vlm.verify.comparison._MODULES", {"transformers": ("transformers",), "llama-models": ("none",)}
+    )
     report = verify(str(whole), device="cpu")
     assert not report.passed
     order = ["features", "image_tokens", "logits"]

@@ -6,7 +6,7 @@ from typing import Literal
 
 from adapters.config import AdapterConfig
 from vision_encoder.config import VisionConfig
-from vlm.errors import VLMError
+from vlm.errors import VLMError, shown
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +97,7 @@ class ModelConfig:
     def with_reference(self, reference: Literal["meta", "transformers"]) -> "ModelConfig":
         """Return this config for Meta's forward pass, or for that of stock transformers since about 4.56."""
         if reference not in ("meta", "transformers"):
-            raise VLMError("invalid_request", f'reference is {reference!r:.40}; give "meta" or "transformers"')
+            raise VLMError("invalid_request", f'reference is {shown(reference)}; give "meta" or "transformers"')
         if self.vision is None:
             return self
         stock = reference == "transformers"

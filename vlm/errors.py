@@ -37,6 +37,14 @@ class VLMError(Exception):
         super().__init__(message)
 
 
+def shown(value: object) -> str:
+    """Return a short text or number as code, and of anything else the type: what it prints may hold an address."""
+    if isinstance(value, str):
+        return repr(value[:40])
+    is_short = value is None or isinstance(value, bool | float) or (isinstance(value, int) and abs(value) < 2**64)
+    return repr(value) if is_short else f"of type {type(value).__name__:.40}"
+
+
 def public(function):
     """Wrap a public entry: an error of a lower package that carries a known `code` leaves as a `VLMError`."""
 

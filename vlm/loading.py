@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from vlm import checkpoint
-from vlm.errors import VLMError
+from vlm.errors import VLMError, shown
 from vlm.model import VisionLanguageModel
 from vlm.tokenizer import Tokenizer
 
@@ -26,7 +26,7 @@ def choose_device(device: str | torch.device) -> torch.device:
         torch.zeros(1, device=chosen).item()
     except (RuntimeError, AssertionError, TypeError, ValueError, NotImplementedError):
         raise VLMError(
-            "device_unavailable", f"device {str(device)!r:.40} cannot be used here; give 'auto', 'cpu' or another one"
+            "device_unavailable", f"device {_named(device)} cannot be used here; give 'auto', 'cpu' or another one"
         ) from None
     return chosen
 
@@ -37,8 +37,12 @@ def choose_dtype(dtype: str | torch.dtype) -> torch.dtype | None:
         return None
     chosen = DTYPES.get(dtype.removeprefix("torch.")) if isinstance(dtype, str) else dtype
     if chosen not in DTYPES.values():
-        raise VLMError("invalid_request", f"dtype is {str(dtype)!r:.40}; give 'auto', {', '.join(DTYPES)}")
+        raise VLMError("invalid_request", f"dtype is {_named(dtype)}; give 'auto', {', '.join(DTYPES)}")
     return chosen
+
+
+def _named(value: object) -> str:
+    return str(value) if isinstance(value, torch.device | torch.dtype) else shown(value)
 
 
 def load(

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vlm import checkpoint
 from vlm.batch import MAX_BATCH_SIZE, DecoderPrompt
-from vlm.errors import VLMError, public
+from vlm.errors import VLMError, public, shown
 from vlm.fetch import Fetcher
 from vlm.image_cache import EncodedImage
 from vlm.image_source import DEFAULT_CACHE_BYTES, ImageSource
@@ -75,7 +75,9 @@ class VLM:
         Raises: VLMError with `checkpoint_invalid`, `device_unavailable` or `invalid_request`.
         """
         if quantize is not None:
-            raise VLMError("invalid_request", f"quantize is {quantize!r:.40}; only None is offered yet")
+            raise VLMError("invalid_request", f"quantize is {shown(quantize)}; only None is offered yet")
+        if not isinstance(source, str | os.PathLike | None):
+            raise VLMError("invalid_request", f"source is {shown(source)}; give a folder or the name of a model")
         folder = DEFAULT_MODEL if source is None else checkpoint.resolve(source, revision=revision)
         model, tokenizer = load(folder, choose_device(device), choose_dtype(dtype), reference)
         warn_of_other_template(folder)
@@ -208,7 +210,14 @@ class VLM:
     @public
     def save_pretrained(self, folder: str | os.PathLike, *, format: str = "hf") -> None:
         """Write the model and its tokenizer as a Hugging Face ("hf") or Meta ("meta") folder."""
-        checkpoint.save_model(self.model, Path(folder), format=format, write_more=self.tokenizer.save)
+        # A tokenizer that the format cannot hold is refused before any weight is written.
+        files = self.tokenizer.files(format)
+
+        def write_more(staging: Path) -> None:
+            for name, content in files.items():
+                (staging / name).write_bytes(content)
+
+        checkpoint.save_model(self.model, Path(folder), format=format, write_more=write_more)
 
     # Parts
 

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from vlm.batch import Batch, DecoderPrompt, build_batch
-from vlm.errors import VLMError
+from vlm.errors import VLMError, shown
 from vlm.image_source import ImageSource
 from vlm.model import VisionLanguageModel
 from vlm.prompt import Prompt, encode_completion, encode_prompt, parse_messages
@@ -94,7 +94,7 @@ def listed(name: str, values: object) -> list:
 
 def check_batch_size(batch_size: object) -> None:
     if not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1:
-        raise VLMError("invalid_request", f"batch_size is {batch_size!r:.40}; give an integer of at least 1")
+        raise VLMError("invalid_request", f"batch_size is {shown(batch_size)}; give an integer of at least 1")
 
 
 def _text_only() -> VLMError:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vlm.errors import VLMError
+from vlm.errors import VLMError, shown
 
 DEFAULT_MAX_NEW_TOKENS = 512
 MAX_STOPS = 64
@@ -122,7 +122,7 @@ def _penalise(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
 def _check_number(name: str, value: object, low: float, high: float) -> None:
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if not is_number or not low <= value <= high:
-        raise VLMError("invalid_request", f"{name} is {_shown(value)}; give a number from {low:g} to {high:g}")
+        raise VLMError("invalid_request", f"{name} is {shown(value)}; give a number from {low:g} to {high:g}")
 
 
 def _check_integer(name: str, value: object, low: int, high: int = MAX_INTEGER, *, optional: bool = False) -> None:
@@ -130,11 +130,4 @@ def _check_integer(name: str, value: object, low: int, high: int = MAX_INTEGER, 
         return
     is_integer = isinstance(value, int) and not isinstance(value, bool)
     if not is_integer or not low <= value <= high:
-        raise VLMError("invalid_request", f"{name} is {_shown(value)}; give an integer from {low} to {high}")
-
-
-def _shown(value: object) -> str:
-    """Show a number or a short text; what has more digits than Python prints, by its type."""
-    if isinstance(value, int) and abs(value) > MAX_INTEGER:
-        return "an integer of too many digits"
-    return f"{value!r:.40}"
+        raise VLMError("invalid_request", f"{name} is {shown(value)}; give an integer from {low} to {high}")

@@ -6,9 +6,11 @@ from pathlib import Path
 from vlm.checkpoint.files import invalid
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9_][\w.-]*")
-_SETTINGS = re.compile(r"[^/]+\.json|(original/)?tokenizer\.model")
-_SAFETENSORS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors")
-_PTH = re.compile(r"(original/)?(consolidated(\.\d\d)?\.pth|params\.json)")
+_SAFETENSORS = re.compile(r"model[^/]*\.safetensors")
+# Patterns of the Hub's library, in which a star stands for slashes too.
+_SETTINGS = ["*.json", "tokenizer.model", "original/tokenizer.model"]
+_WEIGHTS = ["model*.safetensors"]
+_META_WEIGHTS = ["consolidated*.pth", "original/consolidated*.pth"]
 
 
 def resolve(source: str | Path, *, revision: str | None = None) -> Path:
@@ -19,9 +21,9 @@ def resolve(source: str | Path, *, revision: str | None = None) -> Path:
     Raises VLMError where there is no such folder and no such repository.
     """
     folder = Path(source).expanduser()
-    if folder.is_dir():
+    if str(source) and folder.is_dir():
         return folder
-    if folder.exists():
+    if str(source) and folder.exists():
         raise invalid(f"{folder.name} is a file; give the folder of the checkpoint that it belongs to")
     if not isinstance(source, str) or not _NAME.fullmatch(source):
         raise invalid(f"there is no folder {str(source)!r:.120}; give a folder, or a Hub name such as owner/name")
@@ -29,16 +31,21 @@ def resolve(source: str | Path, *, revision: str | None = None) -> Path:
 
 
 def _download(name: str, revision: str | None) -> Path:
-    import httpx
-    import huggingface_hub
-    from huggingface_hub import errors
+    from huggingface_hub import HfApi, errors, snapshot_download
 
     try:
         try:
-            files = huggingface_hub.list_repo_files(name, revision=revision)
-        except (errors.OfflineModeIsEnabled, httpx.TransportError):
-            return Path(huggingface_hub.snapshot_download(name, revision=revision, local_files_only=True))
-        return Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=_wanted(files)))
+            # Not list_repo_files: without a network it tries again for half a minute.
+            files = [file.rfilename for file in HfApi().model_info(name, revision=revision, timeout=20).siblings or []]
+        except errors.HfHubHTTPError:
+            raise
+        except (errors.OfflineModeIsEnabled, errors.HTTPError):
+            patterns = _SETTINGS + _WEIGHTS
+            return Path(snapshot_download(name, revision=revision, allow_patterns=patterns, local_files_only=True))
+        # One set of weights, safetensors where there are any.
+        has_safetensors = any(_SAFETENSORS.fullmatch(file) for file in files)
+        patterns = _SETTINGS + (_WEIGHTS if has_safetensors else _META_WEIGHTS)
+        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
     except errors.GatedRepoError:
         why = "it is gated: accept its licence on huggingface.co, then `hf auth login`"
     except errors.RevisionNotFoundError:
@@ -46,21 +53,14 @@ def _download(name: str, revision: str | None) -> Path:
     except errors.RepositoryNotFoundError:
         why = "the Hub has no such repository, or it is private: check the name, or `hf auth login`"
     except errors.LocalEntryNotFoundError:
-        why = "the Hub cannot be reached and nothing was downloaded before: connect, or give a local folder"
-    except (errors.HfHubHTTPError, httpx.HTTPError) as error:
-        status = getattr(getattr(error, "response", None), "status_code", None)
-        why = f"the Hub answered {status or 'nothing'}: try again later, or give a local folder"
+        why = "the Hub cannot be reached and no whole copy was downloaded before: connect, or give a local folder"
+    except errors.HfHubHTTPError as error:
+        why = f"the Hub answered {error.response.status_code}: try again later, or give a local folder"
+    except errors.HTTPError:
+        why = "the connection broke off: try again, what was downloaded is kept"
     except OSError as error:
         why = f"the download could not be stored ({error.strerror or type(error).__name__}): free some space"
     raise invalid(f"{name} is no local folder and could not be downloaded; {why}")
-
-
-def _wanted(files: list[str]) -> list[str]:
-    """Return what a model needs: settings, tokenizer, and one set of weights (safetensors where there are any)."""
-    weights = [file for file in files if _SAFETENSORS.fullmatch(file)] or [
-        file for file in files if _PTH.fullmatch(file)
-    ]
-    return [file for file in files if _SETTINGS.fullmatch(file)] + weights
 
 
 def _checkpoint_folder(snapshot: Path) -> Path:

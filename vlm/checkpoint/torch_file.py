@@ -21,10 +21,9 @@ _MIN_TORCH = (2, 10)
 _MIN_GROUP_BYTES = 32 << 20
 _MAX_PICKLE_BYTES = 2 << 20
 # All that the dictionary of a plain model names.
-_TENSORS = {"collections OrderedDict", "torch._utils _rebuild_tensor_v2", "torch._utils _rebuild_parameter"} | {
-    f"torch {kind}Storage"
-    for kind in ("Double", "Float", "Half", "BFloat16", "Long", "Int", "Short", "Char", "Byte", "Bool")
-}
+_KINDS = ("Double", "Float", "Half", "BFloat16", "Long", "Int", "Short", "Char", "Byte", "Bool")
+_TENSORS = {"collections OrderedDict", "torch._utils _rebuild_tensor_v2", "torch._utils _rebuild_parameter"}
+_TENSORS |= {f"torch {kind}Storage" for kind in _KINDS}
 # What a hostile or broken archive makes torch.load and zipfile raise.
 _BROKEN = (
     pickle.UnpicklingError,

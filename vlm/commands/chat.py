@@ -1,5 +1,6 @@
 """`vlm chat`: a conversation in the terminal."""
 
+import contextlib
 import sys
 
 import click
@@ -69,10 +70,8 @@ class _Conversation:
         """Return what the user says next; None when there is no more."""
         if not self.is_terminal:
             return sys.stdin.readline() or None
-        try:
+        with contextlib.suppress(ImportError):
             import readline  # noqa: F401  gives `input` arrow keys and a history, where it exists
-        except ImportError:
-            pass
         try:
             return input("> ")
         except EOFError:

@@ -29,18 +29,24 @@ def convert(source: str, target: Path, format: Literal["hf", "meta"], dtype: str
     from tqdm import tqdm
 
     from vlm import VLM
-    from vlm.checkpoint import write_checksums
+    from vlm.checkpoint import save_model, write_checksums
 
-    with tqdm(total=3, desc="reading", disable=None, leave=False, bar_format="{desc} {bar} {elapsed}") as bar:
-        model = VLM.from_pretrained(source, device="cpu", dtype=dtype)
-        bar.set_description("writing")
-        bar.update()
-        model.save_pretrained(target, format=format)
+    def write_more(staging: Path) -> None:
+        for name, content in files.items():
+            (staging / name).write_bytes(content)
         bar.set_description("adding checksums")
         bar.update()
-        write_checksums(target)
+        write_checksums(staging)
         bar.update()
-    found, names = model.info, sorted(path.name for path in target.iterdir())
+
+    with tqdm(total=3, desc="reading", disable=None, leave=False, bar_format="{desc} {bar} {elapsed}") as bar:
+        vlm = VLM.from_pretrained(source, device="cpu", dtype=dtype)
+        # A tokenizer that the layout cannot hold is refused before any weight is written.
+        files = vlm.tokenizer.files(format)
+        bar.set_description("writing")
+        bar.update()
+        save_model(vlm.model, target, format=format, write_more=write_more)
+    found, names = vlm.info, sorted(path.name for path in target.iterdir())
     dtype_name = str(found.dtype).removeprefix("torch.")
     layout = {"hf": "Hugging Face", "meta": "Meta"}[format]
     say(f"wrote {target}: {found.num_parameters:,} parameters as {dtype_name} in {layout}'s layout")

@@ -132,8 +132,8 @@ def learning_rate(peak: float, batch: int, done: float, *, warmup: int = 300, de
 
 
 def character_weight(done: float) -> float:
-    """From 1 to 0.3 over the first half."""
-    return 1.0 - 0.7 * min(1.0, 2 * done)
+    """From 1 to 0.3 over the second half."""
+    return 1.0 - 0.7 * max(0.0, 2 * done - 1)
 
 
 def train(

@@ -112,9 +112,7 @@ class Comparison:
         oracle.repair(model)
         self._add_rows("transformers, repaired", "meta", dtype, lambda one: oracle.answer(model, one))
 
-    def _add_rows(
-        self, oracle: str, reference: str, dtype: torch.dtype, ask: Callable[[Question], Answers]
-    ) -> None:
+    def _add_rows(self, oracle: str, reference: str, dtype: torch.dtype, ask: Callable[[Question], Answers]) -> None:
         """Add a row for each case; only an oracle of the reference in force decides about the verdict."""
         self.bar.set_description(oracle)
         counts = reference == self.config.reference

@@ -2,6 +2,7 @@
 
 from dataclasses import asdict, dataclass, field
 
+
 @dataclass(frozen=True, kw_only=True)
 class Row:
     """One prompt beside one oracle. Differences are the largest one over the oracle's largest value."""
