@@ -23,8 +23,11 @@ from tests.checkpoint_models import (
     text_config,
     write_split,
 )
+from tests.oracles import hf, ours
 from tests.oracles import meta as oracle
+from tests.oracles.cases import CONFIGS, build_case
 from tests.oracles.meta_weights import meta_state
+from tests.oracles.weights import random_hf_state
 from vlm.checkpoint import empty_model, load_model, meta, read_config, save_model
 from vlm.checkpoint.meta_config import write_config
 from vlm.config import preset
@@ -369,3 +372,24 @@ def test_another_format_is_a_wrong_request(tmp_path):
     with pytest.raises(VLMError, match='give "hf" or "meta"') as caught:
         save_model(random_model(), tmp_path / "out", format="gguf")
     assert caught.value.code == "invalid_request"
+
+
+@pytest.mark.filterwarnings("ignore:.*all_gather_tensor.*:FutureWarning")  # Meta's call, torch's warning
+@pytest.mark.parametrize("prompt", ["text_only", "two_images_apart"])
+def test_both_formats_compute_what_their_own_programs_compute(tmp_path, prompt):
+    """Names that are swapped for others of the same shape show here only."""
+    small = CONFIGS["default"]
+    settings, state = random_hf_state(small)
+    hf.stock(settings, state).save_pretrained(tmp_path / "theirs")
+    model = load_model(tmp_path / "theirs")
+    case = build_case(small, prompt)
+    expected = ours.logits(model, case)
+    assert torch.allclose(expected, hf.logits(hf.repaired(settings, state), case), atol=1e-4)
+
+    save_model(model, tmp_path / "meta", format="meta")
+    oracle.start_model_parallel()
+    theirs = oracle.SmallTransformer(settings)
+    theirs.load_state_dict(torch.load(tmp_path / "meta" / "consolidated.00.pth", weights_only=True), strict=True)
+    theirs.setup_cache(max_batch_size=1, device=torch.device("cpu"), dtype=torch.float32)
+    assert torch.allclose(expected, oracle.logits(theirs.eval(), case), atol=1e-4)
+    assert_same(load_model(tmp_path / "meta"), model)

@@ -126,6 +126,15 @@ def test_ask_prints_the_reply_of_the_model(folder, model, pictures):
     assert result.stdout == model.chat(asked(pictures[:2], "What changed?"), config=SHORT_CONFIG).text + "\n"
 
 
+def test_images_stand_in_the_prompt_in_the_order_given(folder, model, pictures):
+    result = run("ask", *pictures[:2], "What changed?", "--model", folder, "--json", *SHORT)
+    in_order, turned = (
+        model.chat(asked(names, "What changed?"), config=SHORT_CONFIG).confidence
+        for names in (pictures[:2], pictures[1::-1])
+    )
+    assert last_json(result)["replies"][0]["confidence"] == in_order != turned
+
+
 def test_ask_ends_with_one_line_of_json(folder, model, pictures):
     result = run("ask", pictures[0], "Why?", "--model", folder, "--json", *SHORT)
     expected = model.answer(pictures[0], "Why?", config=SHORT_CONFIG)

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 import vlm.decoder
+from adapters import CrossMask, ImageKV
 from tests.conftest import random_model
 from tests.nearness import difference
 from vlm.config import DecoderConfig, ModelConfig, RopeScaling, preset
@@ -294,6 +295,25 @@ def test_image_keys_and_values_come_a_cross_layer_at_a_time_in_their_order(tiny_
             assert torch.equal(found.layer(place).keys, alone.keys)
             assert torch.equal(found.layer(place).values, alone.values)
     assert not torch.equal(found.keys[0], found.keys[1])
+
+
+@torch.no_grad()
+def test_each_cross_layer_looks_at_its_own_keys_and_values(tiny_model):
+    decoder, ids = tiny_model.decoder, draw_ids(1, 4)
+    image = decoder.image_kv(torch.randn(1, 5, TINY.width, generator=torch.Generator().manual_seed(0)))
+    cross, outputs = [decoder.layers[index] for index in decoder.adapter.cross_layers], []
+    hooks = [layer.register_forward_hook(lambda _, __, output: outputs.append(output)) for layer in cross]
+    for changed in (None, 0, 1):
+        other = ImageKV(image.keys, image.values.clone())
+        if changed is not None:
+            other.values[changed] += 1
+        decoder(ids, image=other, mask=CrossMask(None, None))
+    for hook in hooks:
+        hook.remove()
+    clean, first, second = (outputs[start : start + 2] for start in (0, 2, 4))
+    assert not torch.equal(first[0], clean[0])
+    assert torch.equal(second[0], clean[0])
+    assert not torch.equal(second[1], clean[1])
 
 
 def test_ids_are_left_as_they_were():

@@ -80,7 +80,7 @@ def refused_calls(tiny, folder) -> dict:
     (folder / "bad.png").write_bytes(content[:100])
     (folder / "config.json").write_text("{" * 50)
     text_in_image = [{"role": "user", "content": [{"type": "image", "image": 5}]}]
-    hostile = "0x7ffdeadbeef /usr/lib/python3/site-packages/x.py Traceback " * 20
+    hostile = "y" * 9999
     return {
         "image_unsupported": lambda: tiny.caption(b"<svg></svg>"),
         "image_truncated": lambda: tiny.caption(folder / "bad.png"),
@@ -99,17 +99,17 @@ def refused_calls(tiny, folder) -> dict:
         "a long path": lambda: tiny.caption("a" * 5000),
         "a path with a zero": lambda: tiny.caption("a\0b"),
         "a hostile role": lambda: tiny.chat([{"role": hostile, "content": "x"}]),
-        "a hostile field": lambda: tiny.chat([{"role": "user", "content": "x", hostile[:30] * 50: 1}]),
-        "a hostile type": lambda: tiny.chat([{"role": "user", "content": [{"type": "y" * 9999}]}]),
+        "a hostile field": lambda: tiny.chat([{"role": "user", "content": "x", hostile: 1}]),
+        "a hostile type": lambda: tiny.chat([{"role": "user", "content": [{"type": hostile}]}]),
         "a hostile scheme": lambda: tiny.caption("x" * 5000 + "://a"),
-        "a hostile dtype": lambda: VLM.from_pretrained(folder, dtype="y" * 9999),
-        "a hostile reference": lambda: VLM.from_pretrained(folder, reference="y" * 9999),
-        "a hostile quantize": lambda: VLM.from_pretrained(folder, quantize="y" * 9999),
+        "a hostile dtype": lambda: VLM.from_pretrained(folder, dtype=hostile),
+        "a hostile reference": lambda: VLM.from_pretrained(folder, reference=hostile),
+        "a hostile quantize": lambda: VLM.from_pretrained(folder, quantize=hostile),
         "a hostile source": lambda: VLM.from_pretrained("y" * 250),
-        "a hostile format": lambda: tiny.save_pretrained(folder / "new", format="y" * 9999),
-        "a hostile stop": lambda: GenerationConfig(stop=["y" * 9999]),
-        "a hostile temperature": lambda: GenerationConfig(temperature="y" * 9999),
-        "a hostile batch size": lambda: tiny.chat_many([], batch_size="y" * 9999),
+        "a hostile format": lambda: tiny.save_pretrained(folder / "new", format=hostile),
+        "a hostile stop": lambda: GenerationConfig(stop=[hostile]),
+        "a hostile temperature": lambda: GenerationConfig(temperature=hostile),
+        "a hostile batch size": lambda: tiny.chat_many([], batch_size=hostile),
         "a hostile config": lambda: tiny.chat(user("x"), config=object()),
         "an encoded image": lambda: EncodedImage.load(folder / "bad.png"),
         "an object": lambda: tiny.caption(object()),
@@ -152,7 +152,6 @@ def test_no_refusal_says_too_much(tiny, tmp_path):
         assert error.code in PROMISED, name
         assert error.code == name or name not in PROMISED, (name, error.code)
         assert 10 < len(error.message) <= 300, name
-        said = error.message.replace("0x7ffdeadbeef", "").replace("/usr/lib/python3/", "")
-        assert not LEAK.search(said), (name, error.message)
+        assert not LEAK.search(error.message), (name, error.message)
         assert str(tmp_path) not in str(error), name
         assert not error.message.startswith("("), name

@@ -76,6 +76,14 @@ def test_a_batch_of_any_mix_equals_singles(plain, alone, batch_size, turned):
         assert reply.confidence == pytest.approx(expected.confidence, abs=1e-5)
 
 
+def test_the_other_reference_writes_in_a_batch_what_it_writes_alone():
+    """There, text before the first image attends to missing tiles, which must stay each row's own."""
+    vlm = VLM(random_model(preset("tiny").with_reference("transformers")), Tokenizer.bytes_only())
+    config = GenerationConfig(max_new_tokens=6)
+    together = vlm.chat_many(MIXED, config=config)
+    assert [vlm.chat(messages, config=config).token_ids for messages in MIXED] == [r.token_ids for r in together]
+
+
 def test_rows_that_end_early_leave_the_others_alone(plain, alone):
     """Each row stops at another token: at its own first one of these."""
     stops = [alone[0].text[2], alone[1].text[5]]

@@ -171,8 +171,8 @@ def test_no_more_than_the_byte_limit_is_read_from_a_file(tmp_path, monkeypatch):
     assert refusal(path, limits=SMALL).code == "image_too_large"
     monkeypatch.undo()
     # A file that grows after the look: its size is not believed.
-    small = os.stat_result((0o100644, 0, 0, 1, 0, 0, 10, 0, 0, 0))
-    monkeypatch.setattr(os, "stat", lambda path: small)
+    small, stat_of = os.stat_result((0o100644, 0, 0, 1, 0, 0, 10, 0, 0, 0)), os.stat
+    monkeypatch.setattr(os, "stat", lambda name, **rest: small if name == path else stat_of(name, **rest))
     assert len(encoded_bytes(path)) == 11
 
 

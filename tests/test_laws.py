@@ -377,18 +377,20 @@ def test_nan_in_one_rows_image_leaves_its_neighbours_bit_equal(tiny_model, promp
         assert replies[:slot] + replies[slot + 1 :] == clean[:slot] + clean[slot + 1 :]
 
 
-@pytest.mark.parametrize("chunk", [1, 2, 3])
-def test_a_broken_embedding_reaches_no_row_that_does_not_hold_its_token(tiny_model, prompts, chunk):
+@pytest.mark.parametrize("chunk", [1, 3, 2048])
+@pytest.mark.parametrize("slot", [0, 2, 5])
+def test_a_broken_embedding_reaches_no_row_that_does_not_hold_its_token(tiny_model, prompts, slot, chunk):
+    """Id 0, and at the end of its row: what a batch might be padded with."""
     spoiled = copy.deepcopy(tiny_model)
-    ids = prompts["one_tile_middle"].ids
-    token = next(token for token in range(512) if all(token not in prompts[name].ids for name in CHUNKED_ROWS))
     with torch.no_grad():
-        spoiled.decoder.embedding.weight[token] = math.nan
+        spoiled.decoder.embedding.weight[0] = math.nan
     rows = [prompts[name] for name in CHUNKED_ROWS]
-    rows.insert(1, DecoderPrompt([*ids[:-1], token], prompts["one_tile_middle"].images))
+    assert not any(0 in prompt.ids for prompt in rows)
+    expected = greedy(tiny_model, together(*rows), 3)
+    rows.insert(slot, DecoderPrompt([*prompts["one_tile_middle"].ids[:-1], 0], prompts["one_tile_middle"].images))
     replies = greedy(spoiled, together(*rows), 3, chunk)
-    assert replies.pop(1) is None
-    assert replies == greedy(tiny_model, together(*(prompts[name] for name in CHUNKED_ROWS)), 3)
+    assert replies.pop(slot) is None
+    assert replies == expected
 
 
 # The same again (N8)

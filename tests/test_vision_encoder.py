@@ -177,23 +177,26 @@ def test_other_shapes_equal_the_slow_twin(changes):
         assert difference(found, twin(encoder, pixels, canvas)) < TOLERANCE, canvas
 
 
-def test_gradients_equal_the_slow_twins():
+@pytest.mark.parametrize("canvas", [(1, 1), (1, 2), (2, 2)])
+@pytest.mark.parametrize("slots", ["used", "all"])
+def test_gradients_equal_the_slow_twins(canvas, slots):
     """Of one tile, where three tiles and all padding are folded into single rows; unused slots never learn."""
-    for canvas in [(1, 1), (1, 2), (2, 2)]:
-        encoder = build()
-        pixels = draw(encoder, canvas)
-        used = len(pixels)
-        names, weights = zip(*encoder.named_parameters(), strict=True)
-        towards = torch.randn(used, encoder.config.tokens_per_tile, encoder.config.feature_dim).double()
-        expected = torch.autograd.grad((twin(encoder, pixels, canvas)[:used] * towards).sum(), weights)
-        found = torch.autograd.grad((encoder(pixels[None], [canvas])[0].double() * towards).sum(), weights)
-        row = encoder.config.canvases.index(canvas) + 1
-        for name, ours, theirs in zip(names, found, expected, strict=True):
-            if name.endswith("table"):
-                assert ours[row, :used].abs().sum() > 0, name
-                ours, theirs = ours[row, :used], theirs[row, :used]
-            assert theirs.abs().max() > 0, name
-            assert difference(ours, theirs) < 1e-4, f"{canvas} {name}"
+    encoder = build()
+    pixels = draw(encoder, canvas)
+    used = len(pixels)
+    num_returned = used if slots == "used" else 4
+    padded = torch.cat([pixels, torch.zeros(num_returned - used, *pixels.shape[1:])])
+    names, weights = zip(*encoder.named_parameters(), strict=True)
+    towards = torch.randn(num_returned, encoder.config.tokens_per_tile, encoder.config.feature_dim).double()
+    expected = torch.autograd.grad((twin(encoder, pixels, canvas)[:num_returned] * towards).sum(), weights)
+    found = torch.autograd.grad((encoder(padded[None], [canvas])[0].double() * towards).sum(), weights)
+    row = encoder.config.canvases.index(canvas) + 1
+    for name, ours, theirs in zip(names, found, expected, strict=True):
+        if name.endswith("table"):
+            assert ours[row, :used].abs().sum() > 0, name
+            ours, theirs = ours[row, :used], theirs[row, :used]
+        assert theirs.abs().max() > 0, name
+        assert difference(ours, theirs) < 1e-4, name
 
 
 @pytest.mark.parametrize("general", [False, True])

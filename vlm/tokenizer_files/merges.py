@@ -20,9 +20,12 @@ def halvings(vocab: Mapping[str, int]) -> Iterator[tuple[str, str]]:
     Source: transformers, convert_slow_tokenizer.py, TikTokenConverter.extract_vocab_merges_from_model.
     """
     for token in sorted(vocab, key=vocab.__getitem__):
-        halves = ((token[:cut], token[cut:]) for cut in range(1, len(token)))
-        pairs = [(left, right) for left, right in halves if left in vocab and right in vocab]
-        yield from sorted(pairs, key=lambda pair: (vocab[pair[0]], vocab[pair[1]]))
+        yield from sorted(_halve(token, vocab), key=lambda halves: (vocab[halves[0]], vocab[halves[1]]))
+
+
+def _halve(token: str, vocab: Mapping[str, int]) -> list[tuple[str, str]]:
+    cuts = ((token[:cut], token[cut:]) for cut in range(1, len(token)))
+    return [(left, right) for left, right in cuts if left in vocab and right in vocab]
 
 
 def check_merges(vocab: Mapping[str, int], merges: Sequence, *, ignore_merges: bool):
@@ -32,7 +35,7 @@ def check_merges(vocab: Mapping[str, int], merges: Sequence, *, ignore_merges: b
     are a merge, the token comes about as in training.
     """
     pairs = _parse_merges(vocab, merges)
-    if ignore_merges and sum(1 for _ in halvings(vocab)) == len(pairs):
+    if ignore_merges and sum(len(_halve(token, vocab)) for token in vocab) == len(pairs):
         return
     num_whole = 0
     for token, token_id in vocab.items():

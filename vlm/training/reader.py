@@ -5,22 +5,27 @@ pointers. At every position that predicts the answer one head of the first cross
 evidence's label, one of the second at its value. Without the characters nothing is read, without the pointers no label
 is bound to its value. The first batches only read: until that works, asking is wasted.
 
-    python -m vlm.training.reader --out runs/reader --minutes 60
+    torchrun --nproc-per-node 2 -m vlm.training.reader --out runs/reader --minutes 60
+
+One process a core: on small matrices two processes of one thread do more than one of two.
 """
 
 import json
 import logging
 import math
+import os
 import time
 from pathlib import Path
 from typing import NamedTuple
 
 import click
 import torch
+import torch.distributed
 from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
@@ -38,6 +43,7 @@ logger = logging.getLogger(__name__)
 NUM_CODES = 256
 CHARACTERS_PER_PATCH = 3
 POINTER_WEIGHT = 0.3
+BATCH_IMAGES = 16
 
 
 class Losses(NamedTuple):
@@ -119,9 +125,12 @@ class Progress:
         self._since = time.monotonic()
 
     def done(self, batch: int) -> float:
+        """Return the share that is done, the same in every process."""
         now = time.monotonic()
-        self.elapsed_s += now - self._since
-        self._since = now
+        elapsed = torch.tensor(self.elapsed_s + now - self._since, dtype=torch.float64)
+        if torch.distributed.is_initialized():
+            torch.distributed.broadcast(elapsed, 0)
+        self.elapsed_s, self._since = float(elapsed), now
         return min(1.0, max(batch / self.num_batches, self.elapsed_s / self.seconds))
 
 
@@ -144,6 +153,7 @@ def train(
     The trained model is written to `out`/model, without the head for characters.
     """
     torch.manual_seed(seed)
+    rank, num_processes = _join_processes()
     out.mkdir(parents=True, exist_ok=True)
     reader = Reader()
     matrices = [weight for weight in reader.parameters() if weight.ndim > 1]
@@ -152,33 +162,42 @@ def train(
     optimizer = torch.optim.AdamW(groups, lr=peak, betas=(0.9, 0.95))
     progress = Progress(num_batches, minutes)
     batch_index = _resume(out, reader, optimizer, progress)
-    batches = DataLoader(
-        Subset(
-            ReaderData(reader.model.config.vision, seed=seed, num_reading=num_reading), range(batch_index, num_batches)
-        ),
-        batch_size=None,
-        num_workers=1,
-        prefetch_factor=8,
-    )
+    num_images = BATCH_IMAGES // num_processes
+    data = ReaderData(reader.model.config.vision, seed=seed, rank=rank, num_images=num_images, num_reading=num_reading)
+    remaining = Subset(data, range(batch_index, num_batches))
+    batches = DataLoader(remaining, batch_size=None, num_workers=1, prefetch_factor=8)
+    # The decoder takes no part in the batches that only read.
+    trained = DistributedDataParallel(reader, find_unused_parameters=True) if num_processes > 1 else reader
     saved_s = progress.elapsed_s
     bar = tqdm(total=num_batches, initial=batch_index, disable=None, unit="batch")
     for batch in batches:
         done = progress.done(batch_index)
-        if done >= 1:
-            break
-        losses = step(reader, optimizer, batch, learning_rate(peak, batch_index, done), character_weight(done))
-        batch_index += 1
-        bar.update()
-        if batch_index % 50 == 0:
-            _log(out, batch_index, progress.elapsed_s, losses)
-        if progress.done(batch_index) >= 1 or progress.elapsed_s - saved_s > 300:
+        if rank == 0 and (done >= 1 or progress.elapsed_s - saved_s > 300):
             saved_s = progress.elapsed_s
             _save(out, reader, optimizer, progress, batch_index)
-    VLM(reader.model, Tokenizer.bytes_only()).save_pretrained(out / "model")
+        if done >= 1:
+            break
+        losses = step(trained, optimizer, batch, learning_rate(peak, batch_index, done), character_weight(done))
+        batch_index += 1
+        bar.update()
+        if rank == 0 and batch_index % 50 == 0:
+            _log(out, batch_index, progress.elapsed_s, losses)
+    if rank == 0:
+        VLM(reader.model, Tokenizer.bytes_only()).save_pretrained(out / "model")
+    if num_processes > 1:
+        torch.distributed.destroy_process_group()
+
+
+def _join_processes() -> tuple[int, int]:
+    """Return this process's rank and how many there are; torchrun names them in the environment."""
+    num_processes = int(os.environ.get("WORLD_SIZE", "1"))
+    if num_processes > 1:
+        torch.distributed.init_process_group("gloo")
+    return int(os.environ.get("RANK", "0")), num_processes
 
 
 def step(
-    reader: Reader, optimizer: torch.optim.Optimizer, batch: ReaderBatch, rate: float, weight: float
+    reader: nn.Module, optimizer: torch.optim.Optimizer, batch: ReaderBatch, rate: float, weight: float
 ) -> dict[str, float]:
     """Take one optimizer step; a step whose gradient is not finite is left out."""
     for group in optimizer.param_groups:
@@ -194,7 +213,7 @@ def step(
         optimizer.step()
     else:
         logger.warning("a step with a gradient that is not finite was left out")
-    return {name: round(float(loss), 4) for name, loss in losses._asdict().items()} | {"norm": round(norm, 3)}
+    return {name: round(loss.item(), 4) for name, loss in losses._asdict().items()} | {"norm": round(norm, 3)}
 
 
 def _log(out: Path, batch_index: int, elapsed_s: float, losses: dict[str, float]) -> None:

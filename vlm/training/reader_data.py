@@ -1,6 +1,6 @@
 """Batches of drawn charts with their questions, and the dense targets that make a small model read.
 
-A batch is a function of (seed, index), so that a run can go on where it stopped.
+A batch is a function of (seed, index, rank), so that a run can go on where it stopped.
 """
 
 from typing import NamedTuple
@@ -52,6 +52,7 @@ class ReaderData(Dataset):
         config: VisionConfig,
         *,
         seed: int,
+        rank: int = 0,
         num_images: int = 16,
         num_questions: int = 6,
         num_easy: int = 1000,
@@ -60,7 +61,7 @@ class ReaderData(Dataset):
         self.config = config
         self.processor = ImageProcessor(config)
         self.tokenizer = Tokenizer.bytes_only()
-        self.seed, self.num_images, self.num_questions = seed, num_images, num_questions
+        self.seed, self.rank, self.num_images, self.num_questions = seed, rank, num_images, num_questions
         self.num_easy = num_easy
         """Batches over which the charts grow from easy to full difficulty."""
         self.num_reading = num_reading
@@ -70,7 +71,7 @@ class ReaderData(Dataset):
         return 2**31
 
     def __getitem__(self, index: int) -> ReaderBatch:
-        rng = np.random.default_rng([self.seed, index])
+        rng = np.random.default_rng([self.seed, index, self.rank])
         difficulty = min(1.0, 0.2 + 0.8 * index / self.num_easy)
         pixels, characters, rows = [], [], []
         for image_index in range(self.num_images):
