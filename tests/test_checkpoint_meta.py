@@ -36,6 +36,12 @@ from vlm.errors import VLMError
 PUBLISHED = {"11b-vision": 10_629_184_035, "90b-vision": 88_552_318_523}
 
 
+@pytest.fixture(scope="module", autouse=True)
+def model_parallel():
+    """Meta's layers ask for their group when they are built."""
+    oracle.start_model_parallel()
+
+
 @pytest.fixture
 def weightless(monkeypatch):
     """Let Meta's classes be built at full size: fairscale's layers make their weights without values."""
@@ -46,7 +52,6 @@ def weightless(monkeypatch):
 
     shim = Torch(Tensor=lambda *sizes: torch.empty(*sizes, device="meta"))
     monkeypatch.setattr(layers, "torch", shim)
-    oracle.start_model_parallel()
 
     def build(kind, **args):
         with torch.device("meta"):
@@ -145,7 +150,6 @@ def test_a_tied_model_in_several_files_loads(tmp_path, count):
     save_model(model, tmp_path, format="meta")
     whole = torch.load(tmp_path / "consolidated.00.pth", weights_only=True)
     assert whole["output.weight"].equal(whole["tok_embeddings.weight"])
-    oracle.start_model_parallel()
     params = json.loads((tmp_path / "params.json").read_text())
     args = ModelArgs(**params, max_batch_size=1, max_seq_len=8)
     axes = meta_split_axes(Transformer(args))
@@ -234,7 +238,6 @@ def test_published_params_have_metas_numbers():
 
 def test_metas_own_reading_of_our_params_agrees(tmp_path):
     params = write_config(preset("default"), torch.float32)
-    oracle.start_model_parallel()
     args = ModelArgs(**{key: value for key, value in params.items() if "vision" not in key}, max_seq_len=8)
     assert Transformer(args).layers[0].feed_forward.w1.weight.shape[0] == preset("default").decoder.mlp_dim
 
@@ -387,7 +390,6 @@ def test_both_formats_compute_what_their_own_programs_compute(tmp_path, prompt):
     assert torch.allclose(expected, hf.logits(hf.repaired(settings, state), case), atol=1e-4)
 
     save_model(model, tmp_path / "meta", format="meta")
-    oracle.start_model_parallel()
     theirs = oracle.SmallTransformer(settings)
     theirs.load_state_dict(torch.load(tmp_path / "meta" / "consolidated.00.pth", weights_only=True), strict=True)
     theirs.setup_cache(max_batch_size=1, device=torch.device("cpu"), dtype=torch.float32)
