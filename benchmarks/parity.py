@@ -11,11 +11,6 @@ import platform
 import warnings
 
 import torch
-
-# Meta's calls, not ours to mend.
-warnings.filterwarnings("ignore", category=FutureWarning)
-warnings.filterwarnings("ignore", category=DeprecationWarning)
-
 import transformers
 
 from tests.oracles import hf, meta, ours
@@ -49,6 +44,7 @@ def compare(answers, model, metas, case: Case) -> dict[str, float]:
 def main() -> None:
     argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
     logging.disable(logging.WARNING)
+    warnings.filterwarnings("ignore")  # Meta's calls, not ours to mend
     torch.set_num_threads(1)
     versions = f"torch {torch.__version__}, transformers {transformers.__version__}, Python {platform.python_version()}"
     print(f"largest difference from llama-models over the largest value; {versions}\n")

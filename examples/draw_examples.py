@@ -15,7 +15,13 @@ import matplotlib.pyplot as plt
 FOLDER = Path(__file__).parent
 DPI = 100
 SIZE = (2.56, 1.92)
-PRINT = {"font.size": 6.5, "axes.titlesize": 7, "xtick.labelsize": 6.5, "ytick.labelsize": 6.5, "svg.hashsalt": "examples"}
+PRINT = {
+    "font.size": 6.5,
+    "axes.titlesize": 7,
+    "xtick.labelsize": 6.5,
+    "ytick.labelsize": 6.5,
+    "svg.hashsalt": "examples",
+}
 
 CHARTS = (
     {

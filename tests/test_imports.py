@@ -87,6 +87,8 @@ print(model.answer(picture, "?", config=GenerationConfig(max_new_tokens=2)).fini
 
 
 def test_help_needs_no_torch():
-    program = "import sys, vlm, vlm.cli, vision_encoder; print([n for n in ('torch', 'PIL', 'numpy') if n in sys.modules])"
+    program = (
+        "import sys, vlm, vlm.cli, vision_encoder; print([n for n in ('torch', 'PIL', 'numpy') if n in sys.modules])"
+    )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, timeout=120)
     assert done.stdout.strip() == "[]", done.stderr

@@ -1,4 +1,4 @@
-"""Parity: our model, and transformers with our three repairs, compute what Meta's own code computes in every small case.
+"""Parity: our model, and transformers with our three repairs, compute what Meta's code computes, small case by case.
 
 `TWINS` is the table to add another implementation to. What each oracle gets wrong is in `test_oracle_faults.py`.
 """
@@ -76,8 +76,8 @@ def test_every_decoder_layer_and_the_logits_equal_metas(twin: str, config: str, 
     model, answers = twin_model(twin, config), TWINS[twin].answers
     found = answers.layer_outputs(model, case)
     expected = meta.layer_outputs(meta_model(config), case)
-    for layer, (ours, metas) in enumerate(zip(found, expected, strict=True)):
-        assert difference(ours, metas) < TOLERANCE, f"layer {layer} of those that ran"
+    for layer, (mine, metas) in enumerate(zip(found, expected, strict=True)):
+        assert difference(mine, metas) < TOLERANCE, f"layer {layer} of those that ran"
     assert difference(answers.logits(model, case), meta.logits(meta_model(config), case)) < TOLERANCE
 
 

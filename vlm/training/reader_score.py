@@ -1,6 +1,6 @@
 """Measure a reader on drawn charts whose words, numbers, colours and fonts were held out of its training.
 
-    python -m vlm.training.reader_score --questions 1000
+python -m vlm.training.reader_score --questions 1000
 """
 
 import json
