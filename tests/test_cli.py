@@ -228,15 +228,17 @@ def test_chat_in_a_terminal_streams_stops_at_an_interrupt_and_leaves_at_the_end_
 
     def wait_for(text: str) -> None:
         nonlocal shown
-        shown = ""
         while text not in shown:
             shown += os.read(user, 4096).decode(errors="replace")
+        # One read may bring more than was waited for.
+        shown = shown.partition(text)[2]
 
     def talk() -> None:
         wait_for("> ")
         os.write(user, b"Hello\n")
         wait_for("Hello\r\n")
-        os.read(user, 100)  # the first piece
+        if not shown:
+            os.read(user, 100)  # the first piece
         os.kill(os.getpid(), signal.SIGINT)
         wait_for("(stopped)\r\n> ")
         os.write(user, b"/rset\n")
