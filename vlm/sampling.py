@@ -89,8 +89,8 @@ class Sampler:
 
 def filtered_probabilities(logits: Tensor, config: GenerationConfig) -> Tensor:
     """Return the probabilities [n] after temperature, top-k, top-p and min-p, in this order. They sum to 1."""
-    # Shifted before dividing, so that no temperature makes an infinity; the likeliest token stays at 0.
-    logits = ((logits - logits.max()) / max(config.temperature, 1e-30)).clamp_min(-1e30)
+    # Shifted before dividing: the likeliest token stays at 0, and what no float32 holds is minus infinity, never plus.
+    logits = (logits - logits.max()) / max(config.temperature, 1e-30)
     if 0 < config.top_k < len(logits):
         logits = logits.masked_fill(~_likeliest(logits, config.top_k), -math.inf)
     probabilities = logits.softmax(-1)
