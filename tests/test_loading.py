@@ -115,7 +115,7 @@ def test_auto_is_the_checkpoints_own_dtype(tmp_path):
         ),
         *(({"quantize": name}, "invalid_request") for name in ("int8", "int4", "", 8, True)),
         *(({"reference": name}, "invalid_request") for name in ("hf", "Meta", "", None, 5, [])),
-        *(({"device": name}, "device_unavailable") for name in ("gpu", "", "meta", "tpu:0", None, object())),
+        *(({"device": name}, "device_unavailable") for name in ("gpu", "", "meta", "tpu:0", None, 1.5)),
     ],
     ids=str,
 )
