@@ -155,29 +155,29 @@ def _tiny() -> ModelConfig:
 
 
 def _default() -> ModelConfig:
-    """The model that ships: charts on one tile, bytes as tokens."""
+    """The model that ships: charts; bytes and a few words as tokens (see `vlm.training.reader_vocabulary`)."""
     decoder = DecoderConfig(
         width=192,
         num_layers=4,
-        num_heads=6,
+        num_heads=4,
         num_kv_heads=2,
         mlp_dim=512,
-        vocab_size=512,
+        vocab_size=764,
         num_extra_embeddings=8,
         max_context=2048,
     )
     vision = VisionConfig(
-        tile_size=256,
-        max_tiles=1,
+        tile_size=288,
+        max_tiles=4,
         patch_size=16,
         width=192,
         num_heads=3,
         mlp_dim=768,
         num_local_layers=5,
         num_global_layers=1,
-        feature_layers=(1, 3),
+        feature_layers=(2, 4),
     )
-    return ModelConfig(decoder=decoder, adapter=AdapterConfig(cross_layers=(2, 4)), vision=vision)
+    return ModelConfig(decoder=decoder, adapter=AdapterConfig(cross_layers=(2, 4, 6)), vision=vision)
 
 
 PRESETS: dict[str, Callable[[], ModelConfig]] = {

@@ -205,7 +205,7 @@ def _series_names(random: Random, split: Split, num_series: int, labels: tuple[s
     return tuple(names)
 
 
-def _number_format(random: Random, quantity: str) -> tuple[NumberFormat, float, float]:
+def draw_number_format(random: Random, quantity: str) -> tuple[NumberFormat, float, float]:
     """Draw a format and the range its numbers come from."""
     trims = random.random() < 0.5
     thousands = random.choice((",", ",", " ", " ", ""))
@@ -232,7 +232,7 @@ def _values(
     random: Random, split: Split, quantity: str, label_kind: str, num_labels: int, num_series: int
 ) -> tuple[NumberFormat, tuple[tuple[float, ...], ...]]:
     """Draw a format and distinct values: a walk for times, often falling for names, as people sort their bars."""
-    number_format, low, high = _number_format(random, quantity)
+    number_format, low, high = draw_number_format(random, quantity)
     rows = []
     for _ in range(num_series):
         start, drift = random.uniform(low, high), random.uniform(0.03, 0.25) * (high - low)

@@ -1,8 +1,10 @@
-"""Batches of drawn charts with their questions, and the dense targets that make a small model read.
+"""Batches for the reader: drawn pages and charts, questions about them, and the dense targets that make it read.
 
 A batch is a function of (seed, index, rank), so that a run can go on where it stopped.
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -14,9 +16,13 @@ from vision_encoder.config import VisionConfig
 from vision_encoder.preprocess import ImageProcessor
 from vlm.prompt import Image, Text, Turn, encode_prompt
 from vlm.tokenizer import Tokenizer
-from vlm.training.charts import Chart, Question, ask, draw_chart, patch_characters, patch_mask
+from vlm.training.charts import Chart, Question, ask, draw_chart, patch_characters
+from vlm.training.reader_targets import PatchLinks, character_codes, patch_links, pointer_targets
+from vlm.training.text_pages import draw_page
 
 IGNORED = -100
+CHARACTERS_PER_PATCH = 5
+"""Two lines of narrow print can lie in one patch."""
 
 
 class QuestionBatch(NamedTuple):
@@ -28,10 +34,12 @@ class QuestionBatch(NamedTuple):
     """[b, s] int64: the id that each position should predict, IGNORED outside the reply."""
     image_index: Tensor
     """[b] int64: the picture asked about."""
-    find: Tensor
-    """[b, patches] bool: where the first pointer should look; all False where there is nothing to point at."""
-    copy: Tensor
-    """[b, patches] bool: where the second pointer should look."""
+    pointers: Tensor
+    """[b, NUM_POINTERS, s, p] bool: see `reader_targets.pointer_targets`."""
+    kinds: list[str]
+    """What each asks for."""
+    first_seeing: int
+    """The position of the image marker, the same in all rows: earlier ones see no picture."""
 
 
 class ReaderBatch(NamedTuple):
@@ -39,77 +47,109 @@ class ReaderBatch(NamedTuple):
 
     pixels: Tensor
     """[m, 1, c, height, width] float32"""
+    offset: tuple[int, int]
+    """Where on a larger picture the tile is pretended to lie, (rows, cols) in patches."""
     characters: Tensor
-    """[m, patches, characters per patch] int64: byte codes, 0 where there is none."""
+    """[m, p, characters per patch] int64: classes, 0 where there is none."""
+    links: PatchLinks
+    """Each int16 [m, p]."""
     groups: list[QuestionBatch]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Diet:
+    """What a stage of the training is fed."""
+
+    num_images: int
+    """Pictures in a batch."""
+    share_pages: float
+    """How many of them are pages of print rather than charts."""
+    num_questions: int
+    """Questions about each chart; none while the encoder learns to read."""
+    easy: float = 1.0
+    """The difficulty of the first batch's charts; it grows to 1 over the stage's first half."""
+
+
 class ReaderData(Dataset):
-    """Batch `index` of a run: `num_images` charts with up to `num_questions` questions each."""
+    """The batches of one stage; `rank` of `num_ranks` processes draws its part of the pictures."""
 
     def __init__(
         self,
         config: VisionConfig,
+        tokenizer: Tokenizer,
+        diet: Diet,
         *,
+        num_batches: int,
         seed: int,
         rank: int = 0,
-        num_images: int = 16,
-        num_questions: int = 6,
-        num_easy: int = 1000,
-        num_reading: int = 0,
+        num_ranks: int = 1,
+        draw: Callable[..., Chart] = draw_chart,
     ):
-        self.config = config
+        self.config, self.tokenizer, self.diet, self.draw = config, tokenizer, diet, draw
         self.processor = ImageProcessor(config)
-        self.tokenizer = Tokenizer.bytes_only()
-        self.seed, self.rank, self.num_images, self.num_questions = seed, rank, num_images, num_questions
-        self.num_easy = num_easy
-        """Batches over which the charts grow from easy to full difficulty."""
-        self.num_reading = num_reading
-        """Batches at the start that ask nothing: there the encoder learns to read."""
+        self.num_batches, self.seed, self.rank, self.num_ranks = num_batches, seed, rank, num_ranks
 
     def __len__(self) -> int:
-        return 2**31
+        return self.num_batches
 
     def __getitem__(self, index: int) -> ReaderBatch:
+        shared = np.random.default_rng([self.seed, index])
+        offset = tuple(int(patches) for patches in shared.integers(0, self.config.grid + 1, 2))
         rng = np.random.default_rng([self.seed, index, self.rank])
-        difficulty = min(1.0, 0.2 + 0.8 * index / self.num_easy)
-        pixels, characters, rows = [], [], []
-        for image_index in range(self.num_images):
-            chart = draw_chart(rng, self.config.tile_size, difficulty=difficulty)
-            pixels.append(self.processor(chart.image).pixels)
-            characters.append(torch.from_numpy(self._characters(chart)))
-            for question in ask(rng, chart, self.num_questions) if index >= self.num_reading else ():
-                rows.append((image_index, *self._conversation(question), *self._pointers(chart, question)))
-        rows.sort(key=lambda row: len(row[1]))
-        groups: list[list[tuple]] = []
-        for row in rows:
-            # A group's padding stays below a quarter of its length.
-            if not groups or len(row[1]) > 1.25 * len(groups[-1][0][1]):
-                groups.append([])
-            groups[-1].append(row)
-        return ReaderBatch(torch.stack(pixels), torch.stack(characters), [_group(group) for group in groups])
+        difficulty = min(1.0, self.diet.easy + (1 - self.diet.easy) * 2 * index / self.num_batches)
+        pixels, characters, links, rows = [], [], [], []
+        for image_index in range(self.diet.num_images // self.num_ranks):
+            if rng.random() < self.diet.share_pages:
+                image, printed = draw_page(rng, self.config.tile_size)
+                links.append(PatchLinks(*np.zeros((4, self.config.grid**2), dtype=np.int16)))
+            else:
+                chart = self.draw(rng, self.config.tile_size, difficulty=difficulty)
+                image, printed = chart.image, chart.characters
+                links.append(patch_links(chart, self.config.patch_size, self.config.grid))
+                for question in ask(rng, chart, self.diet.num_questions) if self.diet.num_questions else ():
+                    rows.append((image_index, *self._conversation(chart, question), question.kind))
+            pixels.append(self.processor(image).pixels)
+            grid = (self.config.grid, self.config.grid)
+            codes = patch_characters(printed, self.config.patch_size, grid, CHARACTERS_PER_PATCH)
+            characters.append(torch.from_numpy(character_codes(codes.reshape(-1, codes.shape[-1]))))
+        return ReaderBatch(
+            torch.stack(pixels),
+            offset,
+            torch.stack(characters),
+            PatchLinks(*(torch.from_numpy(np.stack(part)) for part in zip(*links, strict=True))),
+            [_group(group, self.tokenizer.image_marker_id) for group in _by_length(rows)],
+        )
 
-    def _conversation(self, question: Question) -> tuple[list[int], list[int]]:
-        """Return the ids of the whole conversation and the labels of each position."""
+    def _conversation(self, chart: Chart, question: Question) -> tuple[list[int], list[int], np.ndarray]:
+        """Return the ids of the whole conversation, the labels of each position, and the pointers."""
         turn = Turn("user", (Image(None), Text(question.question)))
         prompt = encode_prompt(self.tokenizer, [turn]).ids
         reply = [*self.tokenizer.encode(question.answer), self.tokenizer.eot_id]
-        return prompt + reply[:-1], [IGNORED] * (len(prompt) - 1) + reply
-
-    def _pointers(self, chart: Chart, question: Question) -> tuple[np.ndarray, np.ndarray]:
-        place = (chart.characters, self.config.patch_size, (self.config.grid, self.config.grid))
-        find, copy = (patch_mask(place[0], boxes, *place[1:]) for boxes in (question.find_boxes, question.copy_boxes))
-        return find, copy
-
-    def _characters(self, chart: Chart) -> np.ndarray:
-        grid = (self.config.grid, self.config.grid)
-        return patch_characters(chart.characters, self.config.patch_size, grid).astype(np.int64).reshape(-1, 3)
+        places = self.config.patch_size, self.config.grid
+        pointers = pointer_targets(self.tokenizer, chart, question, prompt, reply, *places)
+        return prompt + reply[:-1], [IGNORED] * (len(prompt) - 1) + reply, pointers
 
 
-def _group(rows: list[tuple]) -> QuestionBatch:
+def _by_length(rows: list[tuple]) -> list[list[tuple]]:
+    """Return rows in groups whose padding stays below a third of their length."""
+    groups: list[list[tuple]] = []
+    for row in sorted(rows, key=lambda row: len(row[1])):
+        if not groups or len(row[1]) > 1.5 * len(groups[-1][0][1]):
+            groups.append([])
+        groups[-1].append(row)
+    return groups
+
+
+def _group(rows: list[tuple], marker_id: int) -> QuestionBatch:
     longest = max(len(ids) for _, ids, *_ in rows)
-    ids = torch.tensor([ids + [0] * (longest - len(ids)) for _, ids, *_ in rows])
-    labels = torch.tensor([labels + [IGNORED] * (longest - len(labels)) for _, _, labels, *_ in rows])
-    image_index = torch.tensor([row[0] for row in rows])
-    find, copy = (torch.from_numpy(np.stack([row[place] for row in rows])) for place in (3, 4))
-    return QuestionBatch(ids, labels, image_index, find, copy)
+    pointers = torch.zeros(len(rows), rows[0][3].shape[0], longest, rows[0][3].shape[2], dtype=torch.bool)
+    for index, (*_, places, _) in enumerate(rows):
+        pointers[index, :, : places.shape[1]] = torch.from_numpy(places)
+    return QuestionBatch(
+        torch.tensor([ids + [0] * (longest - len(ids)) for _, ids, *_ in rows]),
+        torch.tensor([labels + [IGNORED] * (longest - len(labels)) for _, _, labels, *_ in rows]),
+        torch.tensor([image_index for image_index, *_ in rows]),
+        pointers,
+        [kind for *_, kind in rows],
+        rows[0][1].index(marker_id),
+    )

@@ -1,0 +1,81 @@
+"""This project's model by name: how it is opened, and what identifies it."""
+
+import hashlib
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from eval.fingerprint import digest
+
+if TYPE_CHECKING:
+    from vlm.pipeline import VLM
+
+_WEIGHTS = ("*.safetensors", "*.pth")
+_SETTINGS = ("*.json", "tokenizer.model")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointModel:
+    """A checkpoint and how it is loaded. It is sent to the process that opens it."""
+
+    source: str | None = None
+    """A folder or a Hub name; None is the model that ships."""
+    device: str = "auto"
+    dtype: str = "auto"
+    reference: str = "meta"
+
+    @property
+    def name(self) -> str:
+        """What the model is called: the folder's own name, wherever it lies, or the Hub's."""
+        if self.source is None:
+            return "shipped"
+        return os.path.basename(os.path.abspath(self.source)) if os.path.isdir(self.source) else self.source
+
+    def open(self) -> "VLM":
+        """Return the model, loaded."""
+        from vlm.pipeline import VLM
+
+        return VLM.from_pretrained(
+            self.source, device=self.device, dtype=self.dtype, reference=self.reference
+        )
+
+    def identity(self) -> dict[str, str]:
+        """Return the checkpoint's name and the digest of its weights and settings, file by file."""
+        from vlm import checkpoint
+        from vlm.pipeline import DEFAULT_MODEL
+
+        folder = DEFAULT_MODEL if self.source is None else checkpoint.resolve(self.source)
+        return {"name": self.name, "weights": _files_digest(folder)}
+
+
+def describe(model: "VLM") -> dict:
+    """Return what else decides a loaded model's answers."""
+    import torch
+
+    info = model.info
+    vision = model.model.config.vision
+    device = str(info.device)
+    if info.device.type == "cuda":
+        device = f"cuda ({torch.cuda.get_device_name(info.device)})"
+    return {
+        "device": device,
+        "dtype": str(info.dtype).removeprefix("torch."),
+        "reference": info.reference,
+        "processor": None
+        if vision is None
+        else {"tile_size": info.tile_size, "max_tiles": info.max_tiles, "patch_size": vision.patch_size},
+        "config": digest(repr(model.model.config)),
+    }
+
+
+def _files_digest(folder: Path) -> str:
+    paths = sorted({path for pattern in _WEIGHTS + _SETTINGS for path in folder.glob(pattern) if path.is_file()})
+    with ThreadPoolExecutor(max_workers=8) as pool:
+        return digest(*zip([path.name for path in paths], pool.map(_file_digest, paths), strict=True))
+
+
+def _file_digest(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,94 @@
+"""Which questions are computed together: those about one image, as many as fit, and half as many when they do not."""
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from itertools import groupby
+
+from eval.backends import Question
+
+DEFAULT_ROWS = 8
+MAX_ROWS_ON_ACCELERATOR = 64
+ROW_TOKENS = 1536
+"""Counted for a prompt and its reply, whose lengths are not known before."""
+MEMORY_SHARE = 0.6
+"""Of the free memory; the rest is for what a layer computes."""
+GROW_AFTER = 16
+"""Parts that fit in a row before twice as many rows are tried again."""
+
+
+def planned(questions: Iterable[Question], batch_size: int) -> Iterator[list[Question]]:
+    """Yield all questions in batches, those about one image side by side.
+
+    The same questions always give the same batches, so that a run that was interrupted computes what is left in the
+    company in which it would have been computed, and gives the same numbers to the last bit.
+    """
+    by_image: dict[str, list[Question]] = {}
+    for question in questions:
+        by_image.setdefault(question.sample.cluster, []).append(question)
+    ordered = (question for group in by_image.values() for question in group)
+    for _, alike in groupby(ordered, key=_generated_alike):
+        row = list(alike)
+        for start in range(0, len(row), batch_size):
+            yield row[start : start + batch_size]
+
+
+def _generated_alike(question: Question) -> tuple:
+    """Return what one batch must agree on."""
+    return bool(question.prompt.prefill), question.prompt.max_new_tokens
+
+
+class Halving:
+    """Calls a function on rows, on fewer at once whenever the memory runs out.
+
+    call: takes a list of rows and returns as many results.
+    out_of_memory: says whether an exception means that.
+    free: gives back what the failed call still holds.
+    """
+
+    def __init__(self, call: Callable, *, out_of_memory: Callable[[BaseException], bool], free: Callable[[], None]):
+        self._call, self._out_of_memory, self._free = call, out_of_memory, free
+        self._most: int | None = None
+        self._fitted = 0
+
+    def __call__(self, rows: list, alone_failed: object) -> list:
+        """Return a result a row, each row computed once; `alone_failed` for a row that is too much by itself."""
+        results: list = []
+        while len(results) < len(rows):
+            size = len(rows) if self._most is None else self._most
+            part = rows[len(results) : len(results) + size]
+            found = self._attempt(part)
+            if found is not None:
+                results += found
+                self._fits(len(rows))
+            elif len(part) == 1:
+                results.append(alone_failed)
+            else:
+                self._most, self._fitted = len(part) // 2, 0
+        return results
+
+    def _attempt(self, part: list) -> list | None:
+        try:
+            return self._call(part)
+        except Exception as error:
+            if not self._out_of_memory(error):
+                raise
+        # Out here the exception, and with it every frame that holds a tensor, is gone.
+        self._free()
+        return None
+
+    def _fits(self, wanted: int) -> None:
+        self._fitted += 1
+        if self._most is not None and self._fitted >= GROW_AFTER:
+            self._most, self._fitted = self._most * 2, 0
+            if self._most >= wanted:
+                self._most = None
+
+
+def rows_that_fit(*, free_bytes: int | None, token_bytes: int, image_bytes: int, on_accelerator: bool) -> int:
+    """Return how many questions are computed together in `free_bytes`, each with one image of its own."""
+    most = MAX_ROWS_ON_ACCELERATOR if on_accelerator else DEFAULT_ROWS
+    if free_bytes is None:
+        return DEFAULT_ROWS
+    # An image is held twice: in the cache, and in the batch where rows of several images are joined.
+    row_bytes = ROW_TOKENS * token_bytes + 2 * image_bytes
+    return max(1, min(most, math.floor(MEMORY_SHARE * free_bytes / row_bytes)))

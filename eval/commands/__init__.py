@@ -1,0 +1,1 @@
+"""The commands of `vlm-eval`, a file each."""

@@ -1,0 +1,277 @@
+"""`vlm-eval run`: answer every question, score, report; run again to resume."""
+
+import contextlib
+import functools
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from eval.commands.tables import score_lines
+from vlm.commands.options import json_option, model_options
+from vlm.commands.terminal import Command, say, say_json
+from vlm.errors import VLMError
+
+if TYPE_CHECKING:
+    from eval.backends import Backend
+    from eval.runner import Outcome, RunSettings
+
+_EXAMPLE = "vlm-eval run chartqa --data ~/ChartQA --out runs/mine"
+
+
+def _options(*options):
+    """Return a decorator that adds `options`, which the help shows in this order."""
+
+    def add(command):
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return add
+
+
+_what_is_asked = _options(
+    click.option(
+        "--data",
+        "places",
+        metavar="PATH",
+        multiple=True,
+        required=True,
+        help="The folder or file with the data; for several tasks one that holds all, or TASK=PATH for each.",
+    ),
+    click.option("--out", metavar="DIR", required=True, help="The run's folder; one that exists is gone on with."),
+    click.option("--prompt", metavar="PRESET", help="How to ask (see vlm-eval list). [default: the task's own]"),
+    click.option("--split", metavar="NAME[,NAME]", help="Part of the data, as validation, or human in ChartQA."),
+    click.option("--variant", metavar="NAME", help="Version of the data, as opaque in AI2D."),
+    click.option("--limit", type=click.IntRange(1), help="Only the first so many samples of each task."),
+    click.option("--samples", metavar="ID[,ID]", help="Only these samples, by the ids in predictions.jsonl."),
+    click.option("--blank-images", is_flag=True, help="Show empty pictures: what is answered without looking."),
+    click.option("--max-new-tokens", type=click.IntRange(1), help="Most tokens of a reply. [default: the preset's]"),
+    click.option(
+        "--temperature", type=click.FloatRange(0), default=0.0, show_default=True, help="0 draws nothing: greedy."
+    ),
+    click.option("--top-p", type=click.FloatRange(0, 1), default=1.0, show_default=True, help="Where it draws."),
+    click.option("--seed", type=click.IntRange(0, 2**63 - 1), help="Of the drawing. [default: 0 where it draws]"),
+    click.option(
+        "--likelihood",
+        type=click.Choice(["options", "letters"]),
+        help="Also measure how likely each option, or its letter, is as the reply; scored without any parsing.",
+    ),
+)
+_who_answers = _options(
+    click.option(
+        "--backend",
+        type=click.Choice(["local", "openai"]),
+        default="local",
+        show_default=True,
+        help="This project's model in a process of its own, or a server that speaks OpenAI's chat completions.",
+    ),
+    click.option("--base-url", metavar="URL", help="Of the server, as http://localhost:8000/v1."),
+    click.option("--concurrency", type=click.IntRange(1), help="Questions a server is asked at once. [default: 8]"),
+    click.option("--batch-size", type=click.IntRange(1), help="Questions computed together. [default: what fits]"),
+    click.option(
+        "--timeout",
+        "timeout_s",
+        type=click.FloatRange(0, min_open=True),
+        default=600.0,
+        show_default=True,
+        help="Seconds that a sample which hangs may cost.",
+    ),
+    click.option(
+        "--max-restarts",
+        type=click.IntRange(0),
+        help="Times in a row that the model's process is started again without an answer. [default: 3]",
+    ),
+)
+_how_it_goes = _options(
+    click.option("--shard", metavar="I/N", help="Only the I-th of N parts; score merges them when all are done."),
+    click.option("--engine", type=click.Choice(["here", "ray"]), default="here", show_default=True),
+    click.option("--workers", type=click.IntRange(1), help="Shards that Ray runs. [default: 2]"),
+    click.option("--new-run", is_flag=True, help="Start anew; earlier answers are moved into a folder, not deleted."),
+    click.option("--retry-errors", is_flag=True, help="Ask again the samples that ended in an error."),
+    click.option(
+        "--max-errors",
+        type=click.IntRange(0),
+        default=0,
+        show_default=True,
+        help="More samples than these ending in an error make the exit status 1; every other is answered all the same.",
+    ),
+    click.option("--no-report", is_flag=True, help="Leave report.html out."),
+)
+
+
+@click.command(cls=Command, short_help="Answer every question, score, report; run again to resume.")
+@click.argument("tasks", metavar="TASK [TASK ...]", nargs=-1, required=True)
+@_what_is_asked
+@model_options
+@_who_answers
+@_how_it_goes
+@json_option
+@click.pass_context
+def run(ctx: click.Context, tasks: tuple[str, ...], as_json: bool, **options):
+    """Answer every question of the tasks, then score and report.
+
+    \b
+    vlm-eval run chartqa --data ~/ChartQA --out runs/mine
+    vlm-eval run ai2d --data ~/ai2d --variant opaque --model ./Llama-3.2-11B-Vision-Instruct --out runs/11b
+    vlm-eval run chartqa ai2d --data chartqa=~/ChartQA --data ai2d=~/ai2d --out runs/both --likelihood letters
+    vlm-eval run docvqa --data ~/DocVQA --backend openai --base-url http://localhost:8000/v1 --out runs/server
+    vlm-eval run chartqa --data ~/ChartQA --out runs/mine --limit 20 --json | tail -n 1
+
+    Whatever ends a run (Ctrl-C, a crash, a full disk), the same command goes on with it. Should anything that decides
+    the answers be different then, it says what and does nothing.
+
+    \b
+    With --json the last line is
+    {"out", "samples", "errors", "tasks": as in scores.json}
+    """
+    from eval.interruption import interruptible
+
+    settings = _settings(tasks, options, ctx.obj or ())
+    open_backend = _backend_opener(options)
+    with interruptible():
+        try:
+            outcome = _answered(settings, open_backend, options)
+            scores = _scored(settings, outcome, with_report=not options["no_report"])
+        except KeyboardInterrupt:
+            _say_how_to_resume(ctx.obj or ())
+            raise
+        except VLMError as error:
+            for difference in getattr(error, "differences", ()):
+                click.echo(str(difference), err=True)
+            raise
+    if as_json:
+        say_json({"out": str(settings.out), "samples": outcome.num_samples, "errors": outcome.num_errors, **scores})
+    if outcome.num_errors > options["max_errors"]:
+        ctx.exit(1)
+
+
+def _settings(tasks: tuple[str, ...], options: dict, typed: tuple[str, ...]) -> "RunSettings":
+    from eval.runner import RunSettings
+    from eval.selection import Selection
+    from eval.shards import Shard
+
+    loading = {name: options[name] for name in ("split", "variant") if options[name] is not None}
+    samples = tuple(filter(None, (options["samples"] or "").split(",")))
+    if options["samples"] is not None and not samples:
+        raise click.UsageError("--samples names none; give ids with commas between them")
+    try:
+        shard = None if options["shard"] is None else Shard.parse(options["shard"])
+    except VLMError as error:
+        raise click.UsageError(error.message) from None
+    if options["engine"] == "ray" and shard is not None:
+        raise click.UsageError("--engine ray makes the shards itself; say how many with --workers, without --shard")
+    return RunSettings(
+        data=_places(tasks, options["places"]),
+        out=Path(options["out"]).expanduser(),
+        selection=Selection(
+            limit=options["limit"], samples=samples, options=loading, blank_images=options["blank_images"]
+        ),
+        shard=shard,
+        command=("vlm-eval", *typed),
+        **{name: options[name] for name in ("prompt", "max_new_tokens", "batch_size", "new_run", "retry_errors")},
+    )
+
+
+def _places(tasks: tuple[str, ...], given: tuple[str, ...]) -> dict[str, Path]:
+    """Return where the data of each task lies."""
+    from eval.tasks import find
+
+    for name in tasks:
+        find(name)
+    places = {}
+    for text in given:
+        name, equals, path = text.partition("=")
+        if equals and name in tasks:
+            places[name] = Path(path).expanduser()
+        else:
+            places.update(dict.fromkeys([name for name in tasks if name not in places], Path(text).expanduser()))
+    missing = [name for name in tasks if name not in places]
+    if missing:
+        raise click.UsageError(f"--data says nothing of {', '.join(missing)}; give one PATH, or TASK=PATH for each")
+    return {name: places[name] for name in tasks}
+
+
+def _backend_opener(options: dict):
+    """Return what makes the backend; it can be sent to another process."""
+    drawing = options["temperature"] > 0
+    config = {name: options[name] for name in ("temperature", "top_p", "seed")}
+    if drawing and config["seed"] is None:
+        config["seed"] = 0
+    local_only = {"likelihood": "--likelihood", "max_restarts": "--max-restarts", "batch_size": "--batch-size"}
+    server_only = {"base_url": "--base-url", "concurrency": "--concurrency"}
+    foreign = local_only if options["backend"] == "openai" else server_only
+    for name, shown in foreign.items():
+        if options[name] is not None:
+            raise click.UsageError(f"{shown} has no effect with --backend {options['backend']}; leave it out")
+    if options["backend"] == "openai":
+        if options["base_url"] is None:
+            raise click.UsageError("--backend openai needs --base-url, as http://localhost:8000/v1")
+        return functools.partial(_server, options["base_url"], options["model"], config, options)
+    return functools.partial(_local, config, options)
+
+
+def _server(base_url: str, model: str | None, config: dict, options: dict) -> "Backend":
+    from eval.backends.openai import DEFAULT_CONCURRENCY, OpenAIBackend
+
+    concurrency = options["concurrency"] or DEFAULT_CONCURRENCY
+    return OpenAIBackend(base_url, model, generation=config, concurrency=concurrency, timeout_s=options["timeout_s"])
+
+
+def _local(config: dict, options: dict) -> "Backend":
+    from eval.backends.checkpoint_model import CheckpointModel
+    from eval.backends.local import MAX_RESTARTS, LocalBackend
+
+    model = CheckpointModel(
+        source=options["model"], device=options["device"], dtype=options["dtype"], reference=options["reference"]
+    )
+    restarts = MAX_RESTARTS if options["max_restarts"] is None else options["max_restarts"]
+    return LocalBackend(
+        model,
+        generation=config,
+        likelihood=options["likelihood"],
+        timeout_s=options["timeout_s"],
+        max_restarts=restarts,
+    )
+
+
+def _answered(settings: "RunSettings", open_backend, options: dict) -> "Outcome":
+    if options["engine"] == "ray":
+        from eval.ray_engine import run_on_ray
+
+        outcome = run_on_ray(settings, open_backend, options["workers"] or 2)
+    else:
+        from eval.runner import run as answer
+
+        outcome = answer(settings, open_backend())
+    if outcome.moved_to is not None:
+        say(f"earlier answers are in {outcome.moved_to}")
+    new = outcome.num_samples - outcome.num_before
+    before = f", {outcome.num_before} of them by an earlier run" if outcome.num_before else ""
+    say(f"{outcome.num_samples} samples answered{before}, {outcome.num_errors} errors ({new} asked now)")
+    return outcome
+
+
+def _scored(settings: "RunSettings", outcome: "Outcome", *, with_report: bool) -> dict:
+    if settings.shard is not None:
+        say(f"when all {settings.shard.count} shards are done: vlm-eval score {shlex.quote(str(settings.out))}")
+        return {}
+    from eval.scoring import score_folder
+
+    scores = score_folder(settings.out)
+    for line in score_lines(scores):
+        say(line)
+    if with_report:
+        from eval.report import write_report
+        from eval.run_folder import REPORT
+
+        write_report([settings.out], settings.out / REPORT)
+        say(f"report: {settings.out / REPORT}")
+    return scores
+
+
+def _say_how_to_resume(typed: tuple[str, ...]) -> None:
+    command = shlex.join(["vlm-eval", *(word for word in typed if word != "--new-run")])
+    with contextlib.suppress(OSError):  # the terminal may be gone
+        click.echo(f"\nwhat was answered is kept; to go on:\n    {command}", err=True)

@@ -1,0 +1,83 @@
+"""Data sets as people have them on disk, one file a format; here, which format lies in a folder.
+
+Every format becomes tables with named columns (`table.py`) of rows (`row.py`). What the columns mean is for the tasks
+to say.
+"""
+
+import os
+import re
+from collections import Counter
+from collections.abc import Collection, Iterator
+from pathlib import Path
+
+from eval.datasets.ai2d_folder import ai2d_tables
+from eval.datasets.chartqa_folder import chartqa_tables
+from eval.datasets.jsonl import jsonl_table
+from eval.datasets.parquet import parquet_table
+from eval.datasets.table import Kind, Table
+from eval.datasets.tsv import tsv_table
+from vlm.errors import VLMError
+
+_MAX_DEPTH = 5
+"""Of folders that are searched; the cache of the Hugging Face Hub needs four."""
+_SINGLE_FILES = {".parquet": parquet_table, ".tsv": tsv_table, ".jsonl": jsonl_table}
+
+
+def find_tables(path: Path, kinds: Collection[Kind]) -> list[Table]:
+    """Return the tables of these kinds in a folder, or the one in a file, in an order that is always the same.
+
+    Raises: VLMError when there is nothing at `path`, or a file is damaged.
+    """
+    if path.is_file():
+        read = _SINGLE_FILES.get(path.suffix.lower())
+        tables = [read(path)] if read else []
+        return [table for table in tables if table.kind in kinds]
+    if not path.is_dir():
+        raise VLMError(
+            "invalid_request", f"the data {path.name[:80]!r} is not there; expected a folder or a file; check the path"
+        )
+    tables = []
+    if "parquet" in kinds:
+        tables += [parquet_table(file) for file in sorted(_files(path)) if file.suffix.lower() == ".parquet"]
+    for kind, suffix in (("tsv", ".tsv"), ("jsonl", ".jsonl")):
+        if kind in kinds:
+            tables += [_SINGLE_FILES[suffix](file) for file in sorted(path.glob(f"*{suffix}"))]
+    if "chartqa folder" in kinds:
+        tables += chartqa_tables(path)
+    if "ai2d folder" in kinds:
+        tables += ai2d_tables(path)
+    return tables
+
+
+def check_complete(tables: Collection[Table]) -> None:
+    """Raise a VLMError when of files numbered as in `test-00000-of-00003.parquet` some are missing."""
+    found: dict[tuple, set[int]] = {}
+    for table in tables:
+        name = re.match(r"(.*)-(\d{5})-of-(\d{5})", table.path.name)
+        if name:
+            found.setdefault((table.path.parent, name[1], int(name[3])), set()).add(int(name[2]))
+    for (_, name, count), numbers in found.items():
+        missing = sorted(set(range(count)) - numbers)
+        if missing:
+            raise VLMError(
+                "invalid_request",
+                f"{len(missing)} of {count} files are missing, the first {name:.60}-{missing[0]:05}-of-{count:05}; "
+                "expected all of them; fetch the rest, or give one file to read that alone",
+            )
+
+
+def contents(path: Path) -> str:
+    """Return in a few words what a folder or file holds, for the message that it was not recognised."""
+    if path.is_file():
+        return f"{path.name:.60} is no file of a known kind"
+    kinds = Counter(file.suffix.lower() or "without suffix" for file in _files(path))
+    folders = [f"{each.name:.20}/" for each in sorted(path.iterdir()) if each.is_dir()]
+    files = [f"{count} {kind}" for kind, count in kinds.most_common(4)]
+    return f"{path.name or 'the folder':.40} holds " + (", ".join(folders[:4] + files) or "nothing")
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    for place, folders, names in os.walk(folder):
+        depth = len(Path(place).relative_to(folder).parts)
+        folders[:] = [] if depth >= _MAX_DEPTH else sorted(each for each in folders if not each.startswith("."))
+        yield from (Path(place) / name for name in names if not name.startswith("."))

@@ -1,0 +1,63 @@
+"""ChartQA as its authors publish it: `png/` beside `test_human.json` and `test_augmented.json`, also for train and val.
+
+The folder may hold one part, or a folder a part (`train/`, `val/`, `test/`), as the archive "ChartQA Dataset" does.
+Each file is a list of `{"imgname": ..., "query": ..., "label": ...}`.
+
+Source: vis-nlp/ChartQA, README.md.
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from eval.datasets.pictures import picture_at
+from eval.datasets.row import Row, damaged
+from eval.datasets.table import Table, part_of
+
+_HALVES = ("human", "augmented")
+
+
+def chartqa_tables(folder: Path) -> list[Table]:
+    """Return a table for each questions file, of the folder itself and of the folders in it; none of another layout."""
+    tables = []
+    for place in (folder, *sorted(path for path in folder.iterdir() if path.is_dir())):
+        if (place / "png").is_dir():
+            paths = sorted(path for half in _HALVES for path in place.glob(f"*_{half}.json"))
+            tables += [_table(path) for path in paths]
+    return tables
+
+
+def _table(path: Path) -> Table:
+    return Table(
+        kind="chartqa folder",
+        path=path,
+        columns=("imgname", "query", "label"),
+        part=part_of(path),
+        read=lambda wanted: _rows(path),
+    )
+
+
+def _rows(path: Path) -> Iterator[Row]:
+    try:
+        records = json.loads(path.read_bytes())
+    except json.JSONDecodeError as error:
+        raise damaged(path, error.lineno, str(error.colno), f"no JSON ({error.msg})", "a list of questions") from None
+    except (UnicodeDecodeError, RecursionError):
+        raise damaged(path, 1, "1", "bytes that are no JSON in UTF-8", "a list of questions") from None
+    if isinstance(records, dict):
+        records = records.get("data")
+    if not isinstance(records, list):
+        raise damaged(path, 1, "1", f"a {type(records).__name__}", "a list of questions")
+    for number, record in enumerate(records, start=1):
+        if not isinstance(record, dict):
+            raise damaged(path, number, "query", f"a {type(record).__name__}", 'an object with "query" and "label"')
+        row = Row(file=path, number=number, values=record, part=part_of(path))
+        name = row.text("imgname")
+        half = next(half for half in _HALVES if path.stem.endswith(half))
+        yield Row(
+            file=path,
+            number=number,
+            values=record | {"half": half},
+            pictures={"image": (picture_at(path.parent / "png" / name, name),)},
+            part=row.part,
+        )

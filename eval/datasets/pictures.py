@@ -1,0 +1,66 @@
+"""Pictures as a data set holds them: references that are read later, and what can be seen to be wrong without decoding.
+
+A picture that is missing or no picture is the problem of its sample, never of the run. What only decoding shows (a
+truncated file, too many pixels) is found by the model that reads it, and becomes an error record there.
+"""
+
+import hashlib
+from pathlib import Path
+from typing import NamedTuple
+
+from eval.records import ImageRef
+
+# How the files of each format begin; (start, place) pairs, all of which must hold.
+_SIGNATURES = (
+    ((b"\x89PNG\r\n\x1a\n", 0),),
+    ((b"\xff\xd8\xff", 0),),
+    ((b"GIF8", 0),),
+    ((b"RIFF", 0), (b"WEBP", 8)),
+    ((b"BM", 0),),
+    ((b"II*\x00", 0),),
+    ((b"MM\x00*", 0),),
+    ((b"ftyp", 4),),  # AVIF and HEIF, which some models take
+)
+_HEAD_SIZE = 64
+LFS_POINTER = b"version https://git-lfs"
+"""How a file begins whose content Git LFS has not fetched."""
+
+
+class Picture(NamedTuple):
+    """A picture of a row, or why there is none."""
+
+    ref: ImageRef | None
+    problem: str | None = None
+
+
+def picture_at(path: Path, name: str) -> Picture:
+    """Return the picture in a file; `name` is its id, and what messages call it."""
+    ref = ImageRef(id=name, path=path)
+    try:
+        with path.open("rb") as file:
+            head = file.read(_HEAD_SIZE)
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in the path
+        missing = isinstance(error, FileNotFoundError)
+        return Picture(ref, f"image file {name[:80]!r} {'is missing' if missing else 'cannot be read'}")
+    return Picture(ref, _problem(head, f"image file {name[:80]!r}"))
+
+
+def content_problem(content: bytes | memoryview, place: str) -> str | None:
+    """Return what is wrong with the beginning of a picture, or None."""
+    return _problem(bytes(content[:_HEAD_SIZE]), f"the image in {place}")
+
+
+def digest(content: bytes | memoryview) -> str:
+    """Return the id of a picture that has no name: the first 16 hex digits of its SHA-256."""
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
+def _problem(head: bytes, what: str) -> str | None:
+    if not head:
+        return f"{what} is empty"
+    if head.startswith(LFS_POINTER):
+        return f"{what} is a pointer of Git LFS; fetch it with `git lfs pull`"
+    for signature in _SIGNATURES:
+        if all(head[place : place + len(start)] == start for start, place in signature):
+            return None
+    return f"{what} is no picture"

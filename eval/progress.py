@@ -1,0 +1,49 @@
+"""The progress bar: how many are answered, the time that is left, and the score so far. Silent in a pipe."""
+
+from eval.records import Prediction
+
+
+class Progress:
+    """Counts records as they come."""
+
+    def __init__(self, num_samples: int, *, shown: bool = True):
+        from tqdm import tqdm
+
+        # None: on a terminal only.
+        self._bar = tqdm(total=num_samples, unit="sample", disable=None if shown else True, dynamic_ncols=True)
+        self._sums: dict[str, list[float]] = {}
+        self._num_errors = 0
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self._bar.close()
+
+    def add(self, record: Prediction, *, again: bool = False) -> None:
+        """Count `record`; with `again` its sample was counted before."""
+        if self._bar.disable:
+            return
+        self._judge(record)
+        self._show()
+        self._bar.update(0 if again else 1)
+
+    def start(self) -> None:
+        """Count the time from here: what came before was answered by an earlier run."""
+        self._bar.initial = self._bar.n
+        self._bar.start_t = self._bar._time()
+
+    def _judge(self, record: Prediction) -> None:
+        from eval.scoring import headline_verdict
+
+        if record.error is not None:
+            self._num_errors += 1
+            return
+        verdict = headline_verdict(record)
+        if verdict is not None:
+            self._sums.setdefault(record.task, []).append(verdict.value)
+
+    def _show(self) -> None:
+        scores = [f"{task} {100 * sum(values) / len(values):.1f}" for task, values in self._sums.items()]
+        errors = [f"{self._num_errors} errors"] if self._num_errors else []
+        self._bar.set_postfix_str(", ".join(scores + errors), refresh=False)

@@ -1,0 +1,67 @@
+"""The shards of a run as Ray tasks: each is what `--shard i/n` would run, on whatever machine has room.
+
+A task whose worker is lost is started again by Ray, finds the records of its shard, and goes on. The folder of the run
+and the data must be reachable under the same paths from every machine.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from eval.backends import Backend
+from eval.run_folder import RunFolder
+from eval.runner import Outcome, RunSettings, run, start_anew
+from eval.shards import Shard
+from vlm.errors import VLMError
+
+MAX_RETRIES = 3
+
+
+def run_on_ray(
+    settings: RunSettings, open_backend: Callable[[], Backend], num_shards: int, *, num_gpus: float = 0, num_cpus: float = 1
+) -> Outcome:
+    """Run all shards and return what came of them together.
+
+    open_backend: is sent to every task, and makes its backend there. num_gpus, num_cpus: that one task takes.
+
+    Raises: VLMError for what stopped a shard; the others go on to their end first.
+    """
+    try:
+        import ray
+    except ImportError:
+        raise VLMError("invalid_request", "--engine ray needs Ray, which is not installed; pip install ray") from None
+    if not ray.is_initialized():
+        ray.init(log_to_driver=False, include_dashboard=False, logging_level="warning")
+
+    # A worker that is lost costs a retry; an error of ours would be the same again.
+    @ray.remote(max_retries=MAX_RETRIES, retry_exceptions=False, num_cpus=num_cpus, num_gpus=num_gpus)
+    def run_shard(shard: Shard) -> Outcome | tuple[str, str]:
+        try:
+            return run(replace(settings, shard=shard, new_run=False), open_backend(), show_progress=False)
+        except VLMError as error:
+            return error.code, error.report
+
+    # Once, and here: a task that is started again must not move its own answers away.
+    moved_to = start_anew(RunFolder(settings.out)) if settings.new_run else None
+    futures = [run_shard.remote(Shard(index, num_shards)) for index in range(1, num_shards + 1)]
+    try:
+        outcomes = [_outcome(ray, future) for future in futures]
+    except KeyboardInterrupt:
+        for future in futures:
+            ray.cancel(future, force=True)
+        raise
+    failed = [outcome for outcome in outcomes if isinstance(outcome, VLMError)]
+    if failed:
+        raise failed[0]
+    counts = [sum(values) for values in zip(*(outcome[:3] for outcome in outcomes), strict=True)]
+    return Outcome(*counts, moved_to)
+
+
+def _outcome(ray, future) -> Outcome | VLMError:
+    try:
+        outcome = ray.get(future)
+        return outcome if isinstance(outcome, Outcome) else VLMError(*outcome)
+    except ray.exceptions.RayError as error:
+        return VLMError(
+            "device_unavailable",
+            f"a shard was lost {MAX_RETRIES + 1} times ({type(error).__name__}); see to the machines and resume",
+        )

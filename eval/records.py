@@ -1,0 +1,151 @@
+"""What passes between the parts of the harness: a benchmark's samples, what a model is asked, and what came of it.
+
+These are values. Where they come from stands in `datasets` and `tasks`, who answers in `backends`, who judges in
+`scorers`.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+
+from vlm.errors import VLMError
+
+Field = str | int | float | bool | None
+"""What a sample can be grouped and filtered by."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ImageRef:
+    """A picture as it lies on disk, read only when it is needed. Exactly one of `path`, `data`, `load` is given."""
+
+    id: str
+    """Stable name: file name, or sha256 prefix of the bytes; standard errors are clustered by it."""
+    path: Path | None = None
+    data: bytes | None = field(default=None, repr=False)
+    """Encoded bytes (PNG, JPEG, ...)."""
+    load: Callable[[], bytes] | None = None
+    """Reads the encoded bytes out of a larger file, so that thousands of samples need no memory for pictures."""
+
+    def __post_init__(self):
+        if (self.path is not None) + (self.data is not None) + (self.load is not None) != 1:
+            raise ValueError("an ImageRef takes exactly one of path, data and load")
+
+    def read(self) -> bytes:
+        """Return the encoded bytes. Raises: VLMError (invalid_request) when the file cannot be read."""
+        if self.data is not None:
+            return self.data
+        if self.load is not None:
+            return self.load()
+        try:
+            return self.path.read_bytes()
+        except OSError as error:
+            raise VLMError(
+                "invalid_request",
+                f"image file {self.path.name!r} cannot be read ({error.strerror}); expected a picture; put it back",
+            ) from None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sample:
+    """One question of a benchmark."""
+
+    id: str
+    """Unique within the task; the same in every run, whatever the order of files and shards."""
+    task: str
+    images: tuple[ImageRef, ...]
+    question: str
+    targets: tuple[str, ...]
+    """Accepted answers; for multiple choice the letter."""
+    options: tuple[str, ...] = ()
+    """Texts of A, B, C, ..."""
+    fields: Mapping[str, Field] = field(default_factory=dict)
+    """What plots and filters group by: "split", "variant", "question_type", "category", ..."""
+    problem: str | None = None
+    """What is damaged in a way that concerns this sample alone; it becomes an error record."""
+
+    @property
+    def cluster(self) -> str:
+        """The ids of its images joined; its own id when it has none."""
+        return "+".join(image.id for image in self.images) or self.id
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Prompt:
+    """What the model is asked."""
+
+    messages: list[dict]
+    """In OpenAI's form; an image part is `{"type": "image", "image": ImageRef}`."""
+    prefill: str = ""
+    """Beginning of the reply, put into the model's mouth."""
+    max_new_tokens: int
+    name: str
+    """The preset it was rendered by, as "meta-11b"."""
+
+    def text(self) -> str:
+        """Return the whole prompt as a record shows it: a header a turn, images as `<image: id>`."""
+        turns = [f"{message['role']}:\n{_shown_content(message['content'])}" for message in self.messages]
+        return "\n\n".join([*turns, f"assistant:\n{self.prefill}"])
+
+
+def _shown_content(content: str | list[dict]) -> str:
+    if isinstance(content, str):
+        return content
+    return "".join(part["text"] if part["type"] == "text" else f"<image: {part['image'].id}>" for part in content)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Prediction:
+    """One line of `predictions.jsonl`; the order of the fields is the file's."""
+
+    id: str
+    task: str
+    key: str
+    """Fingerprint of everything that decides the answer."""
+    prompt: str
+    """`Prompt.text()`."""
+    prediction: str | None
+    """What the model wrote, whole; None with an error."""
+    token_ids: tuple[int, ...] | None
+    finish_reason: str | None
+    confidence: float | None
+    target: tuple[str, ...]
+    error: str | None
+    """Why there is no prediction."""
+    images: tuple[str, ...] = ()
+    """Ids of the sample's images."""
+    question: str = ""
+    options: tuple[str, ...] = ()
+    fields: Mapping[str, Field] = field(default_factory=dict)
+    timings: Mapping[str, float] | None = None
+
+    def to_json(self) -> str:
+        """Return the record as one line of ASCII, without its newline."""
+        # ASCII also holds what UTF-8 cannot: a model may write half of a surrogate pair.
+        record = {each.name: getattr(self, each.name) for each in fields(self)}
+        record["fields"] = dict(self.fields)
+        record["timings"] = None if self.timings is None else dict(self.timings)
+        return json.dumps(record, allow_nan=False)
+
+    @classmethod
+    def from_json(cls, line: str | bytes) -> "Prediction":
+        """Return the record that a line holds. Raises: VLMError (invalid_request) for any other line."""
+        try:
+            record = json.loads(line)
+        except ValueError:
+            record = None
+        if not isinstance(record, dict):
+            raise VLMError("invalid_request", "a line of predictions is no JSON object; expected a record; remove it")
+        known = [each.name for each in fields(cls)]
+        missing = [name for name in known[: known.index("images")] if name not in record]
+        unknown = [str(name)[:40] for name in record if name not in known]
+        if missing or unknown:
+            found = f"lacks {', '.join(missing)}" if missing else f"has the unknown field {unknown[0]!r}"
+            raise VLMError(
+                "invalid_request",
+                f"a record of predictions {found}; expected {', '.join(known)}; was it written by another program?",
+            )
+        for name in ("token_ids", "target", "images", "options"):
+            if isinstance(record.get(name), list):
+                record[name] = tuple(record[name])
+        return cls(**record)

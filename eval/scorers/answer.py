@@ -1,0 +1,93 @@
+"""Which part of a free reply is its answer: what our own scorers judge, on every benchmark alike.
+
+Markers are trusted in this order, and of several of one kind the last: "FINAL ANSWER", a LaTeX box, "answer:" or
+"answer is". Nothing is deleted from the answer but the markup around it: brackets and underscores may belong to it.
+"""
+
+import re
+
+from eval.scorers.reasoning import without_reasoning
+
+_CLOSING_MARKUP = r"[*_`\"'”]*"
+FINAL_ANSWER = re.compile(
+    rf"(?i:final\s+(?:answer|choice|option){_CLOSING_MARKUP}\s*(?:is\b|[:：=])|\bfinal\s*[:：])"
+    rf"|FINAL\s+ANSWER\b{_CLOSING_MARKUP}"
+)
+ANSWER = re.compile(rf"\banswers?{_CLOSING_MARKUP}\s*(?:is\b|are\b|[:：=])", re.IGNORECASE)
+MAX_BARE_WORDS = 20
+"""A reply of one line with more words than this reads as reasoning that was cut off, not as an answer."""
+
+
+def marked_answer(reply: str) -> str | None:
+    """Return what the reply itself marks as its answer: "" when nothing follows the mark, None without a mark."""
+    text = without_reasoning(reply)
+    if (rest := _after_last(FINAL_ANSWER, text)) is not None:
+        return _first_line(rest)
+    if (boxed := _last_box(text)) is not None:
+        return without_markup(boxed)
+    if (rest := _after_last(ANSWER, text)) is not None:
+        return _first_line(rest)
+    return None
+
+
+def final_answer(reply: str) -> str | None:
+    """Return the marked answer, else a reply of one short line; None where the reply gives no answer.
+
+    For prompts that ask for reasoning, where a long text without a mark is an answer that never came.
+    """
+    answer = marked_answer(reply)
+    if answer is None:
+        answer = without_markup(without_reasoning(reply))
+        if "\n" in answer or len(answer.split()) > MAX_BARE_WORDS:
+            return None
+    return answer or None
+
+
+def short_answer(reply: str) -> str | None:
+    """Return the marked answer, else the whole reply, however long; None for an empty one.
+
+    For prompts that ask for the answer alone, which may be an address of three lines.
+    """
+    answer = marked_answer(reply)
+    return (without_markup(without_reasoning(reply)) if answer is None else answer) or None
+
+
+def without_markup(text: str) -> str:
+    """Return `text` without blanks, asterisks, backticks, dollar signs of a formula and a LaTeX box around it."""
+    text = text.strip().strip("*`").strip()
+    if len(text) > 2 and text.startswith("$") and text.endswith("$"):
+        text = text.strip("$").strip()
+    if text.startswith(_BOX) and (content := _last_box(text)) is not None:
+        return without_markup(content)
+    if found := re.fullmatch(r"\\text\w*\{([^{}]*)\}", text):
+        return found.group(1).strip()
+    return text
+
+
+def _after_last(marker: re.Pattern, text: str) -> str | None:
+    place = None
+    for found in marker.finditer(text):
+        place = found.end()
+    return None if place is None else text[place:]
+
+
+def _first_line(rest: str) -> str:
+    """Return the first line with more than markup or a bullet, read as an answer; "" when there is none."""
+    lines = (without_markup(re.sub(r"^[\s:：=*`]*(?:[-–—•]\s+)?", "", line)) for line in rest.split("\n"))
+    return next((line for line in lines if line), "")
+
+
+_BOX = "\\boxed{"
+
+
+def _last_box(text: str) -> str | None:
+    """Return what stands in the last LaTeX box; None without one, or when it is not closed."""
+    start = text.rfind(_BOX)
+    if start < 0:
+        return None
+    depth = 1
+    for place in range(start + len(_BOX), len(text)):
+        depth += {"{": 1, "}": -1}.get(text[place], 0)
+        if depth == 0:
+            return text[start + len(_BOX) : place]
+    return None

@@ -1,0 +1,104 @@
+"""What a scorer is given and what it says; this module knows no benchmark."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import NamedTuple
+
+UNPARSED = "unparsed"
+"""The reason of a reply in which no answer was found. It scores 0 and is counted apart, never guessed."""
+
+
+class Verdict(NamedTuple):
+    """How one reply was judged."""
+
+    value: float
+    """In [0, 1]."""
+    extracted: str | None
+    """The part of the reply that was compared; None when no such part was found."""
+    reason: str | None = None
+    """Why the value is 0 although nothing was compared: "unparsed", or "raises X" where the harness fails."""
+
+    @classmethod
+    def unparsed(cls) -> "Verdict":
+        return cls(0.0, None, UNPARSED)
+
+
+class OptionScore(NamedTuple):
+    """How likely the model finds one option as its reply: what `VLM.score` gives of it."""
+
+    logprob: float
+    num_tokens: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """A reply and what a rule may need to judge it. Fields that a benchmark lacks keep their defaults."""
+
+    prediction: str
+    targets: tuple[str, ...]
+    """Accepted answers; for multiple choice the letter."""
+    options: tuple[str, ...] = ()
+    """Texts of A, B, C, ..."""
+    numbered: bool = False
+    """Whether the prompt showed the options as 1, 2, 3 (Meta's AI2D prompts) rather than A, B, C."""
+    option_scores: tuple[OptionScore, ...] = ()
+    """One an option, for scoring by likelihood; empty when they were not measured."""
+    category: str = ""
+    question_type: str = ""
+    answer_type: str = ""
+    """"text", "integer", "float" or "list" (MathVista)."""
+    precision: int | None = None
+    """Decimals of a "float" answer (MathVista)."""
+    year_flags: tuple[str, ...] = ("NO",)
+    """"YES" for each answer that is a year (ChartQAPro)."""
+    language: str = "en"
+    """Two letters (MGSM)."""
+
+    @classmethod
+    def of(cls, prediction: str, targets: str | Sequence[str], known: Mapping[str, object]) -> "Case":
+        """Build a case from loose fields; those that no rule knows, and those that are None, are left out."""
+        names = {field.name for field in fields(cls)} - {"prediction", "targets"}
+        given = {name: value for name, value in known.items() if name in names and value is not None}
+        for name in ("options", "option_scores", "year_flags"):
+            if name in given:
+                given[name] = (given[name],) if isinstance(given[name], str) else tuple(given[name])
+        if "option_scores" in given:
+            given["option_scores"] = tuple(OptionScore(*score) for score in given["option_scores"])
+        return cls(prediction=prediction, targets=(targets,) if isinstance(targets, str) else tuple(targets), **given)
+
+    @property
+    def letters(self) -> str:
+        """The letters of the options: "ABCD" for four."""
+        return "".join(chr(ord("A") + place) for place in range(len(self.options)))
+
+
+Rule = Callable[[Case], Verdict | None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scorer:
+    """A named way of judging replies. Its version grows whenever a verdict may change."""
+
+    family: str
+    """The rules it is compared with: "chartqa", "multiple_choice", "anls", ..."""
+    name: str
+    """Whose rule it is, unique in its family."""
+    version: int = 1
+    source: str
+    """Where the rule was read: repository and file, or "Sightline"."""
+    rule: Rule
+
+    def judge(self, prediction: str, targets: str | Sequence[str], **case) -> Verdict | None:
+        """Return the verdict on a reply, or None where this rule does not apply to the question.
+
+        A harness that fails on a reply gets what its users get: no point, and the failure by name.
+        """
+        try:
+            return self.rule(Case.of(prediction, targets, case))
+        except (ArithmeticError, AssertionError, LookupError, RecursionError, ValueError) as error:
+            return Verdict(0.0, None, f"raises {type(error).__name__}")
+
+
+def right(is_right: bool, extracted: str | None) -> Verdict:
+    """Return the verdict of a rule that knows only right and wrong."""
+    return Verdict(1.0 if is_right else 0.0, extracted)

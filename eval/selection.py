@@ -1,0 +1,92 @@
+"""Which samples of a task a run takes."""
+
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from pathlib import Path
+
+from eval.records import ImageRef, Sample
+from vlm.errors import VLMError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Selection:
+    """Which samples, and with which pictures."""
+
+    limit: int | None = None
+    """The first so many of each task."""
+    samples: tuple[str, ...] = ()
+    """Ids; empty takes all."""
+    options: Mapping[str, str] = field(default_factory=dict)
+    """What the tasks' own loading takes, as {"variant": "opaque"}."""
+    blank_images: bool = False
+    """Show an empty picture of the same size instead: what a model answers without looking."""
+
+    def described(self) -> dict:
+        """Return the selection as the manifest holds it."""
+        return {
+            "limit": self.limit,
+            "samples": list(self.samples) or None,
+            "options": dict(self.options),
+            "images": "blank" if self.blank_images else "as they are",
+        }
+
+
+def select(tasks: Mapping[str, Iterable[Sample]], selection: Selection) -> dict[str, list[Sample]]:
+    """Return the chosen samples of each task.
+
+    Raises: VLMError for an id that two samples of a task share, and for a chosen one that none has.
+    """
+    wanted = set(selection.samples)
+    chosen = {}
+    for name, samples in tasks.items():
+        if wanted:
+            samples = (sample for sample in samples if sample.id in wanted)
+        chosen[name] = list(islice(samples, selection.limit))
+        _check_unique(name, chosen[name])
+    found = {sample.id for samples in chosen.values() for sample in samples}
+    if selection.limit is None and wanted - found:
+        missing = ", ".join(sorted(wanted - found)[:5])
+        raise VLMError("invalid_request", f"no sample has the id {missing:.200}; give ids as predictions.jsonl has them")
+    if not any(chosen.values()):
+        raise VLMError("invalid_request", f"{', '.join(tasks):.100}: no samples are left to answer; choose others")
+    if selection.blank_images:
+        chosen = {name: [_blanked(sample) for sample in samples] for name, samples in chosen.items()}
+    return chosen
+
+
+def _check_unique(task: str, samples: Sequence[Sample]) -> None:
+    seen: set[str] = set()
+    for sample in samples:
+        if sample.id in seen:
+            raise VLMError(
+                "invalid_request",
+                f"two samples of {task} have the id {sample.id[:60]!r}; expected each once; is a file there twice?",
+            )
+        seen.add(sample.id)
+
+
+def _blanked(sample: Sample) -> Sample:
+    return replace(sample, images=tuple(replace(image, path=None, data=None, load=_Blank(image)) for image in sample.images))
+
+
+@dataclass(frozen=True)
+class _Blank:
+    """Makes a white picture of the size of another."""
+
+    image: ImageRef
+
+    def __call__(self) -> bytes:
+        from PIL import Image
+
+        try:
+            with Image.open(io.BytesIO(self.image.read())) as picture:
+                size = picture.size
+        except (OSError, ValueError, Image.DecompressionBombError) as error:
+            raise VLMError(
+                "image_corrupt", f"image {self.image.id[:80]!r} cannot be read ({type(error).__name__}); mend it"
+            ) from None
+        content = io.BytesIO()
+        Image.new("RGB", size, "white").save(content, format="PNG")
+        return content.getvalue()

@@ -1,0 +1,204 @@
+"""From a folder to the samples of a task: which format it is, which parts and variants are meant, and their names."""
+
+import hashlib
+import itertools
+import json
+import logging
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from eval.datasets import check_complete, contents, find_tables
+from eval.datasets.row import Row
+from eval.datasets.table import Table, part_named
+from eval.records import Sample
+from eval.tasks.task import Format, Task
+from vlm.errors import VLMError, shown
+
+logger = logging.getLogger(__name__)
+
+
+def load(task: Task, path: Path, split: str | None, variant: str | None, limit: int | None) -> Iterator[Sample]:
+    """See `Task.load`."""
+    if variant is not None and variant not in task.variants:
+        raise task.refusal("variant", variant, task.variants)
+    if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
+        raise VLMError("invalid_request", f"limit is {shown(limit)}; expected a whole number from 1; give one")
+    parts, halves = _wanted(task, split)
+    path = _own_folder(task, path)
+    layout, tables = _recognise(task, path)
+    parts = parts or _default_parts(task, tables)
+    tables = [table for table in tables if not parts or table.part is None or table.part in parts]
+    for table in tables:
+        if table.error is not None:
+            raise table.error
+    if path.is_dir():
+        check_complete(tables)
+    return itertools.islice(_Selection(task, layout, parts, halves, variant).samples(tables), limit)
+
+
+def _own_folder(task: Task, path: Path) -> Path:
+    """Return the folder in `path` that is called as the task is, for one path may hold the data of several tasks."""
+    if not path.is_dir():
+        return path
+    return next((each for each in sorted(path.iterdir()) if each.name.lower() == task.name and each.is_dir()), path)
+
+
+def _wanted(task: Task, split: str | None) -> tuple[set[str], set[str]]:
+    """Return the parts and the halves that `split` names."""
+    parts, halves = set(), set()
+    for word in filter(None, (word.strip().lower() for word in (split or "").split(","))):
+        if word in task.halves:
+            halves.add(word)
+        elif word == "both" and task.halves:
+            halves.update(task.halves)
+        elif part := part_named(word):
+            parts.add(part)
+        else:
+            raise task.refusal("split", word, (*task.halves, "train", "validation", "test", "..."))
+    return parts, halves
+
+
+def _recognise(task: Task, path: Path) -> tuple[Format, list[Table]]:
+    """Return the one format of the task that lies at `path`, with its tables."""
+    tables = find_tables(path, {layout.kind for layout in task.formats})
+    fitting: dict[int, list[Table]] = {}
+    for table in tables:
+        for number, layout in enumerate(task.formats):
+            if table.error is None and layout.fits(table):
+                fitting.setdefault(number, []).append(table)
+                break
+    broken = [table for table in tables if table.error is not None]
+    if not fitting and broken:
+        raise broken[0].error
+    if not fitting:
+        raise _unrecognised(task, path, tables)
+    if len(fitting) > 1:
+        names = " and ".join(f"{tables[0].path.name:.40} ({tables[0].kind})" for tables in fitting.values())
+        raise VLMError(
+            "invalid_request",
+            f"{path.name:.40} holds {task.title} in two ways, as in {names}; expected one; give the file that is meant",
+        )
+    number, tables = fitting.popitem()
+    layout = task.formats[number]
+    if layout.kind == "tsv" and len(tables) > 1:
+        tables = [table for table in tables if re.match(task.tsv_names, table.path.name, re.IGNORECASE)] or tables
+    return layout, tables + [table for table in broken if table.kind == layout.kind]
+
+
+def _unrecognised(task: Task, path: Path, tables: list[Table]) -> VLMError:
+    found = contents(path)
+    if tables:
+        names = ", ".join(tables[0].columns)
+        found = f"{tables[0].path.name:.40} has the columns {names:.60}" + ("…" if len(names) > 60 else "")
+    kinds = ", ".join(dict.fromkeys(layout.said for layout in task.formats))
+    columns = "; ".join(f"{layout.kind} {', '.join(layout.columns)}" for layout in task.formats)
+    return VLMError("invalid_request", f"{found}; expected {task.title} as {kinds}; with the columns: {columns}")
+
+
+def _default_parts(task: Task, tables: list[Table]) -> set[str]:
+    """Return the only part, or of several the one that the task is scored on."""
+    found = {table.part for table in tables if table.part}
+    if len(found) == 1:
+        return found
+    if found and task.part not in found:
+        raise VLMError(
+            "invalid_request",
+            f"the data has the parts {', '.join(sorted(found))} and not {task.part}, which {task.title} is scored on; "
+            f"say which is meant, for example split={min(found)!r}",
+        )
+    return {task.part} if task.part else set()
+
+
+@dataclass
+class _Selection:
+    """Which samples are meant, and which of the data were passed over."""
+
+    task: Task
+    layout: Format
+    parts: set[str]
+    halves: set[str]
+    variant: str | None
+
+    def __post_init__(self):
+        self._asked = self.variant is not None
+        self._passed_over: set[str] = set()
+        self._ids: set[int] = set()
+
+    def samples(self, tables: list[Table]) -> Iterator[Sample]:
+        """Yield what is wanted. Raises: VLMError when that is nothing."""
+        is_empty = True
+        for table in tables:
+            for row in table.read((*self.layout.columns, *self.layout.more)):
+                for sample in self._of_row(row):
+                    is_empty = False
+                    yield self._named(sample, row)
+        if is_empty:
+            wanted = ", ".join(sorted(self.parts | self.halves | {self.variant or ""} - {""})) or "a question"
+            found = f"only {', '.join(sorted(self._passed_over))}" if self._passed_over else "no row"
+            raise VLMError(
+                "invalid_request",
+                f"{tables[0].path.name:.60} has {found}; expected {wanted:.80}; ask for what there is",
+            )
+
+    def _of_row(self, row: Row) -> Iterator[Sample]:
+        if row.part and self.parts and row.part not in self.parts:
+            self._passed_over.add(row.part)
+            return
+        for sample in self.layout.samples(row):
+            if self.task.variants:
+                sample = self._with_variant(sample, row)
+            if self.task.variants and sample.fields["variant"] != self.variant:
+                self._passed_over.add(str(sample.fields["variant"]))
+            elif self.halves and sample.fields.get("split") not in self.halves:
+                self._passed_over.add(str(sample.fields.get("split")))
+            else:
+                yield sample
+
+    def _with_variant(self, sample: Sample, row: Row) -> Sample:
+        """Return the sample with its variant told; the first one decides where none was asked for."""
+        found = sample.fields.get("variant")
+        if found is None:
+            found = self.variant or self.layout.assumed_variant
+            if found is None:
+                expected = f"one of {', '.join(self.task.variants)}, here or asked for as variant=..."
+                raise row.damaged("variant", "nothing", expected)
+            if not self._asked and self.variant is None:
+                logger.warning("%s does not say which variant it is; taken as %s", row.file.name, found)
+            sample = replace(sample, fields={**sample.fields, "variant": found})
+        if found not in self.task.variants:
+            raise row.damaged("variant", shown(found), f"one of {', '.join(self.task.variants)}")
+        self.variant = self.variant or self.layout.default_variant or found
+        if found != self.variant and not self._asked and self.layout.default_variant is None:
+            raise VLMError(
+                "invalid_request",
+                f"{row.file.name:.60}, row {row.number}, is {found} and what came before is {self.variant}; expected "
+                f"one variant, for their scores differ; ask for one, as in variant={found!r}",
+            )
+        return sample
+
+    def _named(self, sample: Sample, row: Row) -> Sample:
+        """Return the sample with an id that none before it has; one without is named by what it asks."""
+        if sample.id and not self._is_new(sample.id):
+            raise row.damaged("id", f"{sample.id[:60]!r} for a second time", "an id of its own for each question")
+        if sample.id:
+            return sample
+        name = _content_name(sample)
+        copies = (f"{name}-{number}" for number in itertools.count(2))
+        # Equal in all that is asked and expected: which of them is the second makes no difference.
+        return replace(sample, id=next(each for each in itertools.chain([name], copies) if self._is_new(each)))
+
+    def _is_new(self, name: str) -> bool:
+        # 64 bits an id: a hundred thousand of them are no burden, and two are equal in one of 10^9 such runs.
+        key = hash(name)
+        is_new = key not in self._ids
+        self._ids.add(key)
+        return is_new
+
+
+def _content_name(sample: Sample) -> str:
+    """Return a name made of a sample's picture, question and answers, the same wherever the row stands."""
+    asked = json.dumps([sample.question, sample.targets, sample.options, [image.id for image in sample.images]])
+    start = sample.images[0].id.rpartition(".")[0] or sample.images[0].id if sample.images else "text"
+    return f"{start.rpartition('/')[2]}-{hashlib.sha256(asked.encode()).hexdigest()[:10]}"

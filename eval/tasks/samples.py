@@ -1,0 +1,87 @@
+"""Steps that several tasks share on the way from a row to a sample."""
+
+from collections.abc import Iterable, Sequence
+
+from eval.datasets.pictures import Picture
+from eval.datasets.row import Row
+from eval.records import Field, Sample
+
+_JSONL_KNOWN = {"id", "image", "images", "question", "answer", "answers", "options", "split"}
+
+
+def sample(
+    row: Row,
+    *,
+    task: str,
+    images: Iterable[Picture],
+    question: str,
+    targets: Sequence[str],
+    options: Sequence[str] = (),
+    id: str = "",
+    fields: dict[str, Field] | None = None,
+) -> Sample:
+    """Return a sample; a picture that is missing or broken is its problem. Without an id, it is named by its content.
+
+    The part of the data it belongs to is in its fields, as "part" and, where the task has no other use for it, "split".
+    """
+    images = tuple(images)
+    place = {} if row.part is None else {"part": row.part, "split": row.part}
+    return Sample(
+        id=id,
+        task=task,
+        images=tuple(image.ref for image in images if image.ref is not None),
+        question=question,
+        targets=tuple(targets),
+        options=tuple(options),
+        fields={**place, **(fields or {})},
+        problem=next((image.problem for image in images if image.problem), None),
+    )
+
+
+def jsonl_sample(row: Row, task: str) -> Sample:
+    """Return the sample of a row of JSON lines: see eval/datasets/jsonl.py; `docs/adding_a_task.md` lists the fields.
+
+    `answer` is a text or a list of accepted ones (also `answers`); with `options` it is a letter, or the place counted
+    from 0 as a number. What else is short goes into the fields.
+    """
+    options = row.texts("options")
+    accepted = (gold_letter(row, "answer", options),) if options else row.texts("answers") or answers(row, "answer")
+    return sample(
+        row,
+        task=task,
+        id=row.text("id") if "id" in row.values else "",
+        images=row.images("image") if row.pictures["image"] else (),
+        question=row.text("question"),
+        targets=accepted,
+        options=options,
+        fields=row.fields(*(name for name in row.values if name not in _JSONL_KNOWN)),
+    )
+
+
+def answers(row: Row, column: str) -> tuple[str, ...]:
+    """Return the accepted answers of a column that holds one or a list of them, none of them empty."""
+    found = row.texts(column) if isinstance(row.values.get(column), list | tuple) else (row.text(column),)
+    if not found or not all(found):
+        raise row.damaged(column, "an empty answer" if found else "no answer", "at least one answer, none empty")
+    return found
+
+
+def gold_letter(row: Row, column: str, options: Sequence[str]) -> str:
+    """Return the letter of the right option, given as a letter, or as its place counted from 0."""
+    value = row.values.get(column)
+    if isinstance(value, str) and len(value.strip()) == 1 and not value.strip().isdecimal():
+        place = ord(value.strip().upper()) - ord("A")
+    else:
+        place = row.integer(column)
+    if not 0 <= place < len(options) or not options[place]:
+        count = len(options)
+        raise row.damaged(column, f"{value!r:.20}", f"the letter of one of the {count} options, or 0 to {count - 1}")
+    return chr(ord("A") + place)
+
+
+def lettered_columns(row: Row) -> tuple[str, ...]:
+    """Return the options that a TSV file has in columns A, B, C, ...; one that is not offered is an empty text."""
+    texts = [row.values.get(chr(ord("A") + place)) or "" for place in range(26)]
+    while texts and not texts[-1]:
+        texts.pop()
+    return tuple(str(text) for text in texts)

@@ -1,0 +1,156 @@
+"""The model in training: the shipped classes, and the losses that are dropped once it reads.
+
+The answer alone teaches nothing for very long. Four more losses say what stands where and where to look:
+
+- characters: a head on every patch names the characters in it.
+- links: in the first global layer of the encoder one head of a value's patches looks at its label, one at its legend
+  entry, and one of a label's patches at its values.
+- pointers: in the decoder's first cross-attention layer two heads look at what the question names, in the second at
+  what the answer is taken from, in the third at the patch of the very next character.
+"""
+
+from collections import Counter
+from typing import NamedTuple
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from torch.nn import functional
+
+from adapters.cross_attention import GatedCrossAttentionLayer, ImageKV
+from adapters.masks import CrossMask
+from vision_encoder.transformer import VisionAttention
+from vlm.attention import attention_weights
+from vlm.config import ModelConfig
+from vlm.model import VisionLanguageModel
+from vlm.training.reader_data import CHARACTERS_PER_PATCH, IGNORED, QuestionBatch, ReaderBatch
+from vlm.training.reader_targets import COPY, FIND, NUM_CODES, SPELL, PatchLinks
+from vlm.training.sinusoids import place_tile, retile
+
+SHARPNESS = 2.0
+"""What the norm of the decoder's queries starts at: with 1 no attention over hundreds of patches can be sharp."""
+
+
+class Losses(NamedTuple):
+    """Mean losses of a batch; zero where there is nothing to learn from."""
+
+    answer: Tensor
+    characters: Tensor
+    links: Tensor
+    pointers: Tensor
+
+
+class Reader(nn.Module):
+    """The model with the head that is dropped after training."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.model = VisionLanguageModel(config)
+        self.character_head = nn.Linear(config.vision.feature_dim, CHARACTERS_PER_PATCH * NUM_CODES)
+        self.exact: Counter[tuple[str, bool]] = Counter()
+        """How many replies of each kind were predicted whole, and how many not; the caller empties it."""
+        _initialise(self.model)
+
+    def forward(self, batch: ReaderBatch) -> Losses:
+        """Return the losses of `batch`."""
+        place_tile(self.model.encoder, batch.offset)
+        attention = self.model.encoder.global_layers[0].attention
+        with _Inputs([attention]) as inputs:
+            features, tokens = self.model.encode(batch.pixels, [(1, 1)] * len(batch.pixels))
+        characters = self._character_loss(features[:, 0, 1:], batch.characters)
+        links = _link_loss(attention, inputs.taken[0], batch.links)
+        answer = pointers = features.new_zeros(())
+        if batch.groups:
+            image = self.model.decoder.image_kv(tokens[:, 0])
+            parts = [self._question_losses(group, image) for group in batch.groups]
+            num_tokens = sum(part[1] for part in parts)
+            answer = sum(part[0] for part in parts) / num_tokens
+            sums, counts = (torch.stack([part[index] for part in parts]).sum(0) for index in (2, 3))
+            pointers = (sums / counts.clamp_min(1)).sum()
+        return Losses(answer, characters, links, pointers)
+
+    def _character_loss(self, features: Tensor, characters: Tensor) -> Tensor:
+        logits = rearrange(self.character_head(features), "m p (i n) -> (m p i) n", n=NUM_CODES).float()
+        # Most patches are empty; without the low weight emptiness is all that is learned.
+        weight = torch.ones(NUM_CODES, device=logits.device)
+        weight[0] = 0.1
+        return functional.cross_entropy(logits, characters.flatten(), weight=weight)
+
+    def _question_losses(self, group: QuestionBatch, image: ImageKV) -> tuple[Tensor, int, Tensor, Tensor]:
+        """Return the summed answer loss and its number of tokens, the three summed pointer losses and their numbers."""
+        own = ImageKV(*(part[:, group.image_index] for part in image))
+        seeing = torch.arange(group.ids.shape[1], device=group.ids.device) >= group.first_seeing
+        layers = [layer for layer in self.model.decoder.layers if isinstance(layer, GatedCrossAttentionLayer)]
+        with _Inputs([layer.attention for layer in layers]) as inputs:
+            logits = self.model(group.ids, own, CrossMask(None, seeing[None, :, None]))
+        predicting = group.labels != IGNORED
+        answer = functional.cross_entropy(logits[predicting].float(), group.labels[predicting], reduction="sum")
+        self._count(group, logits, predicting)
+        sums, counts = [], []
+        for index, (layer, x, places) in enumerate(zip(layers, inputs.taken, (FIND, COPY, SPELL), strict=False)):
+            wanted = group.pointers[:, places].unflatten(1, (-1,)) if isinstance(places, slice) else group.pointers[:, [places]]
+            queries = layer.attention.queries(x)[:, : wanted.shape[1]]
+            weights = attention_weights(queries, own.keys[index, :, :1])[..., 1:]
+            loss, count = _missed_mass(weights, wanted)
+            sums.append(loss)
+            counts.append(count)
+        return answer, int(predicting.sum()), torch.stack(sums), torch.stack(counts)
+
+    @torch.no_grad()
+    def _count(self, group: QuestionBatch, logits: Tensor, predicting: Tensor) -> None:
+        """A reply is right as a whole when each of its tokens is predicted from the right ones before it."""
+        right = ((logits.argmax(-1) == group.labels) | ~predicting).all(-1)
+        self.exact.update(zip(group.kinds, right.tolist(), strict=True))
+
+
+def _link_loss(attention: VisionAttention, x: Tensor, links: PatchLinks) -> Tensor:
+    """Return how little three heads of `attention` over rows x [m, rows, v] look where the links say."""
+    num_patches = links.label.shape[1]
+    values, labels, entries = links.value_label, links.label, links.entry
+    pairs = ((values, labels), (links.value_entry, entries), (labels, values))
+    wanted = torch.stack([(seeker[:, :, None] == sought[:, None]) & (seeker > 0)[..., None] for seeker, sought in pairs], 1)
+    # The class token comes before the patches, padding after them.
+    rows = slice(1, 1 + num_patches)
+    head_dim = x.shape[-1] // attention.num_heads
+    dims = len(pairs) * head_dim
+    query, key = (
+        functional.linear(part, projection.weight[:dims]).unflatten(-1, (-1, head_dim)).transpose(1, 2)
+        for part, projection in ((x[:, rows], attention.q_proj), (x, attention.k_proj))
+    )
+    loss, count = _missed_mass(attention_weights(query, key)[..., rows], wanted)
+    return loss / count.clamp_min(1)
+
+
+def _missed_mass(weights: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the summed -ln of the attention on `wanted`, both [..., p], over rows that want any, and their number."""
+    pointing = wanted.any(-1)
+    mass = (weights * wanted).sum(-1)[pointing]
+    return -mass.clamp_min(1e-6).log().sum(), pointing.sum()
+
+
+class _Inputs:
+    """Takes down what enters each of `modules` while it is open."""
+
+    def __init__(self, modules: list[nn.Module]):
+        self.modules = modules
+        self.taken: list[Tensor] = []
+
+    def __enter__(self) -> "_Inputs":
+        take = lambda _, arguments: self.taken.append(arguments[0])  # noqa: E731
+        self._hooks = [module.register_forward_pre_hook(take) for module in self.modules]
+        return self
+
+    def __exit__(self, *_) -> None:
+        for hook in self._hooks:
+            hook.remove()
+
+
+def _initialise(model: VisionLanguageModel) -> None:
+    """Open the gates and fix the positions. Shut gates are for a decoder that can already speak."""
+    nn.init.normal_(model.decoder.embedding.weight, std=0.05)
+    retile(model, model.config.vision)
+    for layer in model.decoder.layers:
+        if isinstance(layer, GatedCrossAttentionLayer):
+            nn.init.ones_(layer.attention_gate)
+            nn.init.ones_(layer.mlp_gate)
+            nn.init.constant_(layer.attention.q_norm.weight, SHARPNESS)

@@ -1,0 +1,134 @@
+"""What the patches of a chart hold, and where a reader of it should look while it answers.
+
+All of it follows from where the drawing code put each character. Patches are counted along the rows of the tile.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from vlm.tokenizer import Tokenizer
+from vlm.training.chart_canvas import Box
+from vlm.training.chart_questions import Question
+from vlm.training.charts import Chart, patch_mask
+
+# What the first printable character is coded as is 1; 0 stands for "no character here".
+FIRST_CODE = ord(" ")
+NUM_CODES = 96
+
+FIND, COPY, SPELL = slice(0, 2), slice(2, 4), 4
+"""Pointers: two places to find (what the question names), two to take the answer from, and the patch of the very
+character that comes next."""
+NUM_POINTERS = 5
+
+
+class PatchLinks(NamedTuple):
+    """Which label and which legend entry each patch is, or is the value of; 0 where there is none. Each int16 [p]."""
+
+    label: np.ndarray
+    """The label printed in this patch."""
+    entry: np.ndarray
+    """The legend entry printed in this patch."""
+    value_label: np.ndarray
+    """The label of the value printed in this patch."""
+    value_entry: np.ndarray
+    """The legend entry of the value printed in this patch."""
+
+
+def patch_links(chart: Chart, patch_size: int, side: int) -> PatchLinks:
+    """Return the links of a chart on a tile of `side` × `side` patches."""
+    links = PatchLinks(*np.zeros((4, side * side), dtype=np.int16))
+    labels = {label: index for index, label in enumerate(chart.spec.labels, 1)}
+    entries = {name: index for index, name in enumerate(chart.spec.series_names, 1)}
+    for mark in chart.marks:
+        label, entry = labels[mark.label], entries[mark.series]
+        links.label[_mask(chart, mark.label_box, patch_size, side)] = label
+        value = _mask(chart, mark.value_box, patch_size, side)
+        links.value_label[value] = label
+        if mark.series_box is not None:
+            links.entry[_mask(chart, mark.series_box, patch_size, side)] = entry
+            links.value_entry[value] = entry
+    return links
+
+
+def _mask(chart: Chart, box: Box, patch_size: int, side: int) -> np.ndarray:
+    return patch_mask(chart.characters, (box,), patch_size, (side, side))
+
+
+def pointer_targets(
+    tokenizer: Tokenizer, chart: Chart, question: Question, prompt: list[int], reply: list[int], patch_size: int, side: int
+) -> np.ndarray:
+    """Return where the pointers should look at each position of `prompt + reply[:-1]`, bool [NUM_POINTERS, s, p].
+
+    All False where there is nothing to point at. A position points for the token that it predicts; besides, the last
+    token of each label or value that the question names looks for it.
+    """
+    num_positions = len(prompt) + len(reply) - 1
+    pointers = np.zeros((NUM_POINTERS, num_positions, side * side), dtype=bool)
+    first = len(prompt) - 1
+    found = [_mask(chart, box, patch_size, side) for box in question.find_boxes]
+    copied = [_mask(chart, box, patch_size, side) for box in question.copy_boxes]
+    if question.kind != "caption":
+        for masks, pointer in ((found, FIND.start), (copied, COPY.start)):
+            if len(masks) == 2:
+                pointers[pointer, first:], pointers[pointer + 1, first:] = masks
+            else:
+                pointers[pointer, first:] = np.logical_or.reduce(masks)
+        asked = token_of_each_character(tokenizer, prompt)
+        for index, box in enumerate(question.find_boxes if len(found) <= 2 else ()):
+            span = _span(asked[0], printed_text(chart, box)[0], 0)
+            if span:
+                pointers[FIND.start + index, asked[1][span[1] - 1]] = found[index]
+    text, tokens = token_of_each_character(tokenizer, reply[:-1])
+    cursor = 0
+    for box, mask in zip(question.copy_boxes, copied, strict=True):
+        printed, places = printed_text(chart, box)
+        for spelt, kept in _spellings(printed):
+            span = _span(text, spelt, cursor)
+            if span is None:
+                continue
+            for offset, place in enumerate(kept):
+                row, col = int(places[place][0] // patch_size), int(places[place][1] // patch_size)
+                position = first + tokens[span[0] + offset]
+                pointers[SPELL, position, min(row, side - 1) * side + min(col, side - 1)] = True
+                if question.kind == "caption":
+                    pointers[COPY.start, position] |= mask
+            cursor = span[1]
+            break
+    return pointers
+
+
+def printed_text(chart: Chart, box: Box) -> tuple[str, list[tuple[float, float]]]:
+    """Return what is printed in a box, without spaces, and the (y, x) of each of its characters."""
+    x0, y0, x1, y1 = box
+    inside = [(char, y, x) for char, x, y in chart.characters if x0 <= x <= x1 and y0 <= y <= y1]
+    return "".join(char for char, _, _ in inside), [(y, x) for _, y, x in inside]
+
+
+def _spellings(printed: str):
+    """Yield how an answer may spell what is printed, as it stands or as a bare number, and which characters it keeps."""
+    yield printed, list(range(len(printed)))
+    kept = [index for index, char in enumerate(printed) if char.isdigit() or char in ".-"]
+    yield "".join(printed[index] for index in kept), kept
+
+
+def _span(text: str, part: str, start: int) -> tuple[int, int] | None:
+    place = text.find(part, start) if part else -1
+    return None if place < 0 else (place, place + len(part))
+
+
+def token_of_each_character(tokenizer: Tokenizer, ids: list[int]) -> tuple[str, list[int]]:
+    """Return the text of ids without spaces and special tokens, and for each of its characters the index of its token."""
+    text, tokens = "", []
+    for index, token_id in enumerate(ids):
+        if not tokenizer.is_special(token_id):
+            # Charts are drawn in ASCII, where a byte is a character.
+            part = tokenizer.decode_single_token_bytes(token_id).decode("latin-1").replace(" ", "")
+            text += part
+            tokens += [index] * len(part)
+    return text, tokens
+
+
+def character_codes(codes: np.ndarray) -> np.ndarray:
+    """Return byte codes (0 where there is none) as classes from 0 to NUM_CODES - 1."""
+    return np.where(codes > 0, codes.astype(np.int64) - FIRST_CODE + 1, 0).clip(0, NUM_CODES - 1)

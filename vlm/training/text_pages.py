@@ -1,0 +1,89 @@
+"""Pages full of print, from which the encoder learns its letters: many more characters a picture than on a chart."""
+
+from random import Random
+
+import numpy as np
+from PIL import Image
+
+from vlm.training.chart_canvas import Canvas, Character, Colour, DoesNotFit, Face, age, find_fonts, load_face
+from vlm.training.chart_spec import draw_number_format
+from vlm.training.chart_words import YEARS, in_split, pseudo_word, random_string, words
+
+LISTS = ("country", "place", "product", "sector", "person", "group", "company", "measure", "counted", "rated", "month")
+PAPERS: tuple[Colour, ...] = ((255, 255, 255),) * 5 + ((244, 244, 240), (235, 242, 250), (30, 34, 50), (166, 9, 9))
+INKS: tuple[Colour, ...] = ((0, 0, 0), (0, 0, 0), (60, 60, 60), (100, 100, 100), (40, 118, 221), (166, 9, 9))
+PALE_INKS: tuple[Colour, ...] = ((255, 255, 255), (235, 235, 235))
+BANDS: tuple[Colour, ...] = ((40, 118, 221), (15, 40, 62), (44, 160, 44), (148, 103, 189), (255, 192, 0))
+
+
+def draw_page(rng: np.random.Generator, side: int) -> tuple[Image.Image, list[Character]]:
+    """Return a square page of blocks of print, each in a font, size and ink of its own, and where each character is."""
+    random = Random(int(rng.integers(2**63)))
+    scale = random.choice((1.5, 2.0)) if random.random() < 0.3 else 1.0
+    paper = random.choice(PAPERS)
+    canvas = Canvas(round(side * scale), round(side * scale), paper)
+    top = random.uniform(1, 10) * scale
+    while top < canvas.height - 10 * scale:
+        top = _place_block(canvas, random, top, scale, dark=sum(paper) < 300)
+    image = canvas.finish()
+    if scale != 1:
+        image = image.resize((side, side), random.choice((Image.Resampling.BILINEAR, Image.Resampling.LANCZOS)))
+    characters = [Character(char, x / scale, y / scale) for char, x, y in canvas.characters]
+    return age(image, random) if random.random() < 0.2 else image, characters
+
+
+def _place_block(canvas: Canvas, random: Random, top: float, scale: float, *, dark: bool) -> float:
+    """Fill one to six lines from `top` on and return where the next block may begin."""
+    fonts = find_fonts((), held_out=False)
+    path = random.choice(fonts) if random.random() < 0.7 else fonts[0]
+    size = round(2 * random.choice((random.uniform(8, 13), random.uniform(8, 13), random.uniform(10, 22))) * scale) / 2
+    face = load_face(path, size, random.choice((0.0, 0.0, 0.35)) * scale if path == "" else 0.0)
+    pitch = face.line_height + random.uniform(0, 5) * scale
+    num_lines = random.randint(1, 6)
+    pale = dark
+    if not dark and random.random() < 0.15:
+        # White print on a band of colour, as inside bars.
+        bottom = top + num_lines * pitch + face.descent
+        canvas.shape("rectangle", (0, top, canvas.width, bottom), fill=random.choice(BANDS))
+        pale = True
+    ink = random.choice(PALE_INKS if pale else INKS)
+    for _ in range(num_lines):
+        _place_line(canvas, random, top + face.ascent, face, ink, scale)
+        top += pitch
+    return top + random.uniform(1, 6) * scale
+
+
+def _place_line(canvas: Canvas, random: Random, baseline: float, face: Face, ink: Colour, scale: float) -> None:
+    x = random.uniform(1, 30) * scale
+    while x < canvas.width - 8 * scale:
+        text = _text(random)
+        try:
+            box = canvas.text(text, x, baseline, face, ink)
+        except DoesNotFit:
+            if len(text) == 1:
+                return
+            try:
+                box = canvas.text(text[: max(1, len(text) // 3)], x, baseline, face, ink)
+            except DoesNotFit:
+                return
+        x = box[2] + random.choice((face.advance(" ") + 2, random.uniform(4, 40) * scale))
+
+
+def _text(random: Random) -> str:
+    """Draw a word, a name or a number as charts print them."""
+    draw = random.random()
+    if draw < 0.2:
+        return random.choice(words(random.choice(LISTS), "train"))
+    if draw < 0.35:
+        return pseudo_word(random, "train")
+    if draw < 0.5:
+        return random_string(random, "train")
+    if draw < 0.6:
+        return str(random.randint(*YEARS["train"]))
+    if draw < 0.65:
+        return "".join(random.choice("!\"#$%&'()*+,-./:;<=>?@[]_{|}~") for _ in range(random.randint(1, 3)))
+    number_format, low, high = draw_number_format(random, random.choice(("count", "amount", "rate")))
+    while True:
+        number = round(random.uniform(low, high), number_format.decimals)
+        if in_split(f"{number:.{number_format.decimals}f}".replace(".", ""), "train"):
+            return number_format.print(number)
