@@ -21,9 +21,7 @@ class RememberingGroup(ExitStatusGroup):
         super().main(typed, *rest, **{"obj": tuple(typed), **kwargs})
 
 
-@click.group(
-    cls=RememberingGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
-)
+@click.group(cls=RememberingGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="sightline-vlm", prog_name="vlm-eval")
 def main():
     """Score vision-language models so that others can repeat it.

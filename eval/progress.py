@@ -1,5 +1,7 @@
 """The progress bar: how many are answered, the time that is left, and the score so far. Silent in a pipe."""
 
+import time
+
 from eval.records import Prediction
 
 
@@ -30,8 +32,9 @@ class Progress:
 
     def start(self) -> None:
         """Count the time from here: what came before was answered by an earlier run."""
-        self._bar.initial = self._bar.n
-        self._bar.start_t = self._bar._time()
+        if not self._bar.disable:
+            self._bar.initial = self._bar.n
+            self._bar.start_t = time.time()
 
     def _judge(self, record: Prediction) -> None:
         from eval.scoring import headline_verdict

@@ -81,7 +81,7 @@ def _inline(text: str, images: list[dict]) -> list[dict]:
 # Direct: the question, and the options where there are some, without a word more.
 
 DIRECT = Preset(name="direct", template="{question}", max_new_tokens=64)
-DIRECT_CHOICE = replace(DIRECT, template="{question}\n{options}")
+DIRECT_CHOICE = replace(DIRECT, template=lambda sample: "{question}\n{options}" if sample.options else "{question}")
 
 # lmms-eval. Source: its package on PyPI, lmms_eval/tasks/*/*.yaml, `lmms_eval_specific_kwargs` and
 # `generation_kwargs`; the length of a reply differs between tasks.
@@ -197,9 +197,11 @@ META_VQAV2 = Preset(
 )
 META_MMMU = Preset(
     name="meta",
-    template=(
-        "Look at the image carefully and solve the following question step-by-step. {question} Options: {options} "
-        "Indicate the correct answer at the end."
+    # What Meta says of the few questions without options is not published.
+    template=lambda sample: (
+        "Look at the image carefully and solve the following question step-by-step. {question}"
+        + (" Options: {options}" if sample.options else "")
+        + " Indicate the correct answer at the end."
     ),
     max_new_tokens=2048,
 )

@@ -17,7 +17,12 @@ MAX_RETRIES = 3
 
 
 def run_on_ray(
-    settings: RunSettings, open_backend: Callable[[], Backend], num_shards: int, *, num_gpus: float = 0, num_cpus: float = 1
+    settings: RunSettings,
+    open_backend: Callable[[], Backend],
+    num_shards: int,
+    *,
+    num_gpus: float = 0,
+    num_cpus: float = 1,
 ) -> Outcome:
     """Run all shards and return what came of them together.
 

@@ -85,26 +85,27 @@ def run(settings: RunSettings, backend: Backend, *, show_progress: bool = True) 
         log.take_in(folder.journals())
         num_before = log.num_known
         progress.start()
-        for asked in _asked(mine, log.still_to_ask(settings.retry_errors), backend, batch_size):
+        wanted = log.still_to_ask(settings.retry_errors)
+        for asked in _asked(mine, wanted, log.failed - wanted, backend, batch_size):
             log.write(asked)
         return Outcome(len(mine), num_before, len(log.failed), moved_to)
 
 
 def _questions(settings: RunSettings, model_name: str) -> list[Question]:
     """Return what the model is asked about each chosen sample."""
-    loaded = {
-        name: tasks.find(name).load(path, **settings.selection.options) for name, path in settings.data.items()
-    }
+    loaded = {name: tasks.find(name).load(path, **settings.selection.options) for name, path in settings.data.items()}
     chosen = select(loaded, settings.selection)
     return [
-        _question(tasks.find(name), sample, settings, model_name) for name, samples in chosen.items() for sample in samples
+        _question(tasks.find(name), sample, settings, model_name)
+        for name, samples in chosen.items()
+        for sample in samples
     ]
 
 
 def _question(task: "tasks.Task", sample: Sample, settings: RunSettings, model_name: str) -> Question:
     try:
         prompt = task.prompt(sample, preset=settings.prompt, model_name=model_name)
-    except VLMError as error:
+    except VLMError:
         if sample.problem is None:
             raise
         # A damaged sample need not be one that can be asked about.
@@ -181,17 +182,25 @@ def _is_same(manifest: dict, expected: dict) -> bool:
     return True
 
 
-def _asked(mine: list[Question], wanted: set[Name], backend: Backend, batch_size: int) -> Iterator[Asked]:
-    """Yield what came of the questions that are wanted."""
+def _asked(
+    mine: list[Question], wanted: set[Name], given_up: set[Name], backend: Backend, batch_size: int
+) -> Iterator[Asked]:
+    """Yield what came of the questions that are wanted; those that were given up are in no batch."""
     for question in mine:
         if question.sample.problem is not None and _name(question) in wanted:
             yield Asked(question, Failure(reason=question.sample.problem))
-    batches = planned((question for question in mine if question.sample.problem is None), batch_size)
-    # A batch of which something is left is computed whole: in other company the last bits would be others.
-    left = (batch for batch in batches if any(_name(question) in wanted for question in batch))
-    for asked in backend.answers(left):
+    for asked in backend.answers(_batches_left(mine, wanted, given_up, batch_size)):
         if _name(asked.question) in wanted:
             yield asked
+
+
+def _batches_left(
+    mine: list[Question], wanted: set[Name], given_up: set[Name], batch_size: int
+) -> Iterator[list[Question]]:
+    """Yield every batch of which something is wanted, whole: in other company the last bits would be others."""
+    for batch in planned((question for question in mine if question.sample.problem is None), batch_size):
+        if any(_name(question) in wanted for question in batch):
+            yield [question for question in batch if _name(question) not in given_up]
 
 
 class _Log:

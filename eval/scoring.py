@@ -1,13 +1,176 @@
 """From the answers in a folder to its scores; no model is needed, and nothing but the log is read."""
 
 import json
-from collections.abc import Iterable, Mapping
-from pathlib import Path
+import math
+import os
+from collections.abc import Mapping, Sequence
 
 from eval import scorers as rules
 from eval import tasks
 from eval.journal import read_journals
 from eval.records import Prediction
 from eval.run_folder import SCORES, RunFolder
-from eval.scorers.verdict import UNPARSED, Verdict
+from eval.statistics import summarise
 from vlm.errors import VLMError
+
+MAX_GROUPS = 30
+"""A field with more values than these names samples, not groups of them."""
+
+
+def score_folder(path: str | os.PathLike, scorers: Sequence[str] | None = None) -> dict:
+    """Score the answers of all shards in a run's folder, write scores.json and return what it holds.
+
+    scorers: names; None takes those of each task.
+
+    Raises: VLMError for a scorer that no task has, and for a folder without answers.
+    """
+    folder = RunFolder(path)
+    if not folder.journals():
+        raise VLMError(
+            "invalid_request", f"{folder.path.name!r:.80} holds no answers; expected a run's folder; run it first"
+        )
+    with folder.settling():
+        manifest = folder.manifest() or {}
+        found: dict[str, _TaskScores] = {}
+        for record in read_journals(folder.journals()):
+            if record.task not in found:
+                found[record.task] = _TaskScores(record.task, scorers)
+            found[record.task].add(record)
+        if scorers:
+            _check_known(scorers, found)
+        expected = {name: task["num_samples"] for name, task in manifest.get("tasks", {}).items()}
+        scores = {"tasks": {name: found[name].summary(expected.get(name)) for name in sorted(found)}}
+        folder.write_json(SCORES, scores)
+    return scores
+
+
+def verdicts(record: Prediction, names: Sequence[str] | None = None) -> dict[str, rules.Verdict | None]:
+    """Return what each of its task's scorers, or of those named, says of an answer; None where one does not apply."""
+    case = case_of(record)
+    judges = [judge for judge in judges_of(record.task) if names is None or judge.name in names]
+    return {judge.name: judge.judge(record.prediction, record.target, **case) for judge in judges}
+
+
+def headline_verdict(record: Prediction) -> rules.Verdict | None:
+    """Return what the task's first scorer says of an answer."""
+    return verdicts(record, [judges_of(record.task)[0].name])[judges_of(record.task)[0].name]
+
+
+def judges_of(task_name: str) -> list[rules.Scorer]:
+    """Return the scorers of a task, the one that is reported first in front."""
+    task = tasks.find(task_name)
+    judges = [judge for judge in rules.for_task(task.family) if not task.scorers or judge.name in task.scorers]
+    return sorted(judges, key=lambda judge: judge.name != task.headline)
+
+
+def case_of(record: Prediction) -> dict:
+    """Return what a scorer may need to know of a record's question."""
+    case = {**record.fields, "options": record.options}
+    if "option_scores" in case:
+        case["option_scores"] = json.loads(case["option_scores"])
+    if record.options:
+        case["numbered"] = f"1. {record.options[0]}" in record.prompt
+    return case
+
+
+class _TaskScores:
+    """The verdicts on one task's answers, as they come in."""
+
+    def __init__(self, name: str, wanted: Sequence[str] | None):
+        self._judges = judges_of(name)
+        if wanted:
+            everyone = rules.for_task(tasks.find(name).family)
+            self._judges = [judge for judge in everyone if judge.name in wanted]
+        self.names = {judge.name for judge in self._judges}
+        self._num_errors = self._num_cut_off = 0
+        self._clusters: list[str] = []
+        self._fields: list[Mapping[str, object]] = []
+        self._values: dict[str, list[float | None]] = {judge.name: [] for judge in self._judges}
+        self._reasons: dict[str, dict[str, int]] = {judge.name: {} for judge in self._judges}
+
+    def add(self, record: Prediction) -> None:
+        if record.error is not None:
+            self._num_errors += 1
+            return
+        self._num_cut_off += record.finish_reason == "length"
+        self._clusters.append("+".join(record.images) or record.id)
+        self._fields.append({name: value for name, value in record.fields.items() if name != "option_scores"})
+        case = case_of(record)
+        for judge in self._judges:
+            verdict = judge.judge(record.prediction, record.target, **case)
+            self._values[judge.name].append(None if verdict is None else verdict.value)
+            if verdict is not None and verdict.reason is not None:
+                reasons = self._reasons[judge.name]
+                reasons[verdict.reason] = reasons.get(verdict.reason, 0) + 1
+
+    def summary(self, num_expected: int | None) -> dict:
+        """Return the scores as scores.json holds them."""
+        num_records = len(self._clusters) + self._num_errors
+        return {
+            "n": num_records,
+            "answered": len(self._clusters),
+            "errors": self._num_errors,
+            "missing": None if num_expected is None else num_expected - num_records,
+            "cut_off": self._num_cut_off,
+            "scores": {
+                judge.name: self._score(judge)
+                for judge in self._judges
+                if any(value is not None for value in self._values[judge.name])
+            },
+        }
+
+    def _score(self, judge: rules.Scorer) -> dict:
+        places = [place for place, value in enumerate(self._values[judge.name]) if value is not None]
+        whole = self._mean(judge, places)
+        reasons = self._reasons[judge.name]
+        return {
+            **whole,
+            # Errors are no answers and not in the mean; this is the mean with each of them wrong.
+            "mean_errors_wrong": whole["mean"] * len(places) / (len(places) + self._num_errors),
+            "unparsed": reasons.get(rules.UNPARSED, 0),
+            "reasons": dict(sorted(reasons.items())),
+            "version": judge.version,
+            "by": {
+                name: {value: self._mean(judge, group) for value, group in sorted(groups.items())}
+                for name, groups in sorted(self._groups(places).items())
+                if 1 < len(groups) <= MAX_GROUPS
+            },
+        }
+
+    def _mean(self, judge: rules.Scorer, places: Sequence[int]) -> dict:
+        summary = summarise(
+            [self._values[judge.name][place] for place in places], [self._clusters[place] for place in places]
+        )
+        clustered = _finite(summary.clustered_stderr)
+        return {
+            "mean": summary.mean,
+            "stderr": _finite(summary.stderr) if clustered is None else clustered,
+            "stderr_naive": _finite(summary.stderr),
+            "stderr_clustered": clustered,
+            "clusters": summary.num_clusters,
+            "wilson": None if summary.wilson is None else list(summary.wilson),
+            "n": summary.n,
+        }
+
+    def _groups(self, places: Sequence[int]) -> dict[str, dict[str, list[int]]]:
+        """Return, for each field of the samples, the places of those that share a value."""
+        groups: dict[str, dict[str, list[int]]] = {}
+        for place in places:
+            for name, value in self._fields[place].items():
+                if value is not None:
+                    groups.setdefault(name, {}).setdefault(str(value), []).append(place)
+        return groups
+
+
+def _check_known(names: Sequence[str], found: Mapping[str, _TaskScores]) -> None:
+    unknown = set(names) - set().union(*(scores.names for scores in found.values()))
+    if unknown:
+        known = dict.fromkeys(judge.name for name in found for judge in rules.for_task(tasks.find(name).family))
+        raise VLMError(
+            "invalid_request",
+            f"no scorer is called {', '.join(sorted(unknown)):.60}; expected one of {', '.join(known):.180}",
+        )
+
+
+def _finite(number: float) -> float | None:
+    return number if math.isfinite(number) else None

@@ -4,7 +4,6 @@ import io
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
-from pathlib import Path
 
 from eval.records import ImageRef, Sample
 from vlm.errors import VLMError
@@ -48,7 +47,9 @@ def select(tasks: Mapping[str, Iterable[Sample]], selection: Selection) -> dict[
     found = {sample.id for samples in chosen.values() for sample in samples}
     if selection.limit is None and wanted - found:
         missing = ", ".join(sorted(wanted - found)[:5])
-        raise VLMError("invalid_request", f"no sample has the id {missing:.200}; give ids as predictions.jsonl has them")
+        raise VLMError(
+            "invalid_request", f"no sample has the id {missing:.200}; give ids as predictions.jsonl has them"
+        )
     if not any(chosen.values()):
         raise VLMError("invalid_request", f"{', '.join(tasks):.100}: no samples are left to answer; choose others")
     if selection.blank_images:
@@ -68,7 +69,9 @@ def _check_unique(task: str, samples: Sequence[Sample]) -> None:
 
 
 def _blanked(sample: Sample) -> Sample:
-    return replace(sample, images=tuple(replace(image, path=None, data=None, load=_Blank(image)) for image in sample.images))
+    return replace(
+        sample, images=tuple(replace(image, path=None, data=None, load=_Blank(image)) for image in sample.images)
+    )
 
 
 @dataclass(frozen=True)

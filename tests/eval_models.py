@@ -1,17 +1,19 @@
 """Samples, prompts, and small models that do harm on command, for the tests of the harness."""
 
 import io
+import json
 import os
 import signal
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 from PIL import Image
 
-from eval.backends import Question
+from eval.backends import Answer, Asked, Failure, Question, shown_images
 from eval.backends.checkpoint_model import CheckpointModel
+from eval.fingerprint import ImageDigests
 from eval.records import ImageRef, Prompt, Sample
 from tests.conftest import random_model
 from vlm import VLM, Tokenizer, preset
@@ -94,3 +96,60 @@ class HarmfulModel(CheckpointModel):
 
         model.chat_many = harmful
         return model
+
+
+def write_chart_questions(folder: Path, num_samples: int, *, changed: dict[int, dict] | None = None) -> Path:
+    """Write JSON lines in ChartQA's manner, three questions a picture, and return the file.
+
+    changed: fields of some questions, by number.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = []
+    for number in range(num_samples):
+        name = f"{number // 3}.png"
+        if not (folder / name).exists():
+            (folder / name).write_bytes(picture(number // 3))
+        row = {"id": f"q{number}", "image": name, "question": f"Value {number}?", "answer": str(number)}
+        row["split"] = "human" if number % 2 else "augmented"
+        lines.append(json.dumps({**row, **(changed or {}).get(number, {})}))
+    path = folder / "test.jsonl"
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+@dataclass
+class EchoBackend:
+    """Answers at once with the number in the question, and notes what it was asked."""
+
+    weights: str = "w"
+    batch_size: int = 4
+    generation: dict = field(default_factory=lambda: {"temperature": 0})
+    stops_after: int | None = None
+    """Raises, as if interrupted, when it has answered so many."""
+    asked: list[list[str]] = field(default_factory=list)
+    name: str = "echo"
+
+    def __enter__(self) -> "EchoBackend":
+        return self
+
+    def __exit__(self, *exception) -> None:
+        pass
+
+    def describe(self) -> dict:
+        return {"backend": "echo", "name": self.name, "weights": self.weights}
+
+    def answers(self, batches):
+        count = 0
+        for batch in batches:
+            self.asked.append([each.sample.id for each in batch])
+            for each in batch:
+                if count == self.stops_after:
+                    raise KeyboardInterrupt
+                digests = ImageDigests()
+                images = tuple(digests.of(shown) for shown in shown_images(each.prompt))
+                if "FAIL" in each.sample.question:
+                    yield Asked(each, Failure(reason="it fails", images=images))
+                else:
+                    text = "".join(filter(str.isdigit, each.sample.question))
+                    yield Asked(each, Answer(text=text, token_ids=(1,), finish_reason="stop", images=images))
+                count += 1

@@ -37,9 +37,7 @@ class CheckpointModel:
         """Return the model, loaded."""
         from vlm.pipeline import VLM
 
-        return VLM.from_pretrained(
-            self.source, device=self.device, dtype=self.dtype, reference=self.reference
-        )
+        return VLM.from_pretrained(self.source, device=self.device, dtype=self.dtype, reference=self.reference)
 
     def identity(self) -> dict[str, str]:
         """Return the checkpoint's name and the digest of its weights and settings, file by file."""

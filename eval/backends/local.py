@@ -134,7 +134,9 @@ class LocalBackend:
         return [_outcome(each, images.digests(question)) for each, question in zip(said, questions, strict=True)]
 
     def _lost_twice(self, question: Question, images: "_Images") -> Failure:
-        return Failure(reason=f"lost twice with this sample: the model's process {self._reason}", images=images.digests(question))
+        return Failure(
+            reason=f"lost twice with this sample: the model's process {self._reason}", images=images.digests(question)
+        )
 
     def _alive(self) -> Worker:
         """Return the process, started and with its model loaded."""

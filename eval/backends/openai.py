@@ -186,7 +186,9 @@ class OpenAIBackend:
                 wait_s = min(MAX_WAIT_S, self.first_wait_s * 2 ** (number - 1)) * random.uniform(0.5, 1)
                 await asyncio.sleep(wait_s if last.wait_s is None else last.wait_s)
         if isinstance(last, _Unreachable):
-            raise VLMError("device_unavailable", f"{self.base_url:.100} cannot be reached ({last}); start it and resume")
+            raise VLMError(
+                "device_unavailable", f"{self.base_url:.100} cannot be reached ({last}); start it and resume"
+            )
         raise last
 
     async def _once(self, method: str, path: str, read: Callable, body: dict | None):

@@ -44,7 +44,7 @@ class Worker:
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=2,  # what a library prints must not get into the output of the command
-                env={**os.environ, "PYTHONPATH": os.pathsep.join([_ROOT, *filter(None, sys.path)])},
+                env=_environment(),
                 start_new_session=True,  # Ctrl-C is the parent's to handle
             )
             self._connection = Connection(ours.detach())
@@ -109,6 +109,13 @@ class Worker:
         return f"ended its process ({name}{more})"
 
 
+def _environment() -> dict[str, str]:
+    """Return the environment in which the process finds what this one does."""
+    # Threads that wait by spinning slow down everything on a machine that has other work too.
+    waiting = {"OMP_WAIT_POLICY": "passive"}
+    return {**waiting, **os.environ, "PYTHONPATH": os.pathsep.join([_ROOT, *filter(None, sys.path)])}
+
+
 def main() -> None:
     """Answer requests until the parent is gone."""
     _end_with_parent()
@@ -121,7 +128,7 @@ def main() -> None:
             _say(connection, outcomes=answer(request))
     except EOFError:
         return
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001
         # Whatever it is, a library's state may be spoilt (after a CUDA error it is): go, and come back fresh.
         _say(connection, crashed=f"raises {type(error).__name__}: {error}"[:300])
         sys.exit(1)

@@ -42,7 +42,7 @@ def _described(task) -> dict:
         "formats": [_format(each) for each in task.formats],
         "prompts": list(task.prompts),
         "default_prompt": task.default_prompt,
-        "scorers": [scorer.name for scorer in scorers.for_task(task.name)],
+        "scorers": [scorer.name for scorer in scorers.for_task(task.family)],
         "headline": task.headline,
     }
 

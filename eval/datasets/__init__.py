@@ -4,6 +4,7 @@ Every format becomes tables with named columns (`table.py`) of rows (`row.py`). 
 to say.
 """
 
+import itertools
 import os
 import re
 from collections import Counter
@@ -49,8 +50,17 @@ def find_tables(path: Path, kinds: Collection[Kind]) -> list[Table]:
     return tables
 
 
-def check_complete(tables: Collection[Table]) -> None:
-    """Raise a VLMError when of files numbered as in `test-00000-of-00003.parquet` some are missing."""
+def check_whole(tables: Collection[Table]) -> None:
+    """Raise a VLMError when of files numbered as in `test-00000-of-00003.parquet` some are missing, or all come twice.
+
+    They come twice where the cache of the Hugging Face Hub holds two snapshots.
+    """
+    snapshots = {part for table in tables for name, part in itertools.pairwise(table.path.parts) if name == "snapshots"}
+    if len(snapshots) > 1:
+        raise VLMError(
+            "invalid_request",
+            f"the folder holds {len(snapshots)} snapshots of the data; expected one; give the folder of the one meant",
+        )
     found: dict[tuple, set[int]] = {}
     for table in tables:
         name = re.match(r"(.*)-(\d{5})-of-(\d{5})", table.path.name)
@@ -71,7 +81,7 @@ def contents(path: Path) -> str:
     if path.is_file():
         return f"{path.name:.60} is no file of a known kind"
     kinds = Counter(file.suffix.lower() or "without suffix" for file in _files(path))
-    folders = [f"{each.name:.20}/" for each in sorted(path.iterdir()) if each.is_dir()]
+    folders = [f"{each.name:.20}/" for each in sorted(path.iterdir()) if each.is_dir() and each.name[0] != "."]
     files = [f"{count} {kind}" for kind, count in kinds.most_common(4)]
     return f"{path.name or 'the folder':.40} holds " + (", ".join(folders[:4] + files) or "nothing")
 

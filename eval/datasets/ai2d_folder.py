@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from eval.datasets.ai2d_letters import draw_letters
+from eval.datasets.ai2d_letters import LetterBox, draw_letters
 from eval.datasets.pictures import Picture, picture_at
-from eval.datasets.row import Row, damaged
+from eval.datasets.row import Row, a_kind, damaged
 from eval.datasets.table import Table
 from eval.records import ImageRef
 from vlm.errors import VLMError
@@ -65,7 +65,7 @@ def _rows(folder: Path, part: str, test_ids: frozenset[str]) -> Iterator[Row]:
         raw = picture_at(folder / "images" / name, name)
         for number, (question, record) in enumerate(page["questions"].items(), start=1):
             if not isinstance(record, dict):
-                raise damaged(path, number, "questions", f"a {type(record).__name__}", "an object")
+                raise damaged(path, number, "questions", a_kind(record), "an object")
             # Without abcLabel, no letters are drawn in any variant.
             variants = VARIANTS if record.get("abcLabel") else ("raw",)
             pictures = {variant: (_variant(folder, name, raw, variant),) for variant in variants}
@@ -81,7 +81,7 @@ def _by_number(path: Path) -> tuple[int, str]:
 def _page(path: Path) -> dict:
     try:
         page = json.loads(path.read_bytes())
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         place = (error.lineno, str(error.colno)) if isinstance(error, json.JSONDecodeError) else (1, "1")
         raise damaged(path, *place, "no JSON", 'an object with "imageName" and "questions"') from None
     for column, kind in (("imageName", str), ("questions", dict)):
@@ -112,9 +112,9 @@ class _Lettered:
     def __call__(self) -> bytes:
         try:
             boxes = json.loads(self.annotation.read_bytes())["text"].values()
-            places = [(box["replacementText"], *map(tuple, box["rectangle"])) for box in boxes]
+            places = [LetterBox.of(box["replacementText"], box["rectangle"]) for box in boxes]
             content = self.image.read_bytes()
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError):
             raise VLMError(
                 "invalid_request",
                 f"{self.annotation.name:.60} does not say where letters go; expected text boxes with rectangle and "

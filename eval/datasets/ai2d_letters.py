@@ -2,19 +2,41 @@
 
 import io
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from vlm.errors import VLMError
 
-_FILL = (255, 255, 255)
-_HALF = 127
-_LARGEST, _SMALLEST = 100, 6
-_MARGIN_SIZE = 16
+_FILL, _HALF = (255, 255, 255), 127
+"""White; how much of it lies over a word that can still be read, of 255."""
+_LARGEST, _SMALLEST, _CORNER_SIZE = 100, 6, 16
+"""Sizes of the font."""
+_LARGEST_PLACE = 100_000
 
 
-def draw_letters(content: bytes, places: Sequence[tuple], *, transparent: bool) -> bytes:
-    """Return a PNG of the picture with a letter at each of `places`, (letter, (left, top), (right, bottom)).
+class LetterBox(NamedTuple):
+    """Where a word stands, in pixels, and the letter that takes its place."""
 
-    Opaque: the box is filled and the letter stands in it as large as it fits. Transparent: the box is filled half and
+    letter: str
+    left: int
+    top: int
+    right: int
+    bottom: int
+
+    @classmethod
+    def of(cls, letter: str, rectangle: Sequence[Sequence[float]]) -> "LetterBox":
+        """Return the box between two corners. Raises: ValueError, TypeError or OverflowError for anything else."""
+        (first_x, first_y), (second_x, second_y) = rectangle
+        left, right = sorted((int(first_x), int(second_x)))
+        top, bottom = sorted((int(first_y), int(second_y)))
+        if not isinstance(letter, str) or max(abs(left), abs(top), right, bottom) > _LARGEST_PLACE:
+            raise ValueError
+        return cls(letter, left, top, right, bottom)
+
+
+def draw_letters(content: bytes, boxes: Sequence[LetterBox], *, transparent: bool) -> bytes:
+    """Return a PNG of the picture with its letters.
+
+    Opaque: each box is filled and the letter stands in it as large as it fits. Transparent: the box is filled half and
     the letter stands at its top left corner, on white.
 
     Source: google-research/pix2struct, preprocessing_utils.py (render_text_on_bounding_box) for opaque boxes;
@@ -31,44 +53,44 @@ def draw_letters(content: bytes, places: Sequence[tuple], *, transparent: bool) 
     picture = Image.new("RGB", image.size, _FILL)
     picture.paste(image, mask=image.getchannel("A"))
     draw = ImageDraw.Draw(picture, "RGBA")
-    for letter, start, end in places:
-        (left, right), (top, bottom) = (sorted(pair) for pair in zip(start, end, strict=True))
-        if top == bottom or left == right:
+    for box in boxes:
+        if box.top == box.bottom or box.left == box.right:
             # A few boxes of the data have no height; none of them is an answer.
             continue
-        draw.rectangle((left, top, right, bottom), fill=(*_FILL, _HALF if transparent else 255))
+        draw.rectangle(box[1:], fill=(*_FILL, _HALF if transparent else 255))
         if transparent:
-            _draw_at_corner(draw, letter, left, top)
+            _draw_at_corner(draw, box)
         else:
-            _draw_inside(draw, letter, left, top, right, bottom)
+            _draw_inside(draw, box)
     out = io.BytesIO()
     picture.save(out, "PNG")
     return out.getvalue()
 
 
-def _draw_inside(draw, letter: str, left: int, top: int, right: int, bottom: int) -> None:
-    font = _fitting(draw, letter, right - left, bottom - top)
-    draw.text(((left + right) / 2, (top + bottom) / 2), letter, font=font, fill="black", anchor="mm")
+def _draw_inside(draw, box: LetterBox) -> None:
+    font = _fitting(draw, box)
+    middle = ((box.left + box.right) / 2, (box.top + box.bottom) / 2)
+    draw.text(middle, box.letter, font=font, fill="black", anchor="mm")
 
 
-def _draw_at_corner(draw, letter: str, left: int, top: int) -> None:
+def _draw_at_corner(draw, box: LetterBox) -> None:
     from PIL import ImageFont
 
-    font = ImageFont.load_default(_MARGIN_SIZE)
-    place = (max(left - _MARGIN_SIZE * 3 // 4, 0), max(top - _MARGIN_SIZE * 5 // 8, 0))
-    draw.rectangle(draw.textbbox(place, letter, font=font), fill="white")
-    draw.text(place, letter, font=font, fill="black")
+    font = ImageFont.load_default(_CORNER_SIZE)
+    place = (max(box.left - _CORNER_SIZE * 3 // 4, 0), max(box.top - _CORNER_SIZE * 5 // 8, 0))
+    draw.rectangle(draw.textbbox(place, box.letter, font=font), fill="white")
+    draw.text(place, box.letter, font=font, fill="black")
 
 
-def _fitting(draw, letter: str, width: int, height: int):
-    """Return the font in the largest size in which the letter fits a box; the smallest when it fits in none."""
+def _fitting(draw, box: LetterBox):
+    """Return the font in the largest size in which the letter fits its box; the smallest when it fits in none."""
     from PIL import ImageFont
 
     low, high = _SMALLEST, _LARGEST
     while low < high:
         size = (low + high + 1) // 2
-        left, top, right, bottom = draw.textbbox((0, 0), letter, font=ImageFont.load_default(size))
-        if right - left <= 0.95 * width and bottom - top <= 0.95 * height:
+        left, top, right, bottom = draw.textbbox((0, 0), box.letter, font=ImageFont.load_default(size))
+        if right - left <= 0.95 * (box.right - box.left) and bottom - top <= 0.95 * (box.bottom - box.top):
             low = size
         else:
             high = size - 1

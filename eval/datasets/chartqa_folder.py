@@ -7,24 +7,34 @@ Source: vis-nlp/ChartQA, README.md.
 """
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 from eval.datasets.pictures import picture_at
-from eval.datasets.row import Row, damaged
+from eval.datasets.row import Row, a_kind, damaged
 from eval.datasets.table import Table, part_of
 
 _HALVES = ("human", "augmented")
 
 
 def chartqa_tables(folder: Path) -> list[Table]:
-    """Return a table for each questions file, of the folder itself and of the folders in it; none of another layout."""
+    """Return a table for each questions file in the folder or at most two folders further down."""
     tables = []
-    for place in (folder, *sorted(path for path in folder.iterdir() if path.is_dir())):
-        if (place / "png").is_dir():
-            paths = sorted(path for half in _HALVES for path in place.glob(f"*_{half}.json"))
-            tables += [_table(path) for path in paths]
+    for place in _with_charts(folder, depth=2):
+        paths = sorted(path for half in _HALVES for path in place.glob(f"*_{half}.json"))
+        tables += [_table(path) for path in paths]
     return tables
+
+
+def _with_charts(folder: Path, depth: int) -> Iterator[Path]:
+    with os.scandir(folder) as entries:
+        names = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+    if "png" in names:
+        yield folder
+    elif depth:
+        for name in names:
+            yield from _with_charts(folder / name, depth - 1)
 
 
 def _table(path: Path) -> Table:
@@ -42,15 +52,15 @@ def _rows(path: Path) -> Iterator[Row]:
         records = json.loads(path.read_bytes())
     except json.JSONDecodeError as error:
         raise damaged(path, error.lineno, str(error.colno), f"no JSON ({error.msg})", "a list of questions") from None
-    except (UnicodeDecodeError, RecursionError):
+    except (ValueError, RecursionError):
         raise damaged(path, 1, "1", "bytes that are no JSON in UTF-8", "a list of questions") from None
     if isinstance(records, dict):
         records = records.get("data")
     if not isinstance(records, list):
-        raise damaged(path, 1, "1", f"a {type(records).__name__}", "a list of questions")
+        raise damaged(path, 1, "1", a_kind(records), "a list of questions")
     for number, record in enumerate(records, start=1):
         if not isinstance(record, dict):
-            raise damaged(path, number, "query", f"a {type(record).__name__}", 'an object with "query" and "label"')
+            raise damaged(path, number, "query", a_kind(record), 'an object with "query" and "label"')
         row = Row(file=path, number=number, values=record, part=part_of(path))
         name = row.text("imgname")
         half = next(half for half in _HALVES if path.stem.endswith(half))

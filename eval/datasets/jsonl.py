@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from eval.datasets.pictures import Picture, picture_at
-from eval.datasets.row import Row, damaged
+from eval.datasets.row import Row, a_kind, damaged
 from eval.datasets.table import Table, part_named, part_of
 from vlm.errors import shown
 
@@ -29,13 +29,13 @@ def _records(path: Path) -> Iterator[tuple[int, dict]]:
             if line.isspace():
                 continue
             try:
-                record = json.loads(line)
+                record = json.loads(line.rstrip(b"\r\n"))
             except json.JSONDecodeError as error:
                 raise damaged(path, number, str(error.colno), f"no JSON ({error.msg})", "an object") from None
-            except (UnicodeDecodeError, RecursionError):
+            except (ValueError, RecursionError):
                 raise damaged(path, number, "1", "bytes that are no JSON in UTF-8", "an object") from None
             if not isinstance(record, dict):
-                raise damaged(path, number, "1", f"a {type(record).__name__}", "an object")
+                raise damaged(path, number, "1", a_kind(record), "an object")
             yield number, record
 
 

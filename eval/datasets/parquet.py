@@ -27,6 +27,8 @@ def parquet_table(path: Path) -> Table:
             columns = tuple(file.schema_arrow.names)
     except VLMError as caught:
         error = caught
+    except UnicodeDecodeError:
+        error = _unreadable(path, "its footer is damaged")
     return Table(
         kind="parquet",
         path=path,
@@ -50,7 +52,11 @@ def _open(path: Path):
         # Without pre_buffer and with a buffer, a row group's pages come one by one and not all at once.
         return pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20, page_checksum_verification=True)
     except (pa.ArrowException, OSError) as error:
-        raise VLMError("invalid_request", f"{path.name:.60}: {_why_unreadable(path, error)}; fetch it again") from None
+        raise _unreadable(path, _why_unreadable(path, error)) from None
+
+
+def _unreadable(path: Path, why: str) -> VLMError:
+    return VLMError("invalid_request", f"{path.name:.60}: {why}; fetch it again")
 
 
 def _why_unreadable(path: Path, error: Exception) -> str:
@@ -78,13 +84,13 @@ def _rows(path: Path, wanted: Sequence[str]) -> Iterator[Row]:
         for group in range(file.num_row_groups):
             start = number
             for batch in _batches(file, path, group, names, _ROWS_AT_ONCE, number):
-                plain = batch.select([name for name in names if name not in pictures]).to_pylist()
+                plain = {name: _plain(batch.column(name), path, name, number) for name in names if name not in pictures}
                 for place in range(batch.num_rows):
                     number += 1
                     yield Row(
                         file=path,
                         number=number,
-                        values=plain[place] if plain else {},
+                        values={name: values[place] for name, values in plain.items()},
                         pictures={
                             name: cells.pictures(batch.column(name), place, group, number - 1 - start, number)
                             for name, cells in pictures.items()
@@ -105,11 +111,26 @@ def _batches(file, path: Path, group: int, names: Sequence[str], rows: int, numb
             batch = next(batches)
         except StopIteration:
             return
-        except (pa.ArrowException, OSError, UnicodeDecodeError):
+        except (pa.ArrowException, OSError):
             column = _damaged_column(file, group, names) if len(names) > 1 else names[0]
             raise damaged(path, number + 1, column, "a damaged page", "a whole file") from None
         number += batch.num_rows
         yield batch
+
+
+def _plain(column, path: Path, name: str, number: int) -> list:
+    """Return the values of a column of a batch; `number` rows came before it."""
+    try:
+        return column.to_pylist()
+    except UnicodeDecodeError:
+        values = []
+        for cell in column:
+            try:
+                values.append(cell.as_py())
+            except UnicodeDecodeError:
+                number += len(values) + 1
+                raise damaged(path, number, name, "bytes that are no UTF-8", "text in UTF-8") from None
+        return values
 
 
 def _damaged_column(file, group: int, names: Sequence[str]) -> str:
@@ -119,7 +140,7 @@ def _damaged_column(file, group: int, names: Sequence[str]) -> str:
         try:
             for _ in file.iter_batches(batch_size=_ROWS_AT_ONCE, row_groups=[group], columns=[name]):
                 pass
-        except (pa.ArrowException, OSError, UnicodeDecodeError):
+        except (pa.ArrowException, OSError):
             return name
     return ", ".join(names)
 
@@ -214,8 +235,10 @@ def _contents(cell) -> list[tuple[memoryview | None, str | None]]:
         return [] if isinstance(cell, pa.ListScalar | pa.LargeListScalar) else [(None, None)]
     if isinstance(cell, pa.ListScalar | pa.LargeListScalar):
         return [pair for element in cell.values for pair in _contents(element)]
-    name = None
-    if isinstance(cell, pa.StructScalar):
-        name = cell["path"].as_py() if "path" in cell.keys() else None  # noqa: SIM118 (a scalar is no dict)
-        cell = cell["bytes"]
-    return [(memoryview(cell.as_buffer()) if cell.is_valid else None, name)]
+    if not isinstance(cell, pa.StructScalar):
+        return [(memoryview(cell.as_buffer()), None)]
+    content = cell["bytes"]
+    if content.is_valid:
+        return [(memoryview(content.as_buffer()), None)]
+    name = cell["path"].as_buffer() if "path" in cell.keys() else None  # noqa: SIM118 (a scalar is no dict)
+    return [(None, bytes(name).decode("utf-8", "replace") if name else None)]

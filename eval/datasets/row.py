@@ -105,7 +105,13 @@ def damaged(file: Path, number: int, column: str, found: str, expected: str) -> 
     return VLMError("invalid_request", f"{place}: found {found}; expected {expected}; mend the row or take it out")
 
 
+def a_kind(value: object) -> str:
+    """Return the type of a value with its article, as in "an int"."""
+    name = type(value).__name__
+    return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
+
+
 def _found(value: object) -> str:
     if value is None or value == "":
         return "nothing"
-    return shown(value) if isinstance(value, str | int | float) else f"a {type(value).__name__}"
+    return shown(value) if isinstance(value, str | int | float) else a_kind(value)

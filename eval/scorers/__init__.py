@@ -6,7 +6,6 @@ this one add theirs through the entry-point group `sightline.scorers`, each nami
 
 import functools
 from collections.abc import Mapping, Sequence
-from importlib.metadata import entry_points
 
 from eval.scorers import (
     anls,
@@ -62,11 +61,11 @@ STANDARD_ERRORS = {
 FAMILIES = {
     "ai2d": "multiple_choice",
     "docvqa": "anls",
-    "infographicvqa": "anls",
+    "infovqa": "anls",
     "textvqa": "vqa_accuracy",
     "vqav2": "vqa_accuracy",
     "mmmu_open": "mmmu",
-    "mmmu_pro": "mmmu",
+    "mmmu_pro": "multiple_choice",
 }
 """The family of each task that is not called like its family."""
 
@@ -114,5 +113,7 @@ def score(task: str, scorer: str, prediction: str, target: str | Sequence[str], 
 @functools.cache
 def _every_scorer() -> dict[tuple[str, str], Scorer]:
     """Return our own scorers and those that other packages bring; ours cannot be replaced."""
+    from importlib.metadata import entry_points
+
     plugged_in = [scorer for entry in entry_points(group=ENTRY_POINT_GROUP) for scorer in entry.load()]
     return {**SCORERS, **{(scorer.family, scorer.name): scorer for scorer in plugged_in}, **SCORERS}

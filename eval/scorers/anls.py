@@ -25,9 +25,16 @@ def rrc_score(answer: str, targets: tuple[str, ...]) -> float:
     distances = []
     for target in targets:
         length = max(len(target.upper()), len(answer.upper()))
-        distances.append(edit_distance(folded(target), folded(answer)) / length if length else 0.0)
+        distances.append(_distance(folded(target), folded(answer), length) if length else 0.0)
     score = 1 - min(distances)
     return score if score >= THRESHOLD else 0.0
+
+
+def _distance(first: str, second: str, length: int) -> float:
+    """Return the edit distance over `length`, or 1 where it must be beyond the threshold."""
+    # Texts of different lengths are at least that far apart: a long wrong reply costs nothing.
+    is_far = abs(len(first) - len(second)) / length > THRESHOLD
+    return 1.0 if is_far else edit_distance(first, second) / length
 
 
 def rrc(case: Case) -> Verdict:
@@ -61,7 +68,7 @@ def above_half(answer: str, target: str, length: int) -> float:
 
     Raises: ZeroDivisionError for a length of 0, as the harnesses do with two empty texts.
     """
-    distance = edit_distance(answer, target) / length
+    distance = _distance(answer, target, length)
     return 1 - distance if distance < THRESHOLD else 0.0
 
 
@@ -96,7 +103,7 @@ SCORERS = tuple(
         (
             "rrc_script_in_qwen_vl",
             rrc,
-            "QwenLM/Qwen-VL: eval_mm/infographicsvqa_eval.py, the script of the competition",
+            "QwenLM/Qwen-VL: eval_mm/infographicsvqa_eval.py (the competition's)",
         ),
         ("lmms_eval", lmms_eval, "EvolvingLMMs-Lab/lmms-eval: api/metrics.py, anls"),
         ("vlmevalkit", rrc, "open-compass/VLMEvalKit: vlmeval/dataset/utils/vqa_eval.py"),

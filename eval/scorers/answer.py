@@ -5,6 +5,7 @@ Markers are trusted in this order, and of several of one kind the last: "FINAL A
 """
 
 import re
+import unicodedata
 
 from eval.scorers.reasoning import without_reasoning
 
@@ -62,6 +63,19 @@ def without_markup(text: str) -> str:
     if found := re.fullmatch(r"\\text\w*\{([^{}]*)\}", text):
         return found.group(1).strip()
     return text
+
+
+def plain_text(text: str) -> str:
+    """Return `text` with one kind of blank, digit and compatibility form, and no blanks around it."""
+    return " ".join(unicodedata.normalize("NFKC", text).split())
+
+
+def bare_text(text: str) -> str:
+    """Return `text` without blanks, quotation marks, a bracket around it, and an end period."""
+    text = plain_text(text).strip("\"'“”‘’*` ")
+    if text.startswith("(") and text.endswith(")"):
+        text = text[1:-1].strip()
+    return text.removesuffix(".").rstrip("\"'“”‘’*` ")
 
 
 def _after_last(marker: re.Pattern, text: str) -> str | None:

@@ -11,8 +11,8 @@ import ast
 import re
 from fractions import Fraction
 
-from eval.scorers.answer import final_answer
-from eval.scorers.quantity import is_within, plain_text, read_quantity
+from eval.scorers.answer import bare_text, final_answer
+from eval.scorers.quantity import is_within, read_quantity
 from eval.scorers.verdict import Case, Scorer, Verdict, right
 
 TOLERANCE = Fraction(5, 100)
@@ -49,14 +49,6 @@ def is_same(answer: str, target: str, *, years_exact: bool = False) -> bool:
         is_year = years_exact and YEAR.fullmatch(target) is not None
         return is_within(value, scale, Fraction(0) if is_year else TOLERANCE)
     return answer.casefold() == target.casefold()
-
-
-def bare_text(text: str) -> str:
-    """Return `text` without blanks, quotation marks, a bracket around it, and an end period."""
-    text = plain_text(text).strip("\"'“”‘’*` ")
-    if text.startswith("(") and text.endswith(")"):
-        text = text[1:-1].strip()
-    return text.removesuffix(".").rstrip("\"'“”‘’*` ")
 
 
 def list_elements(text: str) -> list[str]:

@@ -9,8 +9,8 @@ def edit_distance(first: str, second: str) -> int:
     """
     if len(first) > len(second):
         first, second = second, first
-    if not first:
-        return len(second)
+    if len(first) < 2:
+        return len(second) - (first != "" and first in second)
     places: dict[str, int] = {}
     for place, character in enumerate(first):
         places[character] = places.get(character, 0) | 1 << place

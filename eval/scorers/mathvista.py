@@ -10,8 +10,8 @@ import re
 from fractions import Fraction
 
 from eval.scorers import multiple_choice_ours
-from eval.scorers.answer import short_answer
-from eval.scorers.chartqa_ours import bare_text, list_elements
+from eval.scorers.answer import bare_text, short_answer
+from eval.scorers.chartqa_ours import list_elements
 from eval.scorers.edit_distance import edit_distance
 from eval.scorers.multiple_choice import vlmevalkit_letter
 from eval.scorers.quantity import read_quantity

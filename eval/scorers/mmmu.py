@@ -7,8 +7,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 
 from eval.scorers import multiple_choice_ours
-from eval.scorers.answer import short_answer
-from eval.scorers.chartqa_ours import bare_text
+from eval.scorers.answer import bare_text, short_answer
 from eval.scorers.multiple_choice import lmms_eval_mmmu, mmmu_letter, vlmevalkit_letter
 from eval.scorers.quantity import read_quantity
 from eval.scorers.reasoning import without_tagged_reasoning
@@ -96,20 +95,6 @@ def _characters(reply: str) -> str:
     return str(_after_reasoning(reply)[0])
 
 
-def mmmu_pro_letter(reply: str, options: Mapping[str, str]) -> str | None:
-    """Return the only option letter after the last "Answer:", else what `mmmu_letter` reads loosely.
-
-    Source: MMMU-Benchmark/MMMU, mmmu-pro/evaluate.py, without its drawing of lots.
-    """
-    _, marker, rest = reply.rpartition("Answer:")
-    letters = [letter for letter in options if letter in rest] if marker else []
-    return letters[0] if len(letters) == 1 else mmmu_letter(reply, options, loose=True)
-
-
-def mmmu_pro(case: Case) -> Verdict | None:
-    return _mmmu(mmmu_pro_letter, candidates)(case) if case.options else None
-
-
 def vlmevalkit(case: Case) -> Verdict:
     """An open question becomes a choice between its answer and "Other Answers"; no judge is asked."""
     options = dict(zip(case.letters, case.options, strict=True))
@@ -145,7 +130,6 @@ SCORERS = tuple(
     for name, rule, source in (
         ("ours", ours, "Sightline"),
         ("mmmu_official", _mmmu(mmmu_letter, candidates), OFFICIAL + "mmmu/utils/eval_utils.py"),
-        ("mmmu_pro_official", mmmu_pro, OFFICIAL + "mmmu-pro/evaluate.py"),
         # The first until 0.7.2, the second from 0.7.3 on.
         ("lmms_eval_pipeline", _mmmu(lmms_eval_mmmu, _characters), LMMS_EVAL),
         ("lmms_eval_functions_without_flattening", _mmmu(lmms_eval_mmmu, _after_reasoning), LMMS_EVAL),

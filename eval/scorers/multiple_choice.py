@@ -43,7 +43,7 @@ def lmms_eval_mcq(reply: str, options: Mapping[str, str]) -> str | None:
 
 
 def mmmu_letter(reply: str, options: Mapping[str, str], *, loose: bool = False) -> str | None:
-    """Return "(B)", else " B ", else the option whose text occurs in a reply of more than five words; the last of several.
+    """Return "(B)", else " B ", else the option whose text a reply of more than five words has; the last of several.
 
     loose: lmms-eval's copy, in which "B " and then "B." are enough, so that a word may end in the letter.
     Source: MMMU-Benchmark/MMMU, mmmu/utils/eval_utils.py, parse_multi_choice_response, without its drawing of lots.
@@ -68,6 +68,16 @@ def lmms_eval_mmmu(reply: str, options: Mapping[str, str]) -> str | None:
     return mmmu_letter(without_reasoning(reply), options, loose=True)
 
 
+def mmmu_pro_letter(reply: str, options: Mapping[str, str]) -> str | None:
+    """Return the only option letter after the last "Answer:", else what `mmmu_letter` reads loosely.
+
+    Source: MMMU-Benchmark/MMMU, mmmu-pro/evaluate.py, without its drawing of lots.
+    """
+    _, marker, rest = reply.rpartition("Answer:")
+    letters = [letter for letter in options if letter in rest] if marker else []
+    return letters[0] if len(letters) == 1 else mmmu_letter(reply, options, loose=True)
+
+
 VLMEVALKIT_REFUSALS = (
     "Sorry, I can't help with images of people yet.",
     "I can't process this file.",
@@ -81,6 +91,8 @@ def vlmevalkit_letter(reply: str, options: Mapping[str, str]) -> str | None:
 
     Source: open-compass/VLMEvalKit, vlmeval/utils/matching_util.py, can_infer, with no judge ("exact matching").
     """
+    # An empty column of its tables is no option.
+    options = {letter: text for letter, text in options.items() if text}
     if "Failed to obtain answer via API" not in reply:
         if any(refusal in reply for refusal in VLMEVALKIT_REFUSALS):
             return None
@@ -159,12 +171,14 @@ def molmo_letter(reply: str, options: Mapping[str, str]) -> str:
     return min(names, key=lambda letter: edit_distance(names[letter], answer))
 
 
-LLAMA_STACK_MARKERS = (
-    r"The best answer is |Answer\s*:|Answer\s*:\u200b{6}|উত্তর\s*:|उत्तर\s*:|উত্তরঃ|উত্তর\s*:|Antwort\s*:|답변\s*:|정답\s*:|답\s*:"
-    r"|答案\s*：|答案\s*:|答\s*：|答\s*:|答复\s*：|答曰\s*：|الإجابة:|الجواب:|إجابة:|الإجابة النهائية:|الإجابة الصحيحة:"
-    r"|الإجابة الصحيحة هي:|الإجابة هي:|Respuesta\s*:|Risposta\s*:|答え\s*:|答え\s*：|回答\s*:|回答\s*：|解答\s*:|Jawaban\s*:"
-    r"|Réponse\s*:|Resposta\s*:|Jibu\s*:|Idahun\s*:|Ìdáhùn\s*:|Idáhùn\s*:|Àmọ̀nà\s*:|Àdáhùn\s*:|Ànúgọ\s*:|Àṣàyàn\s*:"
-).split("|")
+_MARKERS = (
+    r"The best answer is |Answer\s*:|Answer\s*:\u200b{6}|উত্তর\s*:|उत्तर\s*:|উত্তরঃ|উত্তর\s*:|Antwort\s*:"
+    r"|답변\s*:|정답\s*:|답\s*:|答案\s*：|答案\s*:|答\s*：|答\s*:|答复\s*：|答曰\s*：|الإجابة:|الجواب:"
+    r"|إجابة:|الإجابة النهائية:|الإجابة الصحيحة:|الإجابة الصحيحة هي:|الإجابة هي:|Respuesta\s*:"
+    r"|Risposta\s*:|答え\s*:|答え\s*：|回答\s*:|回答\s*：|解答\s*:|Jawaban\s*:|Réponse\s*:|Resposta\s*:"
+    r"|Jibu\s*:|Idahun\s*:|Ìdáhùn\s*:|Idáhùn\s*:|Àmọ̀nà\s*:|Àdáhùn\s*:|Ànúgọ\s*:|Àṣàyàn\s*:"
+)
+LLAMA_STACK_MARKERS = tuple(_MARKERS.split("|"))
 """How an answer is announced in the languages of Meta's multilingual MMLU, in the order in which they are tried."""
 
 
@@ -194,6 +208,7 @@ SCORERS = tuple(
         ("qwen_vl_exact_letter", qwen_vl_exact_letter, "QwenLM/Qwen-VL: eval_mm/evaluate_vqa.py"),
         ("molmo_letter_options", _letter_rule(molmo_letter), "allenai/molmo: olmo/eval/vqa.py, select_mc_option"),
         ("mmmu_official_parser", _letter_rule(mmmu_letter), "MMMU-Benchmark/MMMU: mmmu/utils/eval_utils.py"),
+        ("mmmu_pro_official", _letter_rule(mmmu_pro_letter), "MMMU-Benchmark/MMMU: mmmu-pro/evaluate.py"),
         ("llama_stack_regex_mc", llama_stack, "meta-llama/llama-stack: regex_parser_scoring_fn.py"),
     )
 )

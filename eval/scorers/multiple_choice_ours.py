@@ -11,8 +11,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Literal, NamedTuple
 
-from eval.scorers.answer import marked_answer
-from eval.scorers.chartqa_ours import bare_text
+from eval.scorers.answer import bare_text, marked_answer
 from eval.scorers.reasoning import without_reasoning
 from eval.scorers.verdict import Case, Scorer, Verdict, right
 
@@ -30,19 +29,22 @@ _OPEN, _CLOSE = r"[\s(\[{*_`\"'“]*", r"[\s)\]}*_`\"'”]*"
 _LABEL = r"(?P<label>[A-Za-z]|\d{1,2})"
 LABELLED_LINE = re.compile(
     rf"{_OPEN}(?:(?:option|choice|answer|letter|number)\s+){{0,2}}{_OPEN}{_LABEL}{_CLOSE}"
-    rf"(?:[.:,;–-]+{_CLOSE}(?P<rest>.*))?",
+    rf"(?:(?P<mark>[.:,;–-])[.:,;–-]*{_CLOSE}(?P<rest>.*))?",
     re.IGNORECASE,
 )
 """A label alone, or before punctuation and a text: "B", "(B)", "option B.", "**B**", "2: leaf"."""
-BRACKETED_LINE = re.compile(rf"[\s*_]*[(\[]?{_LABEL}[)\]][\s*_]*(?P<rest>.+)")
+BRACKETED_LINE = re.compile(rf"[\s*_]*[(\[]?{_LABEL}(?P<mark>[)\]])[\s*_]*(?P<rest>.+)")
 """A label in brackets before a text: "(B) leaf", "B) leaf"."""
 NAMED_OPTION = re.compile(
     r"\((?P<bracketed>[A-Z]|\d{1,2})\)|\b(?:option|choice|letter)\s+(?:number\s+)?([A-Z]|\d{1,2})\b"
 )
 LONE_CAPITAL = re.compile(
-    r"(?<![\w'’-])(?!A\s(?!(?:is|was|would|seems|shows)\b)[a-z])(?!I['’\s]\s?[a-z])[A-Z](?![\w'’-])"
+    r"(?<![\w'’-])(?!A\s(?!(?:is|was|would|seems|shows|and|or|nor|but|because|since|as|not)\b)[a-z])"
+    r"(?!I['’\s]\s?[a-z])[A-Z](?![\w'’-])"
 )
 """A capital that is a word, but for the article "A" and the pronoun "I"."""
+DENIED = re.compile(r"(?:\bnot|n['’]t|\bneither|\bnor)\s+((?:\S+\s*){1,3})", re.IGNORECASE)
+"""What follows a denial: an option there was not chosen."""
 DIAGRAM_LABEL = re.compile(r"\b(?:labell?ed|marked|label|part|point)\s+(?:as\s+|with\s+)?[\"'“(]?(\w)\b", re.IGNORECASE)
 
 
@@ -89,12 +91,18 @@ class _Reader:
         return next((readings[route] for route in order if readings.get(route)), None)
 
     def sentence(self, text: str) -> Choice | None:
+        """Return the only option that a text names, None when it denies one."""
+        if any(self._named(denied) is not None for denied in DENIED.findall(text)):
+            return None
+        return self._named(text)
+
+    def _named(self, text: str) -> Choice | None:
         """Return the only option that a text names: as "(B)" or "option B", by a lone capital, or by its text."""
         if self.are_labels and (labels := {label.casefold() for label in DIAGRAM_LABEL.findall(text)}):
             return _only(Choice(place, "text") for place, each in enumerate(self.texts) if each in labels)
         by_text = [Choice(place, "text") for place in self._texts_within(text)]
         if named := self._options(
-            found["bracketed"] or found.group(2)
+            found["bracketed"] or found["word"]
             for found in NAMED_OPTION.finditer(text)
             if self.numbered or not (found["bracketed"] or "").isdecimal()
         ):
@@ -114,6 +122,10 @@ class _Reader:
         if not rest or rest == own or (own and rest.startswith(own + " ")):
             return choice
         is_other = rest in self.texts or self._option(rest.upper()) is not None
+        if found["mark"] in ",;":
+            # "A, B" and "A, then B" go on with another option; "A, not B" does not.
+            others = self._options(LONE_CAPITAL.findall(DENIED.sub("", found["rest"])))
+            is_other = is_other or any(other.place != choice.place for other in others)
         # "1. Look at the roots" begins a list of thoughts as likely as it names an option; so does a small letter.
         return choice if found["label"].isupper() and not is_other else None
 

@@ -15,7 +15,7 @@ def half_width(text: str) -> str:
 
 
 def contains(answer: str, case: Case, clean: Callable[[str], str]) -> Verdict:
-    """Whether `answer` has an accepted answer in it: formulas without their blanks, texts in lower case after `clean`."""
+    """Whether `answer` has an accepted answer in it: formulas without blanks, texts in lower case after `clean`."""
 
     def shown(text: str) -> str:
         if case.category in FORMULA_CATEGORIES:

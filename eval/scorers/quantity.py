@@ -1,9 +1,10 @@
 """Numbers as charts and people write them, read exactly: commas, currencies, percent signs and minus signs."""
 
 import re
-import unicodedata
 from dataclasses import dataclass
 from fractions import Fraction
+
+from eval.scorers.answer import plain_text
 
 MAX_CHARS = 60
 """Longer texts are no number that a chart shows, and could cost much to compute with."""
@@ -40,11 +41,6 @@ class Quantity:
     @property
     def is_percent(self) -> bool:
         return self.unit == "%"
-
-
-def plain_text(text: str) -> str:
-    """Return `text` with one kind of blank, digit and compatibility form, and no blanks around it."""
-    return " ".join(unicodedata.normalize("NFKC", text).split())
 
 
 def read_quantity(text: str) -> Quantity | None:

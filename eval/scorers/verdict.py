@@ -55,16 +55,16 @@ class Case:
     """Two letters (MGSM)."""
 
     @classmethod
-    def of(cls, prediction: str, targets: str | Sequence[str], known: Mapping[str, object]) -> "Case":
+    def of(cls, prediction: str, targets: tuple[str, ...], loose: Mapping[str, object]) -> "Case":
         """Build a case from loose fields; those that no rule knows, and those that are None, are left out."""
         names = {field.name for field in fields(cls)} - {"prediction", "targets"}
-        given = {name: value for name, value in known.items() if name in names and value is not None}
+        given = {name: value for name, value in loose.items() if name in names and value is not None}
         for name in ("options", "option_scores", "year_flags"):
             if name in given:
                 given[name] = (given[name],) if isinstance(given[name], str) else tuple(given[name])
         if "option_scores" in given:
             given["option_scores"] = tuple(OptionScore(*score) for score in given["option_scores"])
-        return cls(prediction=prediction, targets=(targets,) if isinstance(targets, str) else tuple(targets), **given)
+        return cls(prediction=prediction, targets=targets, **given)
 
     @property
     def letters(self) -> str:
@@ -88,11 +88,14 @@ class Scorer:
     """Where the rule was read: repository and file, or "Sightline"."""
     rule: Rule
 
-    def judge(self, prediction: str, targets: str | Sequence[str], **case) -> Verdict | None:
-        """Return the verdict on a reply, or None where this rule does not apply to the question.
+    def judge(self, prediction: str, targets: str | Sequence[str], /, **case) -> Verdict | None:
+        """Return the verdict on a reply, or None where this rule does not apply, or no answer is known.
 
         A harness that fails on a reply gets what its users get: no point, and the failure by name.
         """
+        targets = (targets,) if isinstance(targets, str) else tuple(targets)
+        if not targets:
+            return None
         try:
             return self.rule(Case.of(prediction, targets, case))
         except (ArithmeticError, AssertionError, LookupError, RecursionError, ValueError) as error:

@@ -39,8 +39,10 @@ def _sample(row: Row, options: Sequence[str], answer: str, image: str = "image",
 
 
 def _variant(row: Row) -> str | None:
-    """Return the variant that the names of the file and its folders tell; only one of them has a name for itself."""
-    return "transparent" if re.search(r"no[-_ ]?mask|transparent", str(row.file), re.IGNORECASE) else None
+    """Return the variant that the names of the file and its folders tell."""
+    if re.search(r"no[-_ ]?mask|transparent", str(row.file), re.IGNORECASE):
+        return "transparent"
+    return "opaque" if row.file.name == "AI2D_TEST.tsv" else None
 
 
 def _lmms(row: Row) -> Iterator[Sample]:

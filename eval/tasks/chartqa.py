@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from eval.datasets.row import Row
+from eval.datasets.table import part_named
 from eval.prompts import (
     DIRECT,
     LMMS_WORD,
@@ -20,7 +21,7 @@ from eval.prompts import (
     after_newline,
     named,
 )
-from eval.records import Sample
+from eval.records import Field, Sample
 from eval.tasks.samples import answers, jsonl_sample, sample
 from eval.tasks.task import Format, Task
 
@@ -45,14 +46,19 @@ def _sample(row: Row, question: str, answer: str, half: str, name: str = "") -> 
         images=row.images("image"),
         question=row.text(question),
         targets=answers(row, answer),
-        fields={"split": _half(row, half)},
+        fields=_fields(row, half),
     )
+
+
+def _fields(row: Row, half: str) -> dict[str, Field]:
+    part = {"part": row.part} if row.part else {}
+    return part | {"split": _half(row, half)}
 
 
 def _jsonl(row: Row) -> Iterator[Sample]:
     found = jsonl_sample(row, "chartqa")
-    half = {"split": _half(row, "split")} if "split" in row.values and row.part is None else {}
-    yield replace(found, fields={**found.fields, **half})
+    has_half = "split" in row.values and part_named(row.text("split")) is None
+    yield replace(found, fields={**found.fields, **_fields(row, "split")}) if has_half else found
 
 
 TASK = Task(

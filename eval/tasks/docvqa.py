@@ -23,7 +23,7 @@ def _parquet(row: Row) -> Iterator[Sample]:
         images=row.images("image"),
         question=row.text("question"),
         targets=row.texts("answers"),
-        fields={"question_type": types[0], "question_types": ", ".join(types)} if types else {},
+        fields={"question_type": ", ".join(types)} if types else {},
     )
 
 

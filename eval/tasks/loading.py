@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from eval.datasets import check_complete, contents, find_tables
+from eval.datasets import check_whole, contents, find_tables
 from eval.datasets.row import Row
 from eval.datasets.table import Table, part_named
-from eval.records import Sample
+from eval.records import Field, Sample
 from eval.tasks.task import Format, Task
 from vlm.errors import VLMError, shown
 
@@ -29,12 +29,12 @@ def load(task: Task, path: Path, split: str | None, variant: str | None, limit: 
     path = _own_folder(task, path)
     layout, tables = _recognise(task, path)
     parts = parts or _default_parts(task, tables)
-    tables = [table for table in tables if not parts or table.part is None or table.part in parts]
+    tables = _of_parts(tables, parts)
     for table in tables:
         if table.error is not None:
             raise table.error
     if path.is_dir():
-        check_complete(tables)
+        check_whole(tables)
     return itertools.islice(_Selection(task, layout, parts, halves, variant).samples(tables), limit)
 
 
@@ -48,6 +48,8 @@ def _own_folder(task: Task, path: Path) -> Path:
 def _wanted(task: Task, split: str | None) -> tuple[set[str], set[str]]:
     """Return the parts and the halves that `split` names."""
     parts, halves = set(), set()
+    if not isinstance(split, str | None):
+        raise task.refusal("split", split, (*task.halves, "train", "validation", "test", "..."))
     for word in filter(None, (word.strip().lower() for word in (split or "").split(","))):
         if word in task.halves:
             halves.add(word)
@@ -111,6 +113,15 @@ def _default_parts(task: Task, tables: list[Table]) -> set[str]:
     return {task.part} if task.part else set()
 
 
+def _of_parts(tables: list[Table], parts: set[str]) -> list[Table]:
+    chosen = [table for table in tables if not parts or table.part is None or table.part in parts]
+    if not chosen:
+        found = ", ".join(sorted({table.part for table in tables}))
+        wanted = ", ".join(sorted(parts))
+        raise VLMError("invalid_request", f"the data has only {found:.80}; expected {wanted:.80}; choose what there is")
+    return chosen
+
+
 @dataclass
 class _Selection:
     """Which samples are meant, and which of the data were passed over."""
@@ -123,6 +134,7 @@ class _Selection:
 
     def __post_init__(self):
         self._asked = self.variant is not None
+        self._say_so: set[bool] = set()
         self._passed_over: set[str] = set()
         self._ids: set[int] = set()
 
@@ -139,7 +151,7 @@ class _Selection:
             found = f"only {', '.join(sorted(self._passed_over))}" if self._passed_over else "no row"
             raise VLMError(
                 "invalid_request",
-                f"{tables[0].path.name:.60} has {found}; expected {wanted:.80}; ask for what there is",
+                f"{tables[0].path.name:.60} has {found}; expected {wanted:.80}; choose what there is",
             )
 
     def _of_row(self, row: Row) -> Iterator[Sample]:
@@ -157,18 +169,18 @@ class _Selection:
                 yield sample
 
     def _with_variant(self, sample: Sample, row: Row) -> Sample:
-        """Return the sample with its variant told; the first one decides where none was asked for."""
-        found = sample.fields.get("variant")
-        if found is None:
-            found = self.variant or self.layout.assumed_variant
-            if found is None:
-                expected = f"one of {', '.join(self.task.variants)}, here or asked for as variant=..."
-                raise row.damaged("variant", "nothing", expected)
-            if not self._asked and self.variant is None:
-                logger.warning("%s does not say which variant it is; taken as %s", row.file.name, found)
-            sample = replace(sample, fields={**sample.fields, "variant": found})
+        """Return the sample with its variant; the first one decides where none was asked for."""
+        says_so = "variant" in sample.fields
+        found = sample.fields["variant"] if says_so else self._assumed(row)
         if found not in self.task.variants:
             raise row.damaged("variant", shown(found), f"one of {', '.join(self.task.variants)}")
+        self._say_so.add(says_so)
+        if self._asked and len(self._say_so) == 2:
+            raise VLMError(
+                "invalid_request",
+                f"{row.file.name:.60}, row {row.number}: some rows say their variant and some do not; expected all or "
+                "none; give one file or folder",
+            )
         self.variant = self.variant or self.layout.default_variant or found
         if found != self.variant and not self._asked and self.layout.default_variant is None:
             raise VLMError(
@@ -176,7 +188,16 @@ class _Selection:
                 f"{row.file.name:.60}, row {row.number}, is {found} and what came before is {self.variant}; expected "
                 f"one variant, for their scores differ; ask for one, as in variant={found!r}",
             )
-        return sample
+        return sample if says_so else replace(sample, fields={**sample.fields, "variant": found})
+
+    def _assumed(self, row: Row) -> str:
+        """Return what a row is that does not say its variant: what was asked for, or what such data usually is."""
+        found = self.variant if self._asked else self.layout.assumed_variant
+        if found is None:
+            raise row.damaged("variant", "nothing", f"one of {', '.join(self.task.variants)}, here or as variant=...")
+        if not self._asked and False not in self._say_so:
+            logger.warning("%s does not say which variant it is; taken as %s", row.file.name, found)
+        return found
 
     def _named(self, sample: Sample, row: Row) -> Sample:
         """Return the sample with an id that none before it has; one without is named by what it asks."""
@@ -184,7 +205,7 @@ class _Selection:
             raise row.damaged("id", f"{sample.id[:60]!r} for a second time", "an id of its own for each question")
         if sample.id:
             return sample
-        name = _content_name(sample)
+        name = _content_name(sample, sample.fields.get("split") if self.task.halves else None)
         copies = (f"{name}-{number}" for number in itertools.count(2))
         # Equal in all that is asked and expected: which of them is the second makes no difference.
         return replace(sample, id=next(each for each in itertools.chain([name], copies) if self._is_new(each)))
@@ -197,8 +218,9 @@ class _Selection:
         return is_new
 
 
-def _content_name(sample: Sample) -> str:
-    """Return a name made of a sample's picture, question and answers, the same wherever the row stands."""
-    asked = json.dumps([sample.question, sample.targets, sample.options, [image.id for image in sample.images]])
-    start = sample.images[0].id.rpartition(".")[0] or sample.images[0].id if sample.images else "text"
-    return f"{start.rpartition('/')[2]}-{hashlib.sha256(asked.encode()).hexdigest()[:10]}"
+def _content_name(sample: Sample, half: Field) -> str:
+    """Return a name made of a sample's pictures, question, answers and half, the same wherever the row stands."""
+    images = [image.id for image in sample.images]
+    asked = json.dumps([images, sample.question, sample.targets, sample.options, half])
+    start = Path(images[0]).stem if images else "text"
+    return f"{start}-{hashlib.sha256(asked.encode()).hexdigest()[:10]}"

@@ -22,10 +22,10 @@ def sample(
 ) -> Sample:
     """Return a sample; a picture that is missing or broken is its problem. Without an id, it is named by its content.
 
-    The part of the data it belongs to is in its fields, as "part" and, where the task has no other use for it, "split".
+    The part of the data that it belongs to is the field "split", unless the task has another use for that.
     """
     images = tuple(images)
-    place = {} if row.part is None else {"part": row.part, "split": row.part}
+    part = {} if row.part is None else {"split": row.part}
     return Sample(
         id=id,
         task=task,
@@ -33,13 +33,13 @@ def sample(
         question=question,
         targets=tuple(targets),
         options=tuple(options),
-        fields={**place, **(fields or {})},
+        fields=part | (fields or {}),
         problem=next((image.problem for image in images if image.problem), None),
     )
 
 
 def jsonl_sample(row: Row, task: str) -> Sample:
-    """Return the sample of a row of JSON lines: see eval/datasets/jsonl.py; `docs/adding_a_task.md` lists the fields.
+    """Return the sample of a row of JSON lines; docs/adding_a_task.md lists the fields.
 
     `answer` is a text or a list of accepted ones (also `answers`); with `options` it is a letter, or the place counted
     from 0 as a number. What else is short goes into the fields.
@@ -50,7 +50,7 @@ def jsonl_sample(row: Row, task: str) -> Sample:
         row,
         task=task,
         id=row.text("id") if "id" in row.values else "",
-        images=row.images("image") if row.pictures["image"] else (),
+        images=row.images("image"),
         question=row.text("question"),
         targets=accepted,
         options=options,

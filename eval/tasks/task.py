@@ -14,7 +14,6 @@ from eval.prompts import Preset
 from eval.records import Prompt, Sample
 from vlm.errors import VLMError, shown
 
-
 _SAID: dict[Kind, str] = {
     "parquet": "Hugging Face parquet",
     "tsv": "VLMEvalKit TSV",

@@ -55,7 +55,8 @@ def _tick_text(number: float, step: float, number_format: NumberFormat, bare: bo
 
 def _value_axis(sheet: Sheet) -> tuple[list[float], list[str]]:
     """Return ticks and their texts; the last tick is the end of the axis."""
-    ticks = _ticks(max(max(row) for row in sheet.spec.numbers) * sheet.style.headroom)
+    tallest = max(map(sum, zip(*sheet.spec.numbers, strict=True))) if sheet.style.stacked else None
+    ticks = _ticks((tallest or max(max(row) for row in sheet.spec.numbers)) * sheet.style.headroom)
     texts = [_tick_text(tick, ticks[1], sheet.spec.format, sheet.style.bare_ticks) for tick in ticks]
     return ticks, texts
 
@@ -74,6 +75,9 @@ def _lay_upright(sheet: Sheet) -> None:
     if base - top < 45 * style.scale:
         raise DoesNotFit
     heights = [base - tick / ticks[-1] * (base - top) for tick in ticks]
+    for column in range(0, len(spec.labels), 2) if style.banded else ():
+        x = sheet.left + column * slot
+        canvas.shape("rectangle", (x, top, x + slot, base), fill=(249, 249, 249))
     _draw_grid(sheet, [((sheet.left, y), (sheet.right, y)) for y in heights])
     for column, lines in enumerate(wrapped):
         x = sheet.left + (column + 0.5) * slot
@@ -82,7 +86,7 @@ def _lay_upright(sheet: Sheet) -> None:
     if style.ticks_printed:
         for y, text in zip(heights, tick_texts, strict=True):
             canvas.text(text, sheet.left - gap, y, style.small_face, style.faint_ink, 1.0, middle=True)
-    place = _place_line if style.kind == "line" else _place_upright_bars
+    place = _place_line if style.kind == "line" else _place_stacks if style.stacked else _place_upright_bars
     place(sheet, slot, base, (base - top) / ticks[-1])
     canvas.shape("line", ((sheet.left, base), (sheet.right, base)), fill=style.axis_colour, width=style.axis_width)
 
@@ -122,6 +126,25 @@ def _place_upright_bars(sheet: Sheet, slot: float, base: float, pixels_per_unit:
             sheet.value_boxes[row, column] = sheet.canvas.text(text, x0 + bar / 2, baseline, face, ink, 0.5)
 
 
+def _place_stacks(sheet: Sheet, slot: float, base: float, pixels_per_unit: float) -> None:
+    """Place the bars of all series on top of one another, each value in the middle of its bar."""
+    spec, style, face = sheet.spec, sheet.style, sheet.style.value_face
+    bar = slot * style.bar_share
+    for column in range(len(spec.labels)):
+        y = base
+        for row, numbers in enumerate(spec.numbers):
+            x0, y0 = sheet.left + (column + 0.5) * slot - bar / 2, y - numbers[column] * pixels_per_unit
+            sheet.mark_boxes[row, column] = sheet.value_boxes[row, column] = box = (x0, y0, x0 + bar, y)
+            sheet.canvas.shape("rectangle", box, fill=style.colours[row], outline=style.background)
+            if style.values_printed:
+                text = spec.printed[row][column]
+                if face.width(text) > slot - 2 or face.line_height > y - y0:
+                    raise DoesNotFit
+                place = (x0 + bar / 2, (y0 + y) / 2, face, _ink_on(style.colours[row]), 0.5)
+                sheet.value_boxes[row, column] = sheet.canvas.text(text, *place, middle=True)
+            y = y0
+
+
 def _place_line(sheet: Sheet, slot: float, base: float, pixels_per_unit: float) -> None:
     """Place lines with points, each value above its point or, in a valley, below it."""
     spec, style, gap = sheet.spec, sheet.style, sheet.gap
@@ -154,9 +177,10 @@ def _lay_sideways(sheet: Sheet) -> None:
     base = sheet.bottom - (style.small_face.line_height + gap if style.ticks_printed else 0)
     slot = (base - sheet.top) / len(spec.labels)
     num_rows = len(spec.series_names)
-    if slot < max(max(map(len, wrapped)) * spacing, num_rows * style.value_face.line_height) + 1:
+    num_lines = 1 if style.stacked else num_rows
+    if slot < max(max(map(len, wrapped)) * spacing, num_lines * style.value_face.line_height) + 1:
         raise DoesNotFit
-    slot = min(slot, style.max_slot * style.scale * num_rows)
+    slot = min(slot, style.max_slot * style.scale * (1 if style.stacked else num_rows))
     base = sheet.top + slot * len(spec.labels)
     widest = max(style.value_face.width(text) for row in spec.printed for text in row) if style.values_printed else 0
     end = sheet.right - (0 if style.values_inside else widest + gap) - gap
@@ -174,7 +198,8 @@ def _lay_sideways(sheet: Sheet) -> None:
         for x, text in zip(across, tick_texts, strict=True):
             y = base + gap + style.small_face.ascent
             canvas.text(text, x, y, style.small_face, style.faint_ink, 0.5)
-    _place_sideways_bars(sheet, plot, slot, (end - plot) / ticks[-1])
+    place = _place_sideways_stacks if style.stacked else _place_sideways_bars
+    place(sheet, plot, slot, (end - plot) / ticks[-1])
     if style.axis_width:
         canvas.shape("line", ((plot, sheet.top), (plot, base)), fill=style.axis_colour, width=style.axis_width)
 
@@ -200,6 +225,25 @@ def _place_sideways_bars(sheet: Sheet, plot: float, slot: float, pixels_per_unit
             sheet.value_boxes[row, column] = sheet.canvas.text(
                 text, at, y0 + bar / 2, face, ink, float(inside), middle=True
             )
+
+
+def _place_sideways_stacks(sheet: Sheet, plot: float, slot: float, pixels_per_unit: float) -> None:
+    """Place the bars of all series one behind the other, each value in the middle of its bar."""
+    spec, style, face = sheet.spec, sheet.style, sheet.style.value_face
+    bar = slot * style.bar_share
+    for column in range(len(spec.labels)):
+        x, y0 = plot, sheet.top + (column + 0.5) * slot - bar / 2
+        for row, numbers in enumerate(spec.numbers):
+            x1 = x + numbers[column] * pixels_per_unit
+            sheet.mark_boxes[row, column] = sheet.value_boxes[row, column] = box = (x, y0, x1, y0 + bar)
+            sheet.canvas.shape("rectangle", box, fill=style.colours[row], outline=style.background)
+            if style.values_printed:
+                text = spec.printed[row][column]
+                if face.width(text) > x1 - x - 1:
+                    raise DoesNotFit
+                place = ((x + x1) / 2, y0 + bar / 2, face, _ink_on(style.colours[row]), 0.5)
+                sheet.value_boxes[row, column] = sheet.canvas.text(text, *place, middle=True)
+            x = x1
 
 
 def _lay_pie(sheet: Sheet) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 from vlm.training.chart_canvas import Box
 from vlm.training.chart_renderer import Chart, Mark
 from vlm.training.chart_spec import bare_number
+from vlm.training.chart_words import YEARS, words
 
 NAMED_SHARE = 0.55
 OTHER_KINDS = {
@@ -81,7 +82,10 @@ def _named_value(random: Random, chart: Chart) -> Question | None:
         return None
     mark = random.choice(chart.marks)
     templates = _value_templates(chart)
-    question = random.choice(templates).format(label=mark.label, topic=chart.spec.topic, series=mark.series)
+    topic = _wordy_topic(random, chart) if random.random() < 0.4 else chart.spec.topic
+    question = random.choice(templates).format(label=mark.label, topic=topic, series=mark.series)
+    if random.random() < 0.1:
+        question = _instructed(random, question)
     boxes = (mark.label_box,) if mark.series_box is None else (mark.label_box, mark.series_box)
     return Question(
         question=question,
@@ -121,6 +125,32 @@ def _value_templates(chart: Chart) -> tuple[str, ...]:
     if spec.label_kind in ("country", "company", "person", "product", "group"):
         told += ("What was {label}'s {topic}?", "What is {label}'s value?")
     return general + told + told
+
+
+def _wordy_topic(random: Random, chart: Chart) -> str:
+    """Name the topic with a place, a company or a year that the chart does not show, as questions of people do."""
+    spec, topic = chart.spec, chart.spec.topic
+    shown = " ".join((*spec.labels, *spec.series_names))
+    kind = random.choice(("place", "country", "company", "product", "year"))
+    year = str(random.randint(*YEARS[spec.split]))
+    other = year if kind == "year" else random.choice(words(kind, spec.split))
+    if other in shown or spec.label_kind == kind:
+        return topic
+    where = {"company": (f"{other}'s {topic}", f"{topic} of {other}"), "product": (f"{other.lower()} {topic}",)}
+    return random.choice(where.get(kind, (f"{topic} in {other}",)))
+
+
+def _instructed(random: Random, question: str) -> str:
+    """Add what benchmarks tell a model to do around their questions."""
+    return random.choice(
+        (
+            f"{question}\nAnswer the question with a single word.",
+            f"{question}\nAnswer the question using a single word or phrase.",
+            f"{question} Answer briefly.",
+            f"Question: {question}\nShort answer:",
+            f"Look at the chart and answer. {question}",
+        )
+    )
 
 
 def _reverse(random: Random, chart: Chart) -> Question | None:

@@ -60,10 +60,12 @@ class Chart:
 
 
 def render(spec: ChartSpec, style: Style, random: Random) -> Chart:
-    """Draw a chart whose longest side is `style.image_size`; raises `DoesNotFit` before anything is drawn."""
-    width, height = (round(side * style.scale) for side in style.size)
+    """Draw a chart of `style.shape`; raises `DoesNotFit` before anything is drawn."""
+    height, width = (round(side * style.scale) for side in style.shape)
     margin = style.margin * style.scale
     sheet = Sheet(Canvas(width, height, style.background), spec, style, margin, margin, width - margin, height - margin)
+    if style.toolbar:
+        _place_toolbar(sheet)
     _place_header(sheet)
     _place_footer(sheet)
     _place_legend(sheet)
@@ -72,7 +74,7 @@ def render(spec: ChartSpec, style: Style, random: Random) -> Chart:
     LAYOUTS[style.kind](sheet)
     image = sheet.canvas.finish()
     if style.scale != 1:
-        image = image.resize(style.size, style.resample)
+        image = image.resize(style.shape[::-1], style.resample)
     return _chart(sheet, age(image, random) if style.aged else image)
 
 
@@ -109,6 +111,18 @@ def _chart(sheet: Sheet, image: Image.Image) -> Chart:
     )
 
 
+def _place_toolbar(sheet: Sheet) -> None:
+    """Place the column of grey buttons that the pages of statistics publishers have on the right."""
+    side, scale = 16 * sheet.style.scale, sheet.style.scale
+    x = sheet.right - side
+    for index in range(6):
+        y = sheet.top + (3 + 22 * index) * scale
+        sheet.canvas.shape("rectangle", (x, y, x + side, y + side), fill=(246, 246, 246), outline=(225, 225, 225))
+        icon = (x + 5 * scale, y + 5 * scale, x + side - 5 * scale, y + side - 5 * scale)
+        sheet.canvas.shape(("ellipse", "rectangle")[index % 2], icon, fill=(170, 180, 200))
+    sheet.right = x - 2 * sheet.gap
+
+
 def _place_header(sheet: Sheet) -> None:
     """Place title and subtitle at the top and take their height from the free area."""
     style, spec, canvas = sheet.style, sheet.spec, sheet.canvas
@@ -143,22 +157,35 @@ def _place_footer(sheet: Sheet) -> None:
 
 
 def _place_legend(sheet: Sheet) -> None:
-    """Place one row of swatches and names, above or below the plot, for charts of several series."""
+    """Place rows of swatches and names, above or below the plot, for charts of several series."""
     if len(sheet.spec.series_names) == 1:
         return
     style, face = sheet.style, sheet.style.label_face
     swatch, gap = 7 * style.scale, sheet.gap
-    entries = [swatch + gap + face.width(name) for name in sheet.spec.series_names]
-    total = sum(entries) + 4 * gap * (len(entries) - 1)
-    if total > sheet.right - sheet.left:
-        raise DoesNotFit
-    x = (sheet.left + sheet.right - total) / 2
-    y = sheet.bottom - face.cap_height if style.legend_below else sheet.top + face.cap_height
+    rows: list[list[tuple[int, float]]] = [[]]
+    reach = sheet.left
     for row, name in enumerate(sheet.spec.series_names):
-        sheet.canvas.shape("rectangle", (x, y - swatch / 2, x + swatch, y + swatch / 2), fill=style.colours[row])
-        sheet.series_boxes[row] = sheet.canvas.text(name, x + swatch + gap, y, face, style.ink, middle=True)
-        x += entries[row] + 4 * gap
+        width = swatch + gap + face.width(name)
+        if sheet.left + width > sheet.right or len(rows) > 2:
+            raise DoesNotFit
+        if reach + width > sheet.right:
+            rows.append([])
+            reach = sheet.left
+        rows[-1].append((row, width))
+        reach += width + 4 * gap
+    first = sheet.bottom - face.cap_height - (len(rows) - 1) * face.line_height
+    first = first if style.legend_below else sheet.top + face.cap_height
+    for line, entries in enumerate(rows):
+        total = sum(width for _, width in entries) + 4 * gap * (len(entries) - 1)
+        x, y = (sheet.left + sheet.right - total) / 2, first + line * face.line_height
+        for row, width in entries:
+            method = "ellipse" if style.round_swatches else "rectangle"
+            sheet.canvas.shape(method, (x, y - swatch / 2, x + swatch, y + swatch / 2), fill=style.colours[row])
+            sheet.series_boxes[row] = sheet.canvas.text(
+                sheet.spec.series_names[row], x + swatch + gap, y, face, style.ink, middle=True
+            )
+            x += width + 4 * gap
     if style.legend_below:
-        sheet.bottom = y - face.line_height
+        sheet.bottom = first - face.line_height
     else:
-        sheet.top = y + face.line_height
+        sheet.top = first + len(rows) * face.line_height

@@ -17,6 +17,8 @@ from vlm.training.chart_words import (
 
 LABEL_KINDS = ("country", "year", "product", "company", "sector", "person", "group", "place", "month", "invented")
 TIME_KINDS = ("year", "month", "weekday")
+LARGE = 400
+"""Longest side in pixels from which on a sheet has room for many bars."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,11 +44,13 @@ class ChartSpec:
     """The contents of one chart.
 
     label_kind: what the labels are, as a question names them ("country", "year", …).
+    split: whose words and numerals are used.
     topic: what is measured, in small letters as it stands inside a question ("coffee exports").
     quantity: "count" (How many …), "amount" (How much …) or "rate" (What was the …).
     numbers: one row a series, one column a label; `printed` the same as it stands on the chart.
     """
 
+    split: Split
     title: str
     subtitle: str
     source: str
@@ -68,15 +72,22 @@ def bare_number(printed: str) -> str:
     return re.sub(r"[^0-9.\-]", "", printed)
 
 
-def draw_spec(random: Random, split: Split, difficulty: float) -> ChartSpec:
-    """Draw the contents of a chart; `difficulty` in [0, 1] brings more labels, longer words and several series."""
+def draw_spec(random: Random, split: Split, difficulty: float, shape: tuple[int, int]) -> ChartSpec:
+    """Draw the contents of a chart of `shape` (height, width) in pixels.
+
+    `difficulty` in [0, 1] brings more labels, longer words and several series, all the more on a large sheet.
+    """
     label_kind = _label_kind(random, split)
-    num_labels = random.randint(3, 4 + round(4 * difficulty))
+    large = max(shape) >= LARGE
+    num_labels = random.randint(3, 4 + round((10 if large else 4) * difficulty))
     labels = _labels(random, split, label_kind, num_labels)
     topic, quantity = _topic(random, split)
-    num_series = random.choice((2, 2, 3)) if random.random() < 0.16 * difficulty else 1
+    num_series = 1
+    if random.random() < (0.4 if large else 0.16) * difficulty:
+        num_series = random.choice((2, 2, 3, 4) if large else (2, 2, 3))
     number_format, numbers = _values(random, split, quantity, label_kind, len(labels), num_series)
     spec = ChartSpec(
+        split=split,
         title=_title(random, split, topic, quantity, label_kind, labels),
         subtitle=_subtitle(random, split, topic, number_format) if random.random() < 0.4 * difficulty else "",
         source=_source(random, split) if random.random() < 0.3 * difficulty else "",

@@ -6,7 +6,7 @@ from random import Random
 from PIL import Image
 
 from vlm.training.chart_canvas import Colour, Face, find_fonts, load_face
-from vlm.training.chart_spec import ChartSpec
+from vlm.training.chart_spec import LARGE, ChartSpec
 from vlm.training.chart_words import Split
 
 COLOURS = {
@@ -40,13 +40,13 @@ INK = (0, 0, 0)
 class Style:
     """The look of one chart. Sizes are in pixels of the finished picture, faces in those of the drawing.
 
-    size: (width, height) of the picture, the longest side being the image size.
+    shape: (height, width) of the picture.
     scale: how much larger than the picture the drawing is; it is shrunk with `resample`, which softens the print.
     """
 
     kind: str
     look: str
-    size: tuple[int, int]
+    shape: tuple[int, int]
     scale: float
     resample: Image.Resampling
     aged: bool
@@ -71,6 +71,10 @@ class Style:
     source_align: float
     line_pitch: float
     legend_below: bool
+    round_swatches: bool
+    stacked: bool
+    banded: bool
+    toolbar: bool
     labels_left: bool
     upward_subtitle: bool
     ticks_printed: bool
@@ -92,12 +96,21 @@ def colour_name(colour: Colour) -> str:
 
 
 def draw_style(
-    random: Random, spec: ChartSpec, split: Split, image_size: int, difficulty: float, font_folders: tuple[str, ...]
+    random: Random,
+    spec: ChartSpec,
+    split: Split,
+    shape: tuple[int, int],
+    difficulty: float,
+    font_folders: tuple[str, ...],
 ) -> Style:
     """Draw a look that suits the contents; `difficulty` in [0, 1] brings ticks, grids, small or soft print."""
     kind = _kind(random, spec, difficulty)
-    look = random.choice(LOOKS)
+    large = max(shape) >= LARGE
+    # Pictures of 800 pixels, which most statistics come in, are shrunk by 1.4 onto two by two tiles of 288.
+    look = random.choices(LOOKS, weights=(3, 1, 1, 1) if large else (1, 1, 1, 1))[0]
     scale = random.choice((1.5, 2.0)) if random.random() < 0.3 * difficulty else 1.0
+    if large and random.random() < 0.6:
+        scale = 800 / 576
     dark = random.random() < 0.05 * difficulty
     plain = random.random() > difficulty
     values_printed = kind == "pie" or random.random() > 0.07 * difficulty
@@ -108,7 +121,7 @@ def draw_style(
     return Style(
         kind=kind,
         look=look,
-        size=_size(random, image_size),
+        shape=shape,
         scale=scale,
         resample=random.choice((Image.Resampling.BILINEAR, Image.Resampling.LANCZOS, Image.Resampling.BOX)),
         aged=random.random() < 0.2 * difficulty,
@@ -126,6 +139,10 @@ def draw_style(
         axis_width=random.choice((1, 1, round(scale))) if look != "survey" else random.choice((0, 1)),
         framed=look == "spreadsheet" and random.random() < 0.5,
         **_faces(random, look, split, scale, difficulty, font_folders),
+        round_swatches=random.random() < 0.5,
+        stacked=len(spec.series_names) > 1 and kind != "line" and random.random() < 0.4,
+        banded=look == "statistics" and large and random.random() < 0.7,
+        toolbar=look == "statistics" and large and random.random() < 0.7,
         title_align=0.0 if look == "survey" else random.choice((0.0, 0.5, 0.5)),
         source_align=random.choice((0.0, 1.0)),
         line_pitch=random.choice((0, 0, 16)),
@@ -138,7 +155,7 @@ def draw_style(
         values_inside=random.random() < 0.15,
         headroom=random.uniform(1.0, 1.2),
         bar_share=random.uniform(0.5, 0.92),
-        max_slot=random.uniform(22, 60),
+        max_slot=random.uniform(22, 60) * (1.6 if large else 1),
         line_width=round(random.choice((1, 2, 2, 3)) * scale),
         point_radius=random.choice((1.5, 2, 2.5, 3)),
         first_angle=random.choice((-90, -90, 0, random.uniform(0, 360))),
@@ -155,13 +172,13 @@ def _kind(random: Random, spec: ChartSpec, difficulty: float) -> str:
     return random.choices(("bar", "horizontal bar", "line", "pie"), weights=(9, 4, 1.2, pie))[0]
 
 
-def _size(random: Random, image_size: int) -> tuple[int, int]:
-    """Return (width, height) of one of the usual shapes, a little varied, the longest side being `image_size`."""
+def draw_shape(random: Random, longest: int) -> tuple[int, int]:
+    """Return (height, width) of one of the usual shapes, a little varied, the longest side being `longest`."""
     across, down = random.choice(ASPECTS)
     ratio = across / down * random.uniform(0.94, 1.06)
     if ratio >= 1:
-        return image_size, min(round(image_size / ratio), image_size)
-    return min(round(image_size * ratio), image_size), image_size
+        return min(round(longest / ratio), longest), longest
+    return longest, min(round(longest * ratio), longest)
 
 
 def _background(random: Random, dark: bool, difficulty: float) -> Colour:

@@ -9,28 +9,39 @@ from collections.abc import Sequence
 from random import Random
 
 import numpy as np
+from einops import rearrange
 
 from vlm.training.chart_canvas import Box, Character, DoesNotFit
 from vlm.training.chart_questions import Question, ask
 from vlm.training.chart_renderer import Chart, Mark, render
 from vlm.training.chart_spec import draw_spec
-from vlm.training.chart_style import draw_style
+from vlm.training.chart_style import draw_shape, draw_style
 from vlm.training.chart_words import Split
 
-__all__ = ["Character", "Chart", "Mark", "Question", "ask", "draw_chart", "patch_characters", "patch_mask"]
+__all__ = [
+    "Character",
+    "Chart",
+    "Mark",
+    "Question",
+    "ask",
+    "draw_chart",
+    "patch_characters",
+    "patch_mask",
+    "patch_slots",
+]
 
 MAX_TRIES = 1000
 
 
 def draw_chart(
     rng: np.random.Generator,
-    image_size: int = 256,
+    size: int | tuple[int, int] = 256,
     *,
     difficulty: float = 1.0,
     split: Split = "train",
     font_folders: Sequence[str] = (),
 ) -> Chart:
-    """Draw a random chart whose longest side is `image_size` pixels.
+    """Draw a random chart whose longest side is `size` pixels, or one of `size` (height, width).
 
     difficulty: in [0, 1]; 0 gives bars with few labels, large print and nothing else, 1 the whole variety.
     split: "held_out" charts share no word, no numeral of two or more digits and no bar colour with "train" ones, and no
@@ -39,13 +50,14 @@ def draw_chart(
     """
     random = Random(int(rng.integers(2**63)))
     for _ in range(MAX_TRIES):
-        spec = draw_spec(random, split, difficulty)
-        style = draw_style(random, spec, split, image_size, difficulty, tuple(font_folders))
+        shape = draw_shape(random, size) if isinstance(size, int) else size
+        spec = draw_spec(random, split, difficulty, shape)
+        style = draw_style(random, spec, split, shape, difficulty, tuple(font_folders))
         try:
             return render(spec, style, random)
         except DoesNotFit:
             continue
-    raise ValueError(f"no chart fits in {image_size} pixels after {MAX_TRIES} tries; expected at least 192")
+    raise ValueError(f"no chart fits in {size} pixels after {MAX_TRIES} tries; expected at least 192")
 
 
 def patch_characters(
@@ -65,6 +77,20 @@ def patch_characters(
         for i, character in enumerate(_in_reading_order(inside)[:max_per_patch]):
             codes[row, col, i] = ord(character.char)
     return codes
+
+
+def patch_slots(
+    characters: Sequence[Character], patch_size: int, grid: tuple[int, int], slots: tuple[int, int] = (2, 4)
+) -> np.ndarray:
+    """Return the codes of the characters in equal parts of each patch, uint8 [rows, cols, prod(slots)].
+
+    slots: parts down and across a patch. One character a part, the last to be drawn.
+    """
+    height, width = patch_size / slots[0], patch_size / slots[1]
+    parts = np.zeros((grid[0] * slots[0], grid[1] * slots[1]), dtype=np.uint8)
+    for char, x, y in characters:
+        parts[int(y // height), int(x // width)] = ord(char)
+    return rearrange(parts, "(rows i) (cols j) -> rows cols (i j)", i=slots[0], j=slots[1])
 
 
 def _in_reading_order(characters: list[Character]) -> list[Character]:

@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from vlm.config import preset
 from vlm.pipeline import VLM
+from vlm.training.muon import Muon
 from vlm.training.reader_data import Diet, ReaderBatch, ReaderData
 from vlm.training.reader_model import Losses, Reader
 from vlm.training.reader_vocabulary import reader_tokenizer
@@ -32,6 +33,8 @@ from vlm.training.sinusoids import retile
 
 logger = logging.getLogger(__name__)
 
+PEAK_RATES = (1e-2, 2e-3)
+"""Of Muon and of AdamW."""
 SAVE_EVERY_S = 300
 LOG_EVERY = 20
 
@@ -42,11 +45,11 @@ class Stage:
 
     name: str
     tile_size: int
-    """Side of the pictures; each is one tile."""
+    max_tiles: int = 1
     diet: Diet
     num_batches: int
     rates: tuple[float, float]
-    """Learning rate at the first and at the last batch, a straight line between."""
+    """Share of the peak learning rates at the first and at the last batch, a straight line between."""
     weights: Losses
     """Of the losses, in their sum."""
 
@@ -55,18 +58,27 @@ STAGES = (
     Stage(
         name="letters",
         tile_size=224,
-        diet=Diet(num_images=32, share_pages=0.6, num_questions=0, easy=0.5),
-        num_batches=450,
-        rates=(1.5e-3, 1.5e-3),
-        weights=Losses(0.0, 1.0, 0.3, 0.0),
+        diet=Diet(num_images=8, share_pages=1.0, num_questions=0),
+        num_batches=800,
+        rates=(1.0, 1.0),
+        weights=Losses(0.0, 1.0, 0.0, 0.0),
     ),
     Stage(
         name="charts",
         tile_size=224,
-        diet=Diet(num_images=16, share_pages=0.06, num_questions=5, easy=0.5),
-        num_batches=2600,
-        rates=(1.5e-3, 0.6e-3),
-        weights=Losses(1.0, 0.5, 0.2, 0.3),
+        diet=Diet(num_images=16, share_pages=0.1, num_questions=5, easy=0.5),
+        num_batches=1700,
+        rates=(1.0, 0.3),
+        weights=Losses(1.0, 0.5, 0.3, 0.3),
+    ),
+    Stage(
+        name="sheets",
+        tile_size=288,
+        max_tiles=4,
+        diet=Diet(num_images=8, share_pages=0.05, num_questions=8, sheets=True),
+        num_batches=300,
+        rates=(0.3, 0.0),
+        weights=Losses(1.0, 0.4, 0.2, 0.3),
     ),
 )
 
@@ -80,10 +92,11 @@ class Run:
         torch.manual_seed(seed)
         self.tokenizer = reader_tokenizer()
         self.reader = Reader(preset("default"))
-        matrices = [weight for weight in self._trained() if weight.ndim > 1]
-        others = [weight for weight in self._trained() if weight.ndim <= 1]
-        groups = [{"params": matrices, "weight_decay": 0.05}, {"params": others, "weight_decay": 0.0}]
-        self.optimizer = torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.95), fused=True)
+        matrices, others = _split(self.reader)
+        self.optimizers = (
+            Muon(matrices, lr=0.0, weight_decay=0.02),
+            torch.optim.AdamW(others, lr=0.0, betas=(0.9, 0.95), weight_decay=0.0, fused=True),
+        )
         self.stage_index = self.batch_index = 0
         self.elapsed_s = 0.0
         out.mkdir(parents=True, exist_ok=True)
@@ -102,7 +115,7 @@ class Run:
             torch.distributed.destroy_process_group()
 
     def _train_stage(self, stage: Stage) -> None:
-        vision = replace(self.reader.model.config.vision, tile_size=stage.tile_size, max_tiles=1)
+        vision = replace(self.reader.model.config.vision, tile_size=stage.tile_size, max_tiles=stage.max_tiles)
         retile(self.reader.model, vision)
         data = ReaderData(
             vision,
@@ -139,27 +152,35 @@ class Run:
         """Take one optimizer step; a step whose gradient is not finite is left out."""
         done = self.batch_index / stage.num_batches
         warm = min(1.0, (self.batch_index + 1) / 40) if self.stage_index == 0 else 1.0
-        for group in self.optimizer.param_groups:
-            group["lr"] = warm * (stage.rates[0] + done * (stage.rates[1] - stage.rates[0]))
+        share = warm * (stage.rates[0] + done * (stage.rates[1] - stage.rates[0]))
+        for optimizer, peak in zip(self.optimizers, PEAK_RATES, strict=True):
+            optimizer.param_groups[0]["lr"] = share * peak
         losses = trained(batch)
         total = sum(weight * loss for weight, loss in zip(stage.weights, losses, strict=True) if weight)
-        self.optimizer.zero_grad(set_to_none=True)
+        self.reader.zero_grad(set_to_none=True)
         total.backward()
         norm = float(nn.utils.clip_grad_norm_(self._trained(), 1.0))
         if math.isfinite(norm):
-            self.optimizer.step()
+            for optimizer in self.optimizers:
+                optimizer.step()
         else:
             logger.warning("a step with a gradient that is not finite was left out")
         return {name: round(loss.item(), 4) for name, loss in losses._asdict().items()} | {"norm": round(norm, 3)}
 
     def _log(self, stage: Stage, losses: dict[str, float]) -> None:
-        """Append what was learned lately; the share of whole replies that were right, by kind, is of this process alone."""
+        """Append what was learned lately; the shares of whole replies that were right are of this process alone."""
         exact = self.reader.exact
         kinds = sorted({kind for kind, _ in exact})
         right = {kind: round(exact[kind, True] / (exact[kind, True] + exact[kind, False]), 3) for kind in kinds}
         exact.clear()
         if self.rank == 0:
-            row = {"stage": stage.name, "batch": self.batch_index, "elapsed_s": round(self.elapsed_s), **losses, "exact": right}
+            row = {
+                "stage": stage.name,
+                "batch": self.batch_index,
+                "elapsed_s": round(self.elapsed_s),
+                **losses,
+                "exact": right,
+            }
             with (self.out / "log.jsonl").open("a") as log:
                 log.write(json.dumps(row) + "\n")
 
@@ -169,7 +190,7 @@ class Run:
             return
         state = {
             "reader": self._learned(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "elapsed_s": self.elapsed_s,
             "stage": self.stage_index,
             "batch": self.batch_index,
@@ -187,8 +208,19 @@ class Run:
             return
         state = torch.load(path, weights_only=True)
         self.reader.load_state_dict(state["reader"], strict=False)
-        self.optimizer.load_state_dict(state["optimizer"])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
         self.elapsed_s, self.stage_index, self.batch_index = state["elapsed_s"], state["stage"], state["batch"]
+
+
+def _split(reader: Reader) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """Return what Muon trains, the matrices inside the model, and what AdamW trains: vectors, embedding and heads."""
+    named = [(name, weight) for name, weight in reader.named_parameters() if weight.requires_grad]
+    inner = [
+        weight for name, weight in named if weight.ndim == 2 and "decoder.embedding" not in name and "head" not in name
+    ]
+    chosen = {id(weight) for weight in inner}
+    return inner, [weight for _, weight in named if id(weight) not in chosen]
 
 
 def _join_processes() -> tuple[int, int]:

@@ -3,12 +3,14 @@
 A batch is a function of (seed, index, rank), so that a run can go on where it stopped.
 """
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
+from random import Random
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from einops import rearrange
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -16,13 +18,15 @@ from vision_encoder.config import VisionConfig
 from vision_encoder.preprocess import ImageProcessor
 from vlm.prompt import Image, Text, Turn, encode_prompt
 from vlm.tokenizer import Tokenizer
-from vlm.training.charts import Chart, Question, ask, draw_chart, patch_characters
+from vlm.training.chart_style import draw_shape
+from vlm.training.charts import Character, Chart, Question, ask, draw_chart, patch_characters, patch_slots
 from vlm.training.reader_targets import PatchLinks, character_codes, patch_links, pointer_targets
 from vlm.training.text_pages import draw_page
 
 IGNORED = -100
-CHARACTERS_PER_PATCH = 5
-"""Two lines of narrow print can lie in one patch."""
+NUM_IN_ORDER = 4
+NUM_SLOTS = 8 + NUM_IN_ORDER
+"""Characters told of a patch: in each of its eight parts, which is the easier to learn, then the first in order."""
 
 
 class QuestionBatch(NamedTuple):
@@ -46,11 +50,13 @@ class ReaderBatch(NamedTuple):
     """Pictures, what is printed in each of their patches, and questions in groups of similar length."""
 
     pixels: Tensor
-    """[m, 1, c, height, width] float32"""
+    """[m, t, c, height, width] float32"""
+    canvas: tuple[int, int]
+    """(rows, cols) of tiles, the same for all pictures; patches are counted tile by tile."""
     offset: tuple[int, int]
-    """Where on a larger picture the tile is pretended to lie, (rows, cols) in patches."""
+    """Where on a larger picture a single tile is pretended to lie, (rows, cols) in patches."""
     characters: Tensor
-    """[m, p, characters per patch] int64: classes, 0 where there is none."""
+    """[m, p, NUM_SLOTS] int64: classes, 0 where there is none."""
     links: PatchLinks
     """Each int16 [m, p]."""
     groups: list[QuestionBatch]
@@ -68,6 +74,8 @@ class Diet:
     """Questions about each chart; none while the encoder learns to read."""
     easy: float = 1.0
     """The difficulty of the first batch's charts; it grows to 1 over the stage's first half."""
+    sheets: bool = False
+    """Whether pictures come in all sizes up to two by two tiles, rather than one tile large."""
 
 
 class ReaderData(Dataset):
@@ -83,9 +91,8 @@ class ReaderData(Dataset):
         seed: int,
         rank: int = 0,
         num_ranks: int = 1,
-        draw: Callable[..., Chart] = draw_chart,
     ):
-        self.config, self.tokenizer, self.diet, self.draw = config, tokenizer, diet, draw
+        self.config, self.tokenizer, self.diet = config, tokenizer, diet
         self.processor = ImageProcessor(config)
         self.num_batches, self.seed, self.rank, self.num_ranks = num_batches, seed, rank, num_ranks
 
@@ -95,39 +102,66 @@ class ReaderData(Dataset):
     def __getitem__(self, index: int) -> ReaderBatch:
         shared = np.random.default_rng([self.seed, index])
         offset = tuple(int(patches) for patches in shared.integers(0, self.config.grid + 1, 2))
+        size = _sheet(shared, self.config.tile_size) if self.diet.sheets else self.config.tile_size
+        canvas, _ = self.processor.placement((size, size) if isinstance(size, int) else size)
+        layout = _Layout(self.config, canvas)
         rng = np.random.default_rng([self.seed, index, self.rank])
         difficulty = min(1.0, self.diet.easy + (1 - self.diet.easy) * 2 * index / self.num_batches)
         pixels, characters, links, rows = [], [], [], []
         for image_index in range(self.diet.num_images // self.num_ranks):
             if rng.random() < self.diet.share_pages:
-                image, printed = draw_page(rng, self.config.tile_size)
-                links.append(PatchLinks(*np.zeros((4, self.config.grid**2), dtype=np.int16)))
+                image, printed = draw_page(rng, size)
+                links.append(PatchLinks(*np.zeros((4, len(layout.order)), dtype=np.int16)))
             else:
-                chart = self.draw(rng, self.config.tile_size, difficulty=difficulty)
+                chart = draw_chart(rng, size, difficulty=difficulty)
                 image, printed = chart.image, chart.characters
-                links.append(patch_links(chart, self.config.patch_size, self.config.grid))
+                links.append(patch_links(chart, self.config.patch_size, layout.grid))
                 for question in ask(rng, chart, self.diet.num_questions) if self.diet.num_questions else ():
-                    rows.append((image_index, *self._conversation(chart, question), question.kind))
+                    rows.append((image_index, *self._conversation(chart, question, layout), question.kind))
             pixels.append(self.processor(image).pixels)
-            grid = (self.config.grid, self.config.grid)
-            codes = patch_characters(printed, self.config.patch_size, grid, CHARACTERS_PER_PATCH)
-            characters.append(torch.from_numpy(character_codes(codes.reshape(-1, codes.shape[-1]))))
+            characters.append(torch.from_numpy(self._characters(printed, layout)))
         return ReaderBatch(
             torch.stack(pixels),
+            canvas,
             offset,
             torch.stack(characters),
-            PatchLinks(*(torch.from_numpy(np.stack(part)) for part in zip(*links, strict=True))),
+            PatchLinks(*(torch.from_numpy(np.stack(part)[:, layout.order]) for part in zip(*links, strict=True))),
             [_group(group, self.tokenizer.image_marker_id) for group in _by_length(rows)],
         )
 
-    def _conversation(self, chart: Chart, question: Question) -> tuple[list[int], list[int], np.ndarray]:
+    def _characters(self, printed: Sequence[Character], layout: "_Layout") -> np.ndarray:
+        parts = patch_slots(printed, self.config.patch_size, layout.grid)
+        in_order = patch_characters(printed, self.config.patch_size, layout.grid, NUM_IN_ORDER)
+        codes = np.concatenate([parts, in_order], axis=-1)
+        return character_codes(codes.reshape(-1, NUM_SLOTS))[layout.order]
+
+    def _conversation(
+        self, chart: Chart, question: Question, layout: "_Layout"
+    ) -> tuple[list[int], list[int], np.ndarray]:
         """Return the ids of the whole conversation, the labels of each position, and the pointers."""
         turn = Turn("user", (Image(None), Text(question.question)))
         prompt = encode_prompt(self.tokenizer, [turn]).ids
         reply = [*self.tokenizer.encode(question.answer), self.tokenizer.eot_id]
-        places = self.config.patch_size, self.config.grid
-        pointers = pointer_targets(self.tokenizer, chart, question, prompt, reply, *places)
+        places = self.config.patch_size, layout.grid
+        pointers = pointer_targets(self.tokenizer, chart, question, prompt, reply, *places)[..., layout.order]
         return prompt + reply[:-1], [IGNORED] * (len(prompt) - 1) + reply, pointers
+
+
+class _Layout:
+    """The patches of a canvas: `grid` (rows, cols), and for each patch, tile by tile, its number along the rows."""
+
+    def __init__(self, config: VisionConfig, canvas: tuple[int, int]):
+        self.grid = (canvas[0] * config.grid, canvas[1] * config.grid)
+        along_rows = np.arange(self.grid[0] * self.grid[1]).reshape(self.grid)
+        self.order = rearrange(along_rows, "(rows y) (cols x) -> (rows cols y x)", rows=canvas[0], cols=canvas[1])
+
+
+def _sheet(rng: np.random.Generator, tile_size: int) -> tuple[int, int]:
+    """Return the (height, width) of a picture of up to two by two tiles: often that of statistics publishers."""
+    if rng.random() < 0.4:
+        return round(2 * tile_size * 557 / 800), 2 * tile_size
+    random = Random(int(rng.integers(2**63)))
+    return draw_shape(random, random.randint(tile_size, 2 * tile_size))
 
 
 def _by_length(rows: list[tuple]) -> list[list[tuple]]:

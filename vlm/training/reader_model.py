@@ -9,6 +9,7 @@ The answer alone teaches nothing for very long. Four more losses say what stands
   what the answer is taken from, in the third at the patch of the very next character.
 """
 
+import math
 from collections import Counter
 from typing import NamedTuple
 
@@ -23,7 +24,7 @@ from vision_encoder.transformer import VisionAttention
 from vlm.attention import attention_weights
 from vlm.config import ModelConfig
 from vlm.model import VisionLanguageModel
-from vlm.training.reader_data import CHARACTERS_PER_PATCH, IGNORED, QuestionBatch, ReaderBatch
+from vlm.training.reader_data import IGNORED, NUM_SLOTS, QuestionBatch, ReaderBatch
 from vlm.training.reader_targets import COPY, FIND, NUM_CODES, SPELL, PatchLinks
 from vlm.training.sinusoids import place_tile, retile
 
@@ -46,23 +47,25 @@ class Reader(nn.Module):
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.model = VisionLanguageModel(config)
-        self.character_head = nn.Linear(config.vision.feature_dim, CHARACTERS_PER_PATCH * NUM_CODES)
+        self.character_head = nn.Linear(config.vision.feature_dim, NUM_SLOTS * NUM_CODES)
         self.exact: Counter[tuple[str, bool]] = Counter()
         """How many replies of each kind were predicted whole, and how many not; the caller empties it."""
         _initialise(self.model)
 
     def forward(self, batch: ReaderBatch) -> Losses:
         """Return the losses of `batch`."""
-        place_tile(self.model.encoder, batch.offset)
+        if self.model.config.vision.max_tiles == 1:
+            place_tile(self.model.encoder, batch.offset)
+        num_tiles = batch.pixels.shape[1]
         attention = self.model.encoder.global_layers[0].attention
         with _Inputs([attention]) as inputs:
-            features, tokens = self.model.encode(batch.pixels, [(1, 1)] * len(batch.pixels))
-        characters = self._character_loss(features[:, 0, 1:], batch.characters)
-        links = _link_loss(attention, inputs.taken[0], batch.links)
+            features, tokens = self.model.encode(batch.pixels, [batch.canvas] * len(batch.pixels))
+        characters = self._character_loss(features[:, :, 1:], batch.characters)
+        links = _link_loss(attention, inputs.taken[0], batch.links, num_tiles)
         answer = pointers = features.new_zeros(())
         if batch.groups:
-            image = self.model.decoder.image_kv(tokens[:, 0])
-            parts = [self._question_losses(group, image) for group in batch.groups]
+            image = self.model.decoder.image_kv(tokens.flatten(1, 2))
+            parts = [self._question_losses(group, image, num_tiles) for group in batch.groups]
             num_tokens = sum(part[1] for part in parts)
             answer = sum(part[0] for part in parts) / num_tokens
             sums, counts = (torch.stack([part[index] for part in parts]).sum(0) for index in (2, 3))
@@ -70,13 +73,15 @@ class Reader(nn.Module):
         return Losses(answer, characters, links, pointers)
 
     def _character_loss(self, features: Tensor, characters: Tensor) -> Tensor:
-        logits = rearrange(self.character_head(features), "m p (i n) -> (m p i) n", n=NUM_CODES).float()
+        logits = rearrange(self.character_head(features), "m t p (i n) -> (m t p i) n", n=NUM_CODES).float()
         # Most patches are empty; without the low weight emptiness is all that is learned.
         weight = torch.ones(NUM_CODES, device=logits.device)
-        weight[0] = 0.1
+        weight[0] = 0.05
         return functional.cross_entropy(logits, characters.flatten(), weight=weight)
 
-    def _question_losses(self, group: QuestionBatch, image: ImageKV) -> tuple[Tensor, int, Tensor, Tensor]:
+    def _question_losses(
+        self, group: QuestionBatch, image: ImageKV, num_tiles: int
+    ) -> tuple[Tensor, int, Tensor, Tensor]:
         """Return the summed answer loss and its number of tokens, the three summed pointer losses and their numbers."""
         own = ImageKV(*(part[:, group.image_index] for part in image))
         seeing = torch.arange(group.ids.shape[1], device=group.ids.device) >= group.first_seeing
@@ -88,9 +93,9 @@ class Reader(nn.Module):
         self._count(group, logits, predicting)
         sums, counts = [], []
         for index, (layer, x, places) in enumerate(zip(layers, inputs.taken, (FIND, COPY, SPELL), strict=False)):
-            wanted = group.pointers[:, places].unflatten(1, (-1,)) if isinstance(places, slice) else group.pointers[:, [places]]
+            wanted = group.pointers[:, places]
             queries = layer.attention.queries(x)[:, : wanted.shape[1]]
-            weights = attention_weights(queries, own.keys[index, :, :1])[..., 1:]
+            weights = _patches(attention_weights(queries, own.keys[index, :, :1]), -1, num_tiles)
             loss, count = _missed_mass(weights, wanted)
             sums.append(loss)
             counts.append(count)
@@ -103,22 +108,31 @@ class Reader(nn.Module):
         self.exact.update(zip(group.kinds, right.tolist(), strict=True))
 
 
-def _link_loss(attention: VisionAttention, x: Tensor, links: PatchLinks) -> Tensor:
+def _link_loss(attention: VisionAttention, x: Tensor, links: PatchLinks, num_tiles: int) -> Tensor:
     """Return how little three heads of `attention` over rows x [m, rows, v] look where the links say."""
-    num_patches = links.label.shape[1]
     values, labels, entries = links.value_label, links.label, links.entry
     pairs = ((values, labels), (links.value_entry, entries), (labels, values))
-    wanted = torch.stack([(seeker[:, :, None] == sought[:, None]) & (seeker > 0)[..., None] for seeker, sought in pairs], 1)
-    # The class token comes before the patches, padding after them.
-    rows = slice(1, 1 + num_patches)
+    wanted = torch.stack(
+        [(seeker[:, :, None] == sought[:, None]) & (seeker > 0)[..., None] for seeker, sought in pairs], 1
+    )
+    # Padding and missing tiles come after the real tiles.
+    tokens_per_tile = links.label.shape[1] // num_tiles + 1
+    real = x[:, : num_tiles * tokens_per_tile]
     head_dim = x.shape[-1] // attention.num_heads
     dims = len(pairs) * head_dim
     query, key = (
         functional.linear(part, projection.weight[:dims]).unflatten(-1, (-1, head_dim)).transpose(1, 2)
-        for part, projection in ((x[:, rows], attention.q_proj), (x, attention.k_proj))
+        for part, projection in ((_patches(real, 1, num_tiles), attention.q_proj), (x, attention.k_proj))
     )
-    loss, count = _missed_mass(attention_weights(query, key)[..., rows], wanted)
+    weights = attention_weights(query, key)[..., : real.shape[1]]
+    loss, count = _missed_mass(_patches(weights, -1, num_tiles), wanted)
     return loss / count.clamp_min(1)
+
+
+def _patches(x: Tensor, dim: int, num_tiles: int) -> Tensor:
+    """Return x without the class token that each tile of `dim` begins with."""
+    tiles = x.movedim(dim, 0).unflatten(0, (num_tiles, -1))
+    return tiles[:, 1:].flatten(0, 1).movedim(0, dim)
 
 
 def _missed_mass(weights: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
@@ -146,11 +160,30 @@ class _Inputs:
 
 
 def _initialise(model: VisionLanguageModel) -> None:
-    """Open the gates and fix the positions. Shut gates are for a decoder that can already speak."""
+    """Open the gates, fix the positions, calm the patch embedding. Shut gates are for a decoder that can speak."""
     nn.init.normal_(model.decoder.embedding.weight, std=0.05)
+    _calm(model.encoder.patch_embedding.weight)
     retile(model, model.config.vision)
     for layer in model.decoder.layers:
         if isinstance(layer, GatedCrossAttentionLayer):
             nn.init.ones_(layer.attention_gate)
             nn.init.ones_(layer.mlp_gate)
             nn.init.constant_(layer.attention.q_norm.weight, SHARPNESS)
+
+
+@torch.no_grad()
+def _calm(weight: nn.Parameter) -> None:
+    """Train the patch embedding on the strokes of a patch alone; its mean colour keeps a random embedding.
+
+    Paper is white, which is far from zero once normalised: in every step the sum of all weights of a row would go the
+    same way and shake what every patch means.
+    """
+
+    def mean(x: Tensor) -> Tensor:
+        """Return the mean weight of each colour, at the shape of the weight [v, 3 * patch²]."""
+        colours = rearrange(x, "v (c i) -> v c i", c=3)
+        return rearrange(colours.mean(-1, keepdim=True).expand_as(colours), "v c i -> v (c i)")
+
+    num_pixels = weight.shape[1] // 3
+    weight += mean(torch.randn_like(weight)) * 0.5 / math.sqrt(num_pixels) - mean(weight)
+    weight.register_hook(lambda gradient: gradient - mean(gradient))

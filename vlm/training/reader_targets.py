@@ -1,6 +1,7 @@
 """What the patches of a chart hold, and where a reader of it should look while it answers.
 
-All of it follows from where the drawing code put each character. Patches are counted along the rows of the tile.
+All of it follows from where the drawing code put each character. Patches are counted along the rows of the whole
+canvas of `grid` (rows, cols) patches.
 """
 
 from typing import NamedTuple
@@ -16,7 +17,7 @@ from vlm.training.charts import Chart, patch_mask
 FIRST_CODE = ord(" ")
 NUM_CODES = 96
 
-FIND, COPY, SPELL = slice(0, 2), slice(2, 4), 4
+FIND, COPY, SPELL = slice(0, 2), slice(2, 4), slice(4, 5)
 """Pointers: two places to find (what the question names), two to take the answer from, and the patch of the very
 character that comes next."""
 NUM_POINTERS = 5
@@ -35,28 +36,34 @@ class PatchLinks(NamedTuple):
     """The legend entry of the value printed in this patch."""
 
 
-def patch_links(chart: Chart, patch_size: int, side: int) -> PatchLinks:
-    """Return the links of a chart on a tile of `side` × `side` patches."""
-    links = PatchLinks(*np.zeros((4, side * side), dtype=np.int16))
+def patch_links(chart: Chart, patch_size: int, grid: tuple[int, int]) -> PatchLinks:
+    """Return the links of a chart that lies at the top left of its canvas."""
+    links = PatchLinks(*np.zeros((4, grid[0] * grid[1]), dtype=np.int16))
     labels = {label: index for index, label in enumerate(chart.spec.labels, 1)}
     entries = {name: index for index, name in enumerate(chart.spec.series_names, 1)}
     for mark in chart.marks:
         label, entry = labels[mark.label], entries[mark.series]
-        links.label[_mask(chart, mark.label_box, patch_size, side)] = label
-        value = _mask(chart, mark.value_box, patch_size, side)
+        links.label[_mask(chart, mark.label_box, patch_size, grid)] = label
+        value = _mask(chart, mark.value_box, patch_size, grid)
         links.value_label[value] = label
         if mark.series_box is not None:
-            links.entry[_mask(chart, mark.series_box, patch_size, side)] = entry
+            links.entry[_mask(chart, mark.series_box, patch_size, grid)] = entry
             links.value_entry[value] = entry
     return links
 
 
-def _mask(chart: Chart, box: Box, patch_size: int, side: int) -> np.ndarray:
-    return patch_mask(chart.characters, (box,), patch_size, (side, side))
+def _mask(chart: Chart, box: Box, patch_size: int, grid: tuple[int, int]) -> np.ndarray:
+    return patch_mask(chart.characters, (box,), patch_size, grid)
 
 
 def pointer_targets(
-    tokenizer: Tokenizer, chart: Chart, question: Question, prompt: list[int], reply: list[int], patch_size: int, side: int
+    tokenizer: Tokenizer,
+    chart: Chart,
+    question: Question,
+    prompt: list[int],
+    reply: list[int],
+    patch_size: int,
+    grid: tuple[int, int],
 ) -> np.ndarray:
     """Return where the pointers should look at each position of `prompt + reply[:-1]`, bool [NUM_POINTERS, s, p].
 
@@ -64,10 +71,10 @@ def pointer_targets(
     token of each label or value that the question names looks for it.
     """
     num_positions = len(prompt) + len(reply) - 1
-    pointers = np.zeros((NUM_POINTERS, num_positions, side * side), dtype=bool)
+    pointers = np.zeros((NUM_POINTERS, num_positions, grid[0] * grid[1]), dtype=bool)
     first = len(prompt) - 1
-    found = [_mask(chart, box, patch_size, side) for box in question.find_boxes]
-    copied = [_mask(chart, box, patch_size, side) for box in question.copy_boxes]
+    found = [_mask(chart, box, patch_size, grid) for box in question.find_boxes]
+    copied = [_mask(chart, box, patch_size, grid) for box in question.copy_boxes]
     if question.kind != "caption":
         for masks, pointer in ((found, FIND.start), (copied, COPY.start)):
             if len(masks) == 2:
@@ -88,9 +95,9 @@ def pointer_targets(
             if span is None:
                 continue
             for offset, place in enumerate(kept):
-                row, col = int(places[place][0] // patch_size), int(places[place][1] // patch_size)
+                row, col = (int(at // patch_size) for at in places[place])
                 position = first + tokens[span[0] + offset]
-                pointers[SPELL, position, min(row, side - 1) * side + min(col, side - 1)] = True
+                pointers[SPELL.start, position, row * grid[1] + col] = True
                 if question.kind == "caption":
                     pointers[COPY.start, position] |= mask
             cursor = span[1]
@@ -106,7 +113,7 @@ def printed_text(chart: Chart, box: Box) -> tuple[str, list[tuple[float, float]]
 
 
 def _spellings(printed: str):
-    """Yield how an answer may spell what is printed, as it stands or as a bare number, and which characters it keeps."""
+    """Yield what an answer may make of print, as it stands or as a bare number, and which characters it keeps."""
     yield printed, list(range(len(printed)))
     kept = [index for index, char in enumerate(printed) if char.isdigit() or char in ".-"]
     yield "".join(printed[index] for index in kept), kept
@@ -118,7 +125,7 @@ def _span(text: str, part: str, start: int) -> tuple[int, int] | None:
 
 
 def token_of_each_character(tokenizer: Tokenizer, ids: list[int]) -> tuple[str, list[int]]:
-    """Return the text of ids without spaces and special tokens, and for each of its characters the index of its token."""
+    """Return the text of ids without spaces and special tokens, and of each character the index of its token."""
     text, tokens = "", []
     for index, token_id in enumerate(ids):
         if not tokenizer.is_special(token_id):

@@ -36,7 +36,9 @@ def place_tile(encoder: VisionEncoder, offset: tuple[int, int] = (0, 0)) -> None
     position, config = encoder.patch_position, encoder.config
     grid = torch.arange(config.grid)
     table = sinusoids(
-        (grid + offset[0])[:, None].expand(-1, config.grid), (grid + offset[1])[None].expand(config.grid, -1), config.width
+        (grid + offset[0])[:, None].expand(-1, config.grid),
+        (grid + offset[1])[None].expand(config.grid, -1),
+        config.width,
     )
     position.gate.zero_()
     position.embedding.zero_()

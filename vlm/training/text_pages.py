@@ -16,18 +16,22 @@ PALE_INKS: tuple[Colour, ...] = ((255, 255, 255), (235, 235, 235))
 BANDS: tuple[Colour, ...] = ((40, 118, 221), (15, 40, 62), (44, 160, 44), (148, 103, 189), (255, 192, 0))
 
 
-def draw_page(rng: np.random.Generator, side: int) -> tuple[Image.Image, list[Character]]:
-    """Return a square page of blocks of print, each in a font, size and ink of its own, and where each character is."""
+def draw_page(rng: np.random.Generator, size: int | tuple[int, int]) -> tuple[Image.Image, list[Character]]:
+    """Return a page of blocks of print, each in a font, size and ink of its own, and where each character is.
+
+    size: the side of a square in pixels, or (height, width).
+    """
+    height, width = (size, size) if isinstance(size, int) else size
     random = Random(int(rng.integers(2**63)))
     scale = random.choice((1.5, 2.0)) if random.random() < 0.3 else 1.0
     paper = random.choice(PAPERS)
-    canvas = Canvas(round(side * scale), round(side * scale), paper)
+    canvas = Canvas(round(width * scale), round(height * scale), paper)
     top = random.uniform(1, 10) * scale
     while top < canvas.height - 10 * scale:
         top = _place_block(canvas, random, top, scale, dark=sum(paper) < 300)
     image = canvas.finish()
     if scale != 1:
-        image = image.resize((side, side), random.choice((Image.Resampling.BILINEAR, Image.Resampling.LANCZOS)))
+        image = image.resize((width, height), random.choice((Image.Resampling.BILINEAR, Image.Resampling.LANCZOS)))
     characters = [Character(char, x / scale, y / scale) for char, x, y in canvas.characters]
     return age(image, random) if random.random() < 0.2 else image, characters
 

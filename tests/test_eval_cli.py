@@ -1,0 +1,190 @@
+"""`vlm-eval`: what it prints, what it refuses, and with which status it leaves."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from eval.cli import main
+from tests.eval_models import save_tiny_model, write_chart_questions
+
+COMMANDS = sorted(main.commands)
+
+
+def invoke(*arguments: object) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+def last_json(result: Result) -> dict:
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("cli")
+    save_tiny_model(path / "tiny")
+    write_chart_questions(path / "data", 9, changed={4: {"image": "gone.png"}})
+    return path
+
+
+def run(folder: Path, out: str, *more: object) -> Result:
+    arguments = ("--data", folder / "data", "--out", folder / out, "--model", folder / "tiny")
+    return invoke("run", "chartqa", *arguments, "--max-new-tokens", "3", "--no-report", *more)
+
+
+@pytest.fixture(scope="module")
+def done(folder) -> Result:
+    """One whole run, with one bad sample."""
+    return run(folder, "run", "--json")
+
+
+# Help
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_shows_how_the_command_is_used(command):
+    result = invoke(command, "--help")
+    assert result.exit_code == 0
+    assert f"  vlm-eval {command}" in result.stdout
+    assert "--json" in result.stdout
+
+
+def test_help_imports_nothing_heavy():
+    program = f"""
+import sys
+from click.testing import CliRunner
+from eval.cli import main
+for arguments in [[], *([name] for name in {COMMANDS})]:
+    assert CliRunner().invoke(main, [*arguments, "--help"]).exit_code == 0
+heavy = ("torch", "numpy", "scipy", "PIL", "pyarrow", "httpx", "ray", "tqdm", "asyncio")
+print([name for name in heavy if name in sys.modules])
+"""
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert found.stdout.strip() == "[]", found.stderr
+
+
+def test_the_module_is_the_command():
+    found = subprocess.run([sys.executable, "-m", "eval", "--version"], capture_output=True, text=True, timeout=60)
+    assert found.stdout.startswith("vlm-eval, version ")
+
+
+# list
+
+
+def test_list_shows_every_task_and_what_it_takes():
+    result = invoke("list", "--json")
+    assert result.exit_code == 0
+    tasks = {task["name"]: task for task in last_json(result)["tasks"]}
+    assert {"chartqa", "ai2d", "docvqa", "infovqa", "textvqa", "vqav2", "mmmu", "mmmu_pro", "mathvista"} <= set(tasks)
+    for name, task in tasks.items():
+        assert f"{name}: {task['title']}" in result.stdout
+        assert task["headline"] in task["scorers"]
+        assert task["default_prompt"] in task["prompts"]
+        assert task["formats"]
+
+
+# run
+
+
+def test_a_run_ends_with_a_table_and_one_line_of_json(folder, done):
+    found = last_json(done)
+    assert (found["samples"], found["errors"]) == (9, 1)
+    assert found["tasks"] == json.loads((folder / "run" / "scores.json").read_text())["tasks"]
+    assert "9 samples answered, 1 errors (9 asked now)" in done.stdout
+    assert "chartqa: 9 samples, 1 ended in errors and are not in the scores" in done.stdout
+    assert not (folder / "run" / "report.html").exists()
+
+
+def test_the_status_says_whether_there_were_more_errors_than_allowed(done):
+    assert done.exit_code == 1
+
+
+def test_run_again_there_is_nothing_left_to_ask(folder, done):
+    before = (folder / "run" / "predictions.jsonl").read_bytes()
+    result = run(folder, "run", "--max-errors", "1")
+    assert result.exit_code == 0
+    assert "9 samples answered, 9 of them by an earlier run, 1 errors (0 asked now)" in result.stdout
+    assert (folder / "run" / "predictions.jsonl").read_bytes() == before
+
+
+def test_the_manifest_holds_everything_that_defines_the_run(folder, done):
+    manifest = json.loads((folder / "run" / "manifest.json").read_text())
+    assert manifest["data"] == str(folder / "data")
+    assert manifest["command"][:3] == ["vlm-eval", "run", "chartqa"]
+    assert manifest["model"].keys() >= {"name", "weights", "device", "dtype", "reference", "processor"}
+    assert manifest["generation"].keys() >= {"temperature", "top_p", "seed"}
+    assert manifest["libraries"].keys() >= {"python", "torch", "sightline-vlm"}
+    assert manifest["tasks"]["chartqa"].keys() == {"prompt", "num_samples", "samples", "prompts"}
+
+
+def test_another_run_is_refused_field_by_field(folder, done):
+    result = run(folder, "run", "--temperature", "0.5", "--seed", "4", "--json")
+    assert result.exit_code == 1
+    assert "generation.temperature: found 0.5, expected 0.0" in result.stderr
+    assert "generation.seed: found 4, expected None" in result.stderr
+    assert last_json(result)["error"]["code"] == "invalid_request"
+
+
+def test_shards_are_merged_by_score(folder, done):
+    result = run(folder, "sharded", "--shard", "1/1", "--max-errors", "1")
+    assert result.exit_code == 0
+    assert "when all 1 shards are done: vlm-eval score" in result.stdout
+    result = invoke("score", folder / "sharded", "--json")
+    assert last_json(result) == {"tasks": last_json(done)["tasks"]}
+
+
+@pytest.mark.parametrize(
+    ("more", "complaint"),
+    [
+        (["--shard", "3/2"], "expected INDEX/COUNT"),
+        (["--backend", "openai"], "needs --base-url"),
+        (["--backend", "openai", "--base-url", "http://h/v1", "--likelihood", "options"], "no effect with --backend"),
+        (["--base-url", "http://h/v1"], "no effect with --backend local"),
+        (["--engine", "ray", "--shard", "1/2"], "without --shard"),
+        (["--samples", ","], "--samples names none"),
+        (["--limit", "0"], "--limit"),
+    ],
+)
+def test_wrong_usage_is_explained(folder, more, complaint):
+    result = run(folder, "wrong", *more)
+    assert result.exit_code == 2
+    assert complaint in result.stderr
+    assert not (folder / "wrong").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["run", "chess", "--data", "x", "--out", "y"], "there is no task 'chess'"),
+        (["run", "chartqa", "--data", "nowhere", "--out", "{out}"], "nowhere"),
+        (["score", "nowhere"], "nowhere"),
+        (["compare", "nowhere", "nowhere"], "holds no answers"),
+    ],
+)
+def test_what_fails_is_said_in_one_line(tmp_path, monkeypatch, arguments, complaint):
+    monkeypatch.chdir(tmp_path)
+    result = invoke(*(str(word).format(out=tmp_path / "out") for word in arguments))
+    assert result.exit_code == 1
+    assert complaint in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+
+
+# score and compare
+
+
+def test_score_needs_no_model(folder, done):
+    result = invoke("score", folder / "run", "--scorer", "pix2struct", "--json")
+    assert result.exit_code == 0
+    assert set(last_json(result)["tasks"]["chartqa"]["scores"]) == {"pix2struct"}
+
+
+def test_compare_shows_both_scores_and_the_error_of_their_difference(folder, done):
+    result = invoke("compare", folder / "run", folder / "run", "--json")
+    assert result.exit_code == 0
+    found = last_json(result)["tasks"]["chartqa"]
+    assert found["n"] == 8
+    assert found["scores"]["ours"].keys() >= {"first", "second", "difference", "interval", "p_value", "detectable"}
+    assert "chartqa: 8 samples in both" in result.stdout

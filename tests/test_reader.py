@@ -1,0 +1,275 @@
+"""The recipe of the shipped model: targets say where things stand, and a run that is cut goes on as if uncut."""
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from vlm.config import preset
+from vlm.model import VisionLanguageModel
+from vlm.prompt import Image as ImagePart
+from vlm.prompt import Text, Turn, encode_prompt
+from vlm.tokenizer import Tokenizer
+from vlm.training.charts import ask, draw_chart, patch_characters, patch_slots
+from vlm.training.muon import Muon, nearest_orthogonal
+from vlm.training.reader import STAGES, Run
+from vlm.training.reader_data import IGNORED, Diet, ReaderData
+from vlm.training.reader_model import Reader
+from vlm.training.reader_targets import COPY, FIND, SPELL, patch_links, pointer_targets
+from vlm.training.reader_vocabulary import WORDS, reader_tokenizer
+from vlm.training.sinusoids import place_tile, retile, sinusoids
+from vlm.training.text_pages import draw_page
+
+TOKENIZER = reader_tokenizer()
+PATCH, GRID = 16, (16, 16)
+SMALL = replace(STAGES[1], num_batches=4, diet=Diet(num_images=2, share_pages=0.3, num_questions=2))
+
+
+@pytest.fixture(scope="module")
+def asked():
+    charts = [draw_chart(np.random.default_rng(seed), 256) for seed in range(12)]
+    return [(chart, q) for seed, chart in enumerate(charts) for q in ask(np.random.default_rng(seed), chart, 8)]
+
+
+def conversation(question) -> tuple[list[int], list[int]]:
+    prompt = encode_prompt(TOKENIZER, [Turn("user", (ImagePart(None), Text(question.question)))]).ids
+    return prompt, [*TOKENIZER.encode(question.answer), TOKENIZER.eot_id]
+
+
+def test_words_of_questions_are_one_token_and_labels_are_spelt():
+    assert len(TOKENIZER.encode("What is the highest value?")) == 6
+    assert len(TOKENIZER.encode(" Kestrelia")) == len(" Kestrelia")
+    assert len(TOKENIZER.encode("20178")) == 5
+    assert TOKENIZER.vocab_size == preset("default").decoder.vocab_size
+    assert all(len(word) > 1 for word in WORDS.split()), (
+        "two bytes with the space before it would merge inside other words"
+    )
+
+
+def test_the_vocabulary_means_the_same_to_transformers(tmp_path):
+    from transformers import AutoTokenizer
+
+    TOKENIZER.save(tmp_path)
+    text = "What is the value of Indiana in 2017?\n\nThe titled bars, 1,204.5 %"
+    theirs = AutoTokenizer.from_pretrained(tmp_path)
+    assert theirs.encode(text, add_special_tokens=False) == TOKENIZER.encode(text)
+    assert Tokenizer.from_folder(tmp_path).encode(text) == TOKENIZER.encode(text)
+
+
+def test_a_page_says_where_its_characters_are():
+    image, characters = draw_page(np.random.default_rng(3), (192, 256))
+    assert image.size == (256, 192)
+    assert len(characters) > 100
+    assert all(0 < x < 256 and 0 < y < 192 for _, x, y in characters)
+    blank = np.asarray(image).astype(int)
+    # Around the middle of a character the page is not one colour.
+    spread = [
+        np.ptp(blank[int(y) - 3 : int(y) + 4, int(x) - 3 : int(x) + 4], axis=(0, 1)).max() for _, x, y in characters
+    ]
+    assert np.mean(np.array(spread) > 40) > 0.97
+
+
+def test_parts_of_a_patch_hold_the_characters_that_lie_in_them():
+    parts = patch_slots([("a", 1.0, 2.0), ("b", 15.0, 2.0), ("c", 17.0, 12.0)], 16, (1, 2))
+    assert [chr(code) if code else "" for code in parts[0, 0]] == ["a", "", "", "b", "", "", "", ""]
+    assert [chr(code) if code else "" for code in parts[0, 1]] == ["", "", "", "", "c", "", "", ""]
+
+
+def test_pointers_of_copied_answers_lie_on_their_characters(asked):
+    checked = 0
+    for chart, question in asked:
+        if question.kind not in ("named_value", "reverse", "highest", "largest_value"):
+            continue
+        prompt, reply = conversation(question)
+        pointers = pointer_targets(TOKENIZER, chart, question, prompt, reply, PATCH, GRID)
+        assert pointers.shape == (5, len(prompt) + len(reply) - 1, 256)
+        codes = patch_characters(chart.characters, PATCH, GRID, 9).reshape(256, 9)
+        for index, token_id in enumerate(reply[:-1]):
+            letters = TOKENIZER.decode([token_id]).strip()
+            spelt = pointers[SPELL.start, len(prompt) - 1 + index]
+            for letter in letters[:1] if spelt.any() else ():
+                assert ord(letter) in codes[spelt], (question.answer, letter)
+                checked += 1
+        assert not pointers[:, : prompt.index(TOKENIZER.image_marker_id)].any()
+        assert pointers[FIND, len(prompt) - 1].any()
+        assert pointers[COPY, len(prompt) - 1].any()
+    assert checked > 100
+
+
+def test_links_join_each_value_to_its_own_label(asked):
+    for chart in {id(chart): chart for chart, _ in asked}.values():
+        links = patch_links(chart, PATCH, GRID)
+        labels = list(chart.spec.labels)
+        for mark in chart.marks:
+            x0, y0, x1, y1 = mark.value_box
+            patch = int((y0 + y1) / 2 // PATCH) * GRID[1] + int((x0 + x1) / 2 // PATCH)
+            neighbours = {int(links.value_label[p]) for p in (patch - 1, patch, patch + 1) if 0 <= p < 256}
+            assert labels.index(mark.label) + 1 in neighbours or not chart.values_printed
+        assert set(links.value_label[links.value_label > 0]) <= set(links.label[links.label > 0])
+
+
+def test_positions_differ_by_the_same_wherever_two_patches_lie():
+    rows, cols = torch.tensor([0, 3, 20, 23]), torch.tensor([5, 7, 11, 13])
+    table = sinusoids(rows, cols, 64)
+    assert torch.allclose(table[0] @ table[1], table[2] @ table[3], atol=1e-4)
+    assert not torch.allclose(table[0] @ table[1], table[0] @ table[2], atol=1e-2)
+
+
+def test_a_tile_of_a_canvas_lies_where_a_single_tile_is_put():
+    config = replace(preset("default"), vision=replace(preset("default").vision, tile_size=64))
+    several, single = VisionLanguageModel(config), VisionLanguageModel(config)
+    retile(several, config.vision)
+    retile(single, replace(config.vision, max_tiles=1))
+    grid = config.vision.grid
+    canvas_id = 1 + config.vision.canvases.index((2, 2))
+    positions = several.encoder.patch_position(torch.tensor([canvas_id]), 4, 0)[0]
+    for tile, (row, col) in enumerate(((0, 0), (0, 1), (1, 0), (1, 1))):
+        place_tile(single.encoder, (row * grid, col * grid))
+        assert torch.allclose(positions[tile], single.encoder.patch_position.embedding, atol=1e-6)
+    assert several.encoder.missing_tiles_equal
+
+
+def test_the_nearest_orthogonal_matrix_has_singular_values_near_one():
+    torch.manual_seed(0)
+    for shape in ((24, 96), (96, 24), (32, 32)):
+        values = torch.linalg.svdvals(nearest_orthogonal(torch.randn(shape)))
+        assert 0.3 < values.min() <= values.max() < 1.35
+
+
+def test_muon_steps_as_torchs_own_does():
+    torch.manual_seed(0)
+    start = torch.randn(48, 96)
+    ours, theirs = (torch.nn.Parameter(start.clone()) for _ in range(2))
+    optimizers = (
+        Muon([ours], lr=0.02, weight_decay=0.1),
+        torch.optim.Muon([theirs], lr=0.02, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"),
+    )
+    for seed in range(5):
+        gradient = torch.randn(48, 96, generator=torch.Generator().manual_seed(seed))
+        for weight, optimizer in zip((ours, theirs), optimizers, strict=True):
+            weight.grad = gradient.clone()
+            optimizer.step()
+    moved = (theirs - start).norm()
+    # torch's iteration runs in bfloat16.
+    assert (ours - theirs).norm() < 0.03 * moved
+
+
+def test_the_mean_colour_of_a_patch_does_not_move_its_embedding():
+    weight = Reader(preset("default")).model.encoder.patch_embedding.weight
+    strokes = torch.randn(768, generator=torch.Generator().manual_seed(0))
+    (weight @ (strokes + 5)).sum().backward()
+    colours = weight.grad.unflatten(1, (3, -1))
+    assert colours.mean(-1).abs().max() < 1e-5
+    assert torch.allclose(colours[0], (strokes.view(3, -1) - strokes.view(3, -1).mean(-1, keepdim=True)), atol=1e-5)
+
+
+@pytest.mark.parametrize("sheets", [False, True])
+def test_a_batch_is_a_function_of_its_index_and_its_targets_fit(sheets):
+    vision = replace(preset("default").vision, max_tiles=4 if sheets else 1)
+    diet = Diet(num_images=2, share_pages=0.2, num_questions=3, sheets=sheets)
+    data, again = (ReaderData(vision, TOKENIZER, diet, num_batches=9, seed=4) for _ in range(2))
+    for index in (0, 5):
+        batch, twin = data[index], again[index]
+        num_patches = batch.canvas[0] * batch.canvas[1] * vision.num_patches
+        assert torch.equal(batch.pixels, twin.pixels)
+        assert batch.characters.shape[1] == batch.links.label.shape[1] == num_patches
+        for group in batch.groups:
+            assert group.pointers.shape[2:] == (group.ids.shape[1], num_patches)
+            assert (group.labels != IGNORED).any(-1).all()
+            assert (group.ids[:, group.first_seeing] == TOKENIZER.image_marker_id).all()
+    assert not torch.equal(data[0].pixels[0, 0], data[1].pixels[0, 0])
+
+
+def test_a_wrong_patch_order_would_be_noticed():
+    """Pixels and targets go through different code; a patch with print in it must be one with ink in it."""
+    vision = replace(preset("default").vision, max_tiles=4)
+    batch = ReaderData(
+        vision, TOKENIZER, Diet(num_images=2, share_pages=0.0, num_questions=0, sheets=True), num_batches=9, seed=1
+    )[3]
+    assert batch.canvas[0] * batch.canvas[1] > 1
+    size = vision.patch_size
+    patches = batch.pixels.unfold(3, size, size).unfold(4, size, size).flatten(-2)
+    contrast = (patches.amax(-1) - patches.amin(-1)).amax(2).flatten(1)
+    printed = (batch.characters > 0).any(-1)
+    assert (contrast[printed] > 0.3).float().mean() > 0.98
+    assert (contrast[~printed] > 0.3).float().mean() < 0.6
+
+
+def small_run(folder, num_batches: int, seed: int = 0) -> Run:
+    run = Run(folder, (replace(SMALL, num_batches=num_batches),), seed)
+    run.train()
+    return run
+
+
+def test_a_cut_run_goes_on_as_if_it_had_not_been(tmp_path, monkeypatch):
+    whole = small_run(tmp_path / "whole", 4)
+    stopped = Run(tmp_path / "cut", (SMALL,), 0)
+    step, taken = stopped._step, []
+
+    def stop_after_two(*arguments):
+        if len(taken) == 2:
+            stopped.save()
+            raise KeyboardInterrupt
+        taken.append(step(*arguments))
+        return taken[-1]
+
+    monkeypatch.setattr(stopped, "_step", stop_after_two)
+    with pytest.raises(KeyboardInterrupt):
+        stopped.train()
+    resumed = Run(tmp_path / "cut", (SMALL,), 0)
+    assert resumed.batch_index == 2
+    resumed.train()
+    for (name, weight), again in zip(whole.reader.named_parameters(), resumed.reader.parameters(), strict=True):
+        assert torch.equal(weight, again), name
+
+
+def test_a_step_without_a_finite_gradient_changes_nothing(tmp_path, caplog):
+    run = Run(tmp_path, (SMALL,), 0)
+    vision = replace(run.reader.model.config.vision, tile_size=SMALL.tile_size, max_tiles=1)
+    retile(run.reader.model, vision)
+    batch = ReaderData(vision, TOKENIZER, SMALL.diet, num_batches=4, seed=0)[0]
+    before = [weight.clone() for weight in run.reader.parameters()]
+    batch.pixels[0, 0, 0, 0, 0] = float("nan")
+    run._step(run.reader, SMALL, batch)
+    assert all(torch.equal(weight, old) for weight, old in zip(run.reader.parameters(), before, strict=True))
+    assert "left out" in caplog.text
+
+
+TWO = """
+import torch, torch.distributed
+from vlm.training.muon import Muon
+torch.distributed.init_process_group("gloo")
+torch.manual_seed(0)
+weights = [torch.nn.Parameter(torch.randn(8, 12)) for _ in range(3)]
+optimizer = Muon(weights, lr=0.02)
+for _ in range(3):
+    for weight in weights:
+        weight.grad = torch.sin(weight.detach() * 3)
+    optimizer.step()
+print("SUM", " ".join(f"{weight.double().sum().item():.9f}" for weight in weights))
+torch.distributed.destroy_process_group()
+"""
+
+
+def test_several_processes_step_as_one(tmp_path):
+    script = tmp_path / "two.py"
+    script.write_text(TWO)
+    sums = []
+    for num_processes in (1, 2):
+        command = [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc-per-node",
+            str(num_processes),
+        ]
+        done = subprocess.run([*command, str(script)], capture_output=True, text=True, timeout=120, env=os.environ)
+        sums.append({line for line in done.stdout.splitlines() if line.startswith("SUM")})
+        assert done.returncode == 0, done.stderr[-2000:]
+    assert len(sums[0]) == 1
+    assert sums[0] == sums[1]
