@@ -34,15 +34,15 @@ class ImageDigests:
     def __init__(self):
         self._known: dict[object, str] = {}
 
-    def of(self, image: ImageRef, content: bytes | None = None) -> str:
-        """Return the digest of `image`; `content` is its bytes where they were read already."""
+    def of(self, image: ImageRef) -> str:
+        """Return the digest of `image`; of one that cannot be read, why."""
         if image.load is not None and _CONTENT_NAME.fullmatch(image.id):
             return image.id  # a digest already, and reading it out of a large file again would take long
         name = image.path or image.id
-        if content is None and name in self._known:
+        if name in self._known:
             return self._known[name]
         try:
-            found = hashlib.sha256(image.read() if content is None else content).hexdigest()
+            found = hashlib.sha256(image.read()).hexdigest()
         except VLMError as error:
             return f"unreadable: {error.code}"
         if len(self._known) >= MAX_KNOWN_IMAGES:

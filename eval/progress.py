@@ -13,7 +13,8 @@ class Progress:
 
         # None: on a terminal only.
         self._bar = tqdm(total=num_samples, unit="sample", disable=None if shown else True, dynamic_ncols=True)
-        self._sums: dict[str, list[float]] = {}
+        self._points: dict[str, tuple[float, int]] = {}
+        """Of each task: the sum of the headline scorer's values, and how many there are."""
         self._num_errors = 0
 
     def __enter__(self) -> "Progress":
@@ -44,9 +45,10 @@ class Progress:
             return
         verdict = headline_verdict(record)
         if verdict is not None:
-            self._sums.setdefault(record.task, []).append(verdict.value)
+            total, count = self._points.get(record.task, (0.0, 0))
+            self._points[record.task] = total + verdict.value, count + 1
 
     def _show(self) -> None:
-        scores = [f"{task} {100 * sum(values) / len(values):.1f}" for task, values in self._sums.items()]
+        scores = [f"{task} {100 * total / count:.1f}" for task, (total, count) in self._points.items()]
         errors = [f"{self._num_errors} errors"] if self._num_errors else []
         self._bar.set_postfix_str(", ".join(scores + errors), refresh=False)

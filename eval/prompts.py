@@ -31,11 +31,6 @@ class Preset:
     images: Literal["first", "last", "inline"] = "first"
     """Before the text, after it, or where the text says `<image 1>`."""
 
-    @property
-    def numbered(self) -> bool:
-        """Whether options are shown as 1, 2, 3, so that a digit is an answer."""
-        return "{number}" in self.option
-
     def __call__(self, sample: Sample) -> Prompt:
         template = self.template(sample) if callable(self.template) else self.template
         text = template.format(question=self.question(sample), options=list_options(sample, self.option))

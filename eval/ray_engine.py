@@ -4,6 +4,8 @@ A task whose worker is lost is started again by Ray, finds the records of its sh
 and the data must be reachable under the same paths from every machine.
 """
 
+import os
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -17,16 +19,12 @@ MAX_RETRIES = 3
 
 
 def run_on_ray(
-    settings: RunSettings,
-    open_backend: Callable[[], Backend],
-    num_shards: int,
-    *,
-    num_gpus: float = 0,
-    num_cpus: float = 1,
+    settings: RunSettings, open_backend: Callable[[], Backend], num_shards: int, *, uses_accelerator: bool
 ) -> Outcome:
     """Run all shards and return what came of them together.
 
-    open_backend: is sent to every task, and makes its backend there. num_gpus, num_cpus: that one task takes.
+    open_backend: is sent to every task, and makes its backend there. uses_accelerator: each task takes a GPU, where
+    the cluster has some.
 
     Raises: VLMError for what stopped a shard; the others go on to their end first.
     """
@@ -35,10 +33,12 @@ def run_on_ray(
     except ImportError:
         raise VLMError("invalid_request", "--engine ray needs Ray, which is not installed; pip install ray") from None
     if not ray.is_initialized():
-        ray.init(log_to_driver=False, include_dashboard=False, logging_level="warning")
+        path = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        ray.init(log_to_driver=False, include_dashboard=False, runtime_env={"env_vars": path})
+    num_gpus = 1 if uses_accelerator and ray.cluster_resources().get("GPU") else 0
 
     # A worker that is lost costs a retry; an error of ours would be the same again.
-    @ray.remote(max_retries=MAX_RETRIES, retry_exceptions=False, num_cpus=num_cpus, num_gpus=num_gpus)
+    @ray.remote(max_retries=MAX_RETRIES, retry_exceptions=False, num_cpus=1, num_gpus=num_gpus)
     def run_shard(shard: Shard) -> Outcome | tuple[str, str]:
         try:
             return run(replace(settings, shard=shard, new_run=False), open_backend(), show_progress=False)

@@ -213,6 +213,7 @@ class _Log:
         self._answered: set[Name] = set()
         self._questions = {_name(question): question for question in questions}
         self._journal, self._progress, self._run = journal, progress, run
+        self._digests = ImageDigests()
 
     @property
     def num_known(self) -> int:
@@ -226,19 +227,17 @@ class _Log:
 
         Raises: VLMError where a picture is no longer the one that was shown.
         """
-        digests = ImageDigests()
         for path in paths:
             for record in read_journal(path):
                 question = self._questions.get((record.task, record.id))
                 if question is not None:
                     if record.error is None:
-                        self._check_key(record, question, digests)
+                        self._check_key(record, question)
                     self._count(record)
 
     def write(self, asked: Asked) -> None:
         """Put what came of a question into the journal."""
-        key = record_key(*asked.question, list(asked.outcome.images), self._run)
-        record = _record(asked, key)
+        record = _record(asked, self._key(asked.question))
         self._journal.append(record)
         self._count(record)
 
@@ -251,9 +250,12 @@ class _Log:
         elif name not in self._answered:
             self.failed.add(name)
 
-    def _check_key(self, record: Prediction, question: Question, digests: ImageDigests) -> None:
-        images = [digests.of(image) for image in shown_images(question.prompt)]
-        if record.key != record_key(*question, images, self._run):
+    def _key(self, question: Question) -> str:
+        images = [self._digests.of(image) for image in shown_images(question.prompt)]
+        return record_key(*question, images, self._run)
+
+    def _check_key(self, record: Prediction, question: Question) -> None:
+        if record.key != self._key(question):
             raise VLMError(
                 "invalid_request",
                 f"sample {record.id[:60]!r} of {record.task} was answered with other pictures than there are now; put "

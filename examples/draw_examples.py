@@ -14,12 +14,12 @@ import matplotlib.pyplot as plt
 
 FOLDER = Path(__file__).parent
 DPI = 100
-SIZE = (5.2, 3.9)
+SIZE = (4.48, 3.36)
 PRINT = {
-    "font.size": 8,
-    "axes.titlesize": 9.5,
-    "xtick.labelsize": 8,
-    "ytick.labelsize": 8,
+    "font.size": 14,
+    "axes.titlesize": 14.5,
+    "xtick.labelsize": 13.5,
+    "ytick.labelsize": 13.5,
     "svg.hashsalt": "examples",
 }
 
@@ -133,7 +133,7 @@ CHARTS = (
 
 
 def draw(chart: dict) -> None:
-    """Draw one chart as a PNG of 520 × 390 pixels beside this script."""
+    """Draw one chart as a PNG of 448 × 336 pixels beside this script."""
     texts = [chart.get("format", "{}").format(value) for value in chart["values"]]
     colour = chart.get("colours") or chart["colour"]
     with plt.rc_context(PRINT | chart["style"]):

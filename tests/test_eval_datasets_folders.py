@@ -258,6 +258,7 @@ def test_the_right_option_is_a_letter_or_a_place(tmp_path, answer, letter):
         (b'{"image": "a.png", "question": "?", "answer": ""}', r"row 2, column 'answer': found nothing"),
         (b'{"image": "a.png", "question": "?", "answer": ["a", ""]}', r"row 2, column 'answer': found an empty answer"),
         (b'{"image": "a.png", "question": "?", "answer": "E", "options": ["a", "b"]}', r"row 2, column 'answer'"),
+        (b'{"image": "a.png", "question": "?", "answer": "\\u00df", "options": ["a"]}', r"row 2, column 'answer'"),
         (b'{"image": "a.png", "question": "?", "answer": "A", "options": [{}]}', r"row 2, column 'options'"),
     ],
 )
@@ -328,6 +329,25 @@ def test_a_file_of_another_kind_is_not_opened(tmp_path):
     (tmp_path / "a.csv").write_bytes(b"x")
     with pytest.raises(VLMError, match=r"a\.csv is no file of a known kind; expected ChartQA as"):
         CHARTQA.load(tmp_path / "a.csv")
+
+
+def test_a_broken_file_of_another_format_does_not_matter(tmp_path):
+    write_chartqa(tmp_path)
+    for name in ("log.jsonl", "table.tsv", "x.parquet"):
+        (tmp_path / name).write_bytes(b"\xff{" * 10)
+    assert len(list(CHARTQA.load(tmp_path))) == 6
+    (tmp_path / "png").rename(tmp_path / "charts")
+    with pytest.raises(VLMError, match=r"x\.parquet: it is no parquet file"):
+        CHARTQA.load(tmp_path)
+
+
+def test_a_folder_where_a_file_should_be_is_said_to_be_unreadable(tmp_path):
+    write_chartqa(tmp_path)
+    (tmp_path / "test_human.json").unlink()
+    (tmp_path / "test_human.json").mkdir()
+    (tmp_path / "q.jsonl").mkdir()
+    with pytest.raises(VLMError, match=r"^test_human\.json cannot be read \(Is a directory\)"):
+        list(CHARTQA.load(tmp_path))
 
 
 def test_one_folder_can_hold_the_data_of_several_tasks(tmp_path):

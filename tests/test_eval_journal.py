@@ -9,7 +9,7 @@ import threading
 import time
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from eval.journal import Journal, read_journal, read_journals
@@ -79,6 +79,7 @@ def test_a_torn_tail_is_cut_off_at_every_offset_and_nothing_before_it(tmp_path):
         assert written(path, records[kept:]) == whole
 
 
+@settings(deadline=None)
 @given(tail=st.binary(max_size=300).filter(lambda tail: b"\n" not in tail), blocks=st.integers(0, 2))
 def test_whatever_a_torn_tail_holds_the_records_before_it_stay(tmp_path_factory, tail, blocks):
     path = tmp_path_factory.mktemp("torn") / "predictions.jsonl"
@@ -260,6 +261,7 @@ def test_no_field_that_defines_the_run_is_left_out_of_the_comparison(name):
 # Shards
 
 
+@settings(deadline=None)
 @given(clusters=st.lists(st.text()), count=st.integers(1, 7))
 def test_every_cluster_is_in_exactly_one_shard(clusters, count):
     shards = [Shard(index, count) for index in range(1, count + 1)]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from hypothesis import given
+from hypothesis import settings as limits
 from hypothesis import strategies as st
 
 from eval.batching import Halving, planned, rows_that_fit
@@ -314,6 +315,7 @@ def test_a_shard_s_new_run_leaves_the_other_shards_alone(settings):
 # Batches
 
 
+@limits(deadline=None)
 @given(
     pictures=st.lists(st.integers(0, 4), max_size=30),
     batch_size=st.integers(1, 9),
@@ -339,10 +341,11 @@ class TooMany(Exception):
     pass
 
 
-@given(num_rows=st.integers(0, 40), limits=st.lists(st.integers(1, 12), min_size=1, max_size=60))
-def test_halving_computes_every_row_once_and_in_order(num_rows, limits):
+@limits(deadline=None)
+@given(num_rows=st.integers(0, 40), room=st.lists(st.integers(1, 12), min_size=1, max_size=60))
+def test_halving_computes_every_row_once_and_in_order(num_rows, room):
     """However the memory changes from call to call, as long as one row fits."""
-    calls = iter(limits * 100)
+    calls = iter(room * 100)
     computed = []
 
     def call(rows):

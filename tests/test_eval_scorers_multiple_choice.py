@@ -1,7 +1,7 @@
 """Multiple choice: how harnesses read a letter, how ours does, and what none of them may do: guess."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from eval.scorers import SCORERS, judge, score
@@ -81,6 +81,7 @@ def test_where_a_harness_draws_lots_the_reply_is_unparsed(name, reply):
         assert judge("ai2d", name, reply, answer, options=BIRD) == (0.0, None, "unparsed")
 
 
+@settings(max_examples=80, deadline=None)
 @given(st.text(), st.sampled_from(sorted(EVERYBODY)))
 def test_a_verdict_does_not_depend_on_which_option_is_right(reply, name):
     """A rule that looked at the answer could not be trusted; one that drew lots would differ from itself."""
@@ -89,6 +90,7 @@ def test_a_verdict_does_not_depend_on_which_option_is_right(reply, name):
     assert sum(points) <= 1
 
 
+@settings(max_examples=80, deadline=None)
 @given(
     st.permutations(["beak", "wing", "tail", "claw"]), st.sampled_from(["beak", "the claw", "I see no wing", "Tail!"])
 )
@@ -99,6 +101,7 @@ def test_an_option_named_by_its_text_is_found_wherever_it_stands(options, reply)
     assert [options[choice.place]] == named
 
 
+@settings(max_examples=80, deadline=None)
 @given(st.text(alphabet="ABCD", min_size=2, max_size=6).filter(lambda letters: len(set(letters)) > 1))
 def test_several_letters_are_no_choice(letters):
     for joined in (", ".join(letters), " or ".join(letters), "/".join(letters), "\n".join(letters)):
@@ -116,8 +119,12 @@ def test_several_letters_are_no_choice(letters):
         ("B: wing, since it is broad", BIRD, False, "B by letter"),
         ("The correct option is (B).", BIRD, False, "B by letter"),
         ("So B is right.", BIRD, False, "B by letter"),
+        ("Looking at it, I take option B here.", BIRD, False, "B by letter"),
+        ("Looking at it, I take option number 2 here.", BIRD, False, "B by number"),
         ("A is right.", BIRD, False, "A by letter"),
         ("A wing.", BIRD, False, "B by text"),
+        ("B This one is broad, unlike (C).", BIRD, False, "B by letter"),
+        ("A Birds have one each.", BIRD, False, "A by letter"),
         ("I think it is B.", BIRD, False, "B by letter"),
         ("B\n\nA is wrong because it is small.", BIRD, False, "B by letter"),
         ("1. Look at it.\n2. Compare.\nIt is the wing.", BIRD, False, "B by text"),
@@ -142,7 +149,16 @@ def test_an_option_is_read_by_letter_number_or_text(reply, options, numbered, ch
     "reply",
     [
         *("", "E", "5", "0", "I see", "FINAL ANSWER:", "a - thing", "1. Look at it.", "winged"),
-        *("B, C", "B, B or C", "B or C", "B. tail", "beak and tail", "A. beak\nB. wing\nC. tail\nD. claw"),
+        *(
+            "B, C",
+            "B, B or C",
+            "B or C",
+            "B. tail",
+            "beak and tail",
+            "A Wing",
+            "(B, C) Both",
+            "A. beak\nB. wing\nC. tail\nD. claw",
+        ),
         *("not B", "It isn't (B).", "It is the wing, not the tail."),
     ],
 )
@@ -150,6 +166,7 @@ def test_what_names_no_option_or_more_than_one_is_unparsed(reply):
     assert judge("ai2d", "ours", reply, "B", options=BIRD) == (0.0, None, "unparsed")
 
 
+@settings(max_examples=80, deadline=None)
 @given(st.text(), st.lists(st.text(max_size=8), min_size=1, max_size=10), st.booleans())
 def test_ours_reads_an_option_that_exists_or_none(reply, options, numbered):
     choice = read_choice(reply, options, numbered=numbered)

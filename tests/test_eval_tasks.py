@@ -59,7 +59,7 @@ MATHVISTA_ROW = {
     "answer": "1.2",
     "question_type": "free_form",
     "answer_type": "float",
-    "metadata": {"category": "math", "skills": ["a"], "img_height": 4},
+    "metadata": {"category": "math", "skills": ["a"], "img_height": 4, "task": "textbook"},
     "query": "Hint: ...",
 }
 LETTERS = {"A": "one", "B": "two", "C": "three", "answer": "B"}
@@ -282,6 +282,7 @@ PUBLISHED = {
                 "answer_type": "float",
                 "unit": "cm",
                 "precision": 1,
+                "task_type": "textbook",
             },
         },
     ),
@@ -306,7 +307,12 @@ PUBLISHED = {
             },
             "MathVista_MINI.tsv",
         ),
-        {"question": "Hint: x\nQuestion: y", "options": ("3", "4"), "targets": ("B",)},
+        {
+            "fields": {"split": "testmini", "answer_type": "text", "precision": 1},
+            "question": "Hint: x\nQuestion: y",
+            "options": ("3", "4"),
+            "targets": ("B",),
+        },
     ),
 }
 
@@ -568,6 +574,20 @@ def test_answers_of_vqav2_have_to_be_records(tmp_path):
         VLMError, match=r"row 1, column 'answers': found a list with nothing; expected a list of answers"
     ):
         list(tasks.find("vqav2").load(path))
+
+
+@pytest.mark.parametrize("precision", ["one", "1.5", "1e999"])
+def test_a_precision_that_is_no_whole_number_names_file_row_and_column(tmp_path, precision):
+    row = {"index": 1, "image": base64_text(picture(5)), "question": "q", "choices": "", "answer": "1"}
+    path = write_tsv(tmp_path / "MathVista_MINI.tsv", [row | {"answer_type": "float", "precision": precision}])
+    with pytest.raises(VLMError, match=r"row 1, column 'precision': found '.*'; expected a whole number"):
+        list(tasks.find("mathvista").load(path))
+
+
+def test_fields_that_scorers_know_otherwise_are_left_out(tmp_path):
+    row = {"image": "1.png", "question": "q", "answer": "x", "prediction": "y", "task": "z", "level": "easy"}
+    (sample,) = tasks.find("docvqa").load(write_jsonl(tmp_path / "q.jsonl", [row]))
+    assert sample.fields == {"level": "easy"}
 
 
 def test_an_image_that_a_question_refers_to_has_to_be_there(tmp_path):

@@ -245,8 +245,3 @@ def test_meta_goes_by_the_size_of_the_model(task, wanted, model, preset):
 def test_a_preset_that_a_task_does_not_have_is_refused(task, wanted, model, said):
     with pytest.raises(VLMError, match=said):
         tasks.find(task).prompt(sample(), wanted, model)
-
-
-def test_presets_say_whether_a_digit_is_an_answer():
-    numbered = {name for name, preset in tasks.find("ai2d").prompts.items() if preset.numbered}
-    assert numbered == {"meta-11b", "meta-90b"}

@@ -63,7 +63,7 @@ def test_a_planted_import_in_the_wrong_direction_is_found(tmp_path, file, line):
     assert violations(tmp_path) == [f"{file}:6 imports {line.split()[1].split('.')[0]}"]
 
 
-@pytest.mark.parametrize("package", ["vision_encoder", "adapters", "vlm"])
+@pytest.mark.parametrize("package", ["vision_encoder", "adapters", "vlm", "eval"])
 def test_each_package_is_loaded_from_this_repository(package):
     assert Path(importlib.import_module(package).__file__).is_relative_to(ROOT)
 

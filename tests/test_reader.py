@@ -8,9 +8,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from vlm.config import preset
 from vlm.model import VisionLanguageModel
+from vlm.pipeline import VLM
 from vlm.prompt import Image as ImagePart
 from vlm.prompt import Text, Turn, encode_prompt
 from vlm.tokenizer import Tokenizer
@@ -26,7 +28,7 @@ from vlm.training.text_pages import draw_page
 
 TOKENIZER = reader_tokenizer()
 PATCH, GRID = 16, (16, 16)
-SMALL = replace(STAGES[1], num_batches=4, diet=Diet(num_images=2, share_pages=0.3, num_questions=2))
+SMALL = replace(STAGES[-1], num_batches=4, diet=Diet(num_images=2, share_pages=0.3, num_questions=2))
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +122,7 @@ def test_positions_differ_by_the_same_wherever_two_patches_lie():
 
 
 def test_a_tile_of_a_canvas_lies_where_a_single_tile_is_put():
-    config = replace(preset("default"), vision=replace(preset("default").vision, tile_size=64))
+    config = replace(preset("default"), vision=replace(preset("default").vision, tile_size=64, max_tiles=4))
     several, single = VisionLanguageModel(config), VisionLanguageModel(config)
     retile(several, config.vision)
     retile(single, replace(config.vision, max_tiles=1))
@@ -225,6 +227,17 @@ def test_a_cut_run_goes_on_as_if_it_had_not_been(tmp_path, monkeypatch):
     resumed.train()
     for (name, weight), again in zip(whole.reader.named_parameters(), resumed.reader.parameters(), strict=True):
         assert torch.equal(weight, again), name
+
+
+def test_a_run_leaves_a_model_that_answers(tmp_path):
+    small_run(tmp_path, 1)
+    model = VLM.from_pretrained(tmp_path / "model")
+    assert model.info.max_tiles == preset("default").vision.max_tiles
+    reply = model.answer(Image.new("RGB", (300, 200), "white"), "What is the title?")
+    assert reply.finish_reason in ("stop", "length")
+    further = Run(tmp_path / "further", (SMALL,), 1, start=tmp_path / "model")
+    for name, weight in further.reader.model.named_parameters():
+        assert torch.equal(weight.bfloat16(), model.model.get_parameter(name)), name
 
 
 def test_a_step_without_a_finite_gradient_changes_nothing(tmp_path, caplog):

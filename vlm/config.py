@@ -167,8 +167,8 @@ def _default() -> ModelConfig:
         max_context=2048,
     )
     vision = VisionConfig(
-        tile_size=288,
-        max_tiles=4,
+        tile_size=224,
+        max_tiles=1,
         patch_size=16,
         width=192,
         num_heads=3,

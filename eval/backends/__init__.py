@@ -24,8 +24,6 @@ class Answer:
     confidence: float | None = None
     option_scores: str | None = None
     """JSON: [log-probability, number of tokens] of each option as the reply, where that was asked for."""
-    images: tuple[str, ...] = ()
-    """Digests of the images that were shown."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +31,6 @@ class Failure:
     """Why there is no answer; it concerns this question alone."""
 
     reason: str
-    images: tuple[str, ...] = ()
 
 
 class Asked(NamedTuple):

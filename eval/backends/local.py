@@ -1,12 +1,13 @@
 """This project's model as a backend, in a process that is started again when a sample ends it."""
 
+import hashlib
 from collections.abc import Iterable, Iterator
 
 from eval.backends import Answer, Asked, Failure, Question, conversation, shown_images
 from eval.backends.checkpoint_model import CheckpointModel
 from eval.backends.model_answers import Request
 from eval.backends.worker import Worker, WorkerLost
-from eval.fingerprint import ImageDigests
+from eval.records import ImageRef
 from vlm.errors import VLMError
 
 DEFAULT_TIMEOUT_S = 600.0
@@ -107,7 +108,8 @@ class LocalBackend:
             left_s = max(self.timeout_s / 2 - 2 * self._start_s, self.timeout_s / 4)
             outcomes = self._try([question], images, left_s)
             all_passed = all_passed and outcomes is not None
-            yield Asked(question, outcomes[0] if outcomes else self._lost_twice(question, images))
+            lost = Failure(reason=f"lost twice with this sample: the model's process {self._reason}")
+            yield Asked(question, outcomes[0] if outcomes else lost)
         if all_passed and len(questions) > 1:
             # Not one of them, then, but all of them together: the system may have ended it for its memory.
             self._most_rows = len(questions) // 2
@@ -131,12 +133,7 @@ class LocalBackend:
                 ) from None
             return None
         self._lost_in_a_row = 0
-        return [_outcome(each, images.digests(question)) for each, question in zip(said, questions, strict=True)]
-
-    def _lost_twice(self, question: Question, images: "_Images") -> Failure:
-        return Failure(
-            reason=f"lost twice with this sample: the model's process {self._reason}", images=images.digests(question)
-        )
+        return [_outcome(each) for each in said]
 
     def _alive(self) -> Worker:
         """Return the process, started and with its model loaded."""
@@ -157,7 +154,7 @@ class LocalBackend:
 
     def _request(self, questions: list[Question], images: "_Images") -> Request:
         prompt = questions[0].prompt
-        names = {name for question in questions for name in images.digests(question)}
+        names = {name for question in questions for name in images.names(question)}
         return Request(
             conversations=[conversation(question.prompt, images.part) for question in questions],
             options=[self._wanted(question) for question in questions],
@@ -181,24 +178,23 @@ class _Images:
         self.content: dict[str, bytes] = {}
         """By digest."""
         self._names: dict[int, str] = {}
-        self._digests = ImageDigests()
 
     def read(self, question: Question) -> None:
         """Raises: VLMError where a picture cannot be read."""
         for image in shown_images(question.prompt):
             if id(image) not in self._names:
                 content = image.read()
-                self._names[id(image)] = name = self._digests.of(image, content)
+                self._names[id(image)] = name = hashlib.sha256(content).hexdigest()
                 self.content[name] = content
 
-    def digests(self, question: Question) -> tuple[str, ...]:
-        return tuple(self._names[id(image)] for image in shown_images(question.prompt))
+    def names(self, question: Question) -> list[str]:
+        return [self._names[id(image)] for image in shown_images(question.prompt)]
 
-    def part(self, image) -> dict:
+    def part(self, image: ImageRef) -> dict:
         return {"type": "image", "image": self._names[id(image)]}
 
 
-def _outcome(said: dict, images: tuple[str, ...]) -> Answer | Failure:
+def _outcome(said: dict) -> Answer | Failure:
     if "error" in said:
-        return Failure(reason=said["error"], images=images)
-    return Answer(images=images, **{**said, "token_ids": tuple(said["token_ids"])})
+        return Failure(reason=said["error"])
+    return Answer(**{**said, "token_ids": tuple(said["token_ids"])})

@@ -10,8 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from urllib.parse import urlsplit, urlunsplit
 
-from eval.backends import Answer, Asked, Failure, Question, conversation, shown_images
-from eval.fingerprint import ImageDigests
+from eval.backends import Answer, Asked, Failure, Question, conversation
 from eval.records import ImageRef
 from vlm.errors import VLMError
 
@@ -69,7 +68,6 @@ class OpenAIBackend:
         self._config = {name: value for name, value in (generation or {}).items() if value not in (None, ())}
         self.concurrency, self.timeout_s = concurrency, timeout_s
         self.max_tries, self.first_wait_s = max_tries, first_wait_s
-        self._digests = ImageDigests()
 
     def __enter__(self) -> "OpenAIBackend":
         try:
@@ -132,24 +130,23 @@ class OpenAIBackend:
 
     async def _ask(self, question: Question) -> Asked:
         try:
-            body, images = self._body(question)
+            body = self._body(question)
         except VLMError as error:
             return Asked(question, Failure(reason=f"{error.message} [{error.code}]"))
         try:
             text, finish_reason = await self._patiently("POST", "/chat/completions", _reply, body)
         except _TryAgain as last:
-            return Asked(question, Failure(reason=f"no answer in {self.max_tries} tries: {last}", images=images))
+            return Asked(question, Failure(reason=f"no answer in {self.max_tries} tries: {last}"))
         except _BadRequest as refused:
-            return Asked(question, Failure(reason=str(refused), images=images))
-        return Asked(question, Answer(text=text, finish_reason=finish_reason, images=images))
+            return Asked(question, Failure(reason=str(refused)))
+        return Asked(question, Answer(text=text, finish_reason=finish_reason))
 
-    def _body(self, question: Question) -> tuple[dict, tuple[str, ...]]:
-        """Return a request and the digests of its images. Raises: VLMError where one cannot be read."""
+    def _body(self, question: Question) -> dict:
+        """Return a request. Raises: VLMError where an image cannot be read."""
         prompt = question.prompt
-        content = {id(image): image.read() for image in shown_images(prompt)}
 
         def image_part(image: ImageRef) -> dict:
-            return {"type": "image_url", "image_url": {"url": _data_url(content[id(image)])}}
+            return {"type": "image_url", "image_url": {"url": _data_url(image.read())}}
 
         body = {
             "model": self.name,
@@ -160,7 +157,7 @@ class OpenAIBackend:
         if prompt.prefill:
             # As vLLM and SGLang take it; others would write a new turn after the half-written one.
             body |= {"continue_final_message": True, "add_generation_prompt": False}
-        return body, tuple(self._digests.of(image, content[id(image)]) for image in shown_images(prompt))
+        return body
 
     async def _only_model(self) -> str:
         try:

@@ -120,9 +120,8 @@ def main() -> None:
     """Answer requests until the parent is gone."""
     _end_with_parent()
     connection = Connection(int(sys.argv[1]))
-    start = pickle.loads(connection.recv_bytes())
     try:
-        answer = _open(connection, **start)
+        answer = _open(connection, **pickle.loads(connection.recv_bytes()))
         while answer:
             request = pickle.loads(connection.recv_bytes())
             _say(connection, outcomes=answer(request))

@@ -240,7 +240,8 @@ def _answered(settings: "RunSettings", open_backend, options: dict) -> "Outcome"
     if options["engine"] == "ray":
         from eval.ray_engine import run_on_ray
 
-        outcome = run_on_ray(settings, open_backend, options["workers"] or 2)
+        uses_accelerator = options["backend"] == "local" and options["device"] != "cpu"
+        outcome = run_on_ray(settings, open_backend, options["workers"] or 2, uses_accelerator=uses_accelerator)
     else:
         from eval.runner import run as answer
 

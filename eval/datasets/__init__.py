@@ -8,41 +8,40 @@ import itertools
 import os
 import re
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 from eval.datasets.ai2d_folder import ai2d_tables
 from eval.datasets.chartqa_folder import chartqa_tables
 from eval.datasets.jsonl import jsonl_table
 from eval.datasets.parquet import parquet_table
-from eval.datasets.table import Kind, Table
+from eval.datasets.table import Kind, Table, part_of
 from eval.datasets.tsv import tsv_table
 from vlm.errors import VLMError
 
 _MAX_DEPTH = 5
 """Of folders that are searched; the cache of the Hugging Face Hub needs four."""
-_SINGLE_FILES = {".parquet": parquet_table, ".tsv": tsv_table, ".jsonl": jsonl_table}
+_SUFFIXES: dict[Kind, str] = {"parquet": ".parquet", "tsv": ".tsv", "jsonl": ".jsonl"}
+_OPEN: dict[Kind, Callable[[Path], Table]] = {"parquet": parquet_table, "tsv": tsv_table, "jsonl": jsonl_table}
 
 
 def find_tables(path: Path, kinds: Collection[Kind]) -> list[Table]:
     """Return the tables of these kinds in a folder, or the one in a file, in an order that is always the same.
 
-    Raises: VLMError when there is nothing at `path`, or a file is damaged.
+    Those of files that cannot be opened hold the error. Raises: VLMError when there is nothing at `path`.
     """
     if path.is_file():
-        read = _SINGLE_FILES.get(path.suffix.lower())
-        tables = [read(path)] if read else []
-        return [table for table in tables if table.kind in kinds]
+        return [_opened(path, kind) for kind in kinds if _SUFFIXES.get(kind) == path.suffix.lower()]
     if not path.is_dir():
         raise VLMError(
             "invalid_request", f"the data {path.name[:80]!r} is not there; expected a folder or a file; check the path"
         )
     tables = []
-    if "parquet" in kinds:
-        tables += [parquet_table(file) for file in sorted(_files(path)) if file.suffix.lower() == ".parquet"]
-    for kind, suffix in (("tsv", ".tsv"), ("jsonl", ".jsonl")):
+    for kind, suffix in _SUFFIXES.items():
         if kind in kinds:
-            tables += [_SINGLE_FILES[suffix](file) for file in sorted(path.glob(f"*{suffix}"))]
+            # Data sets of the Hugging Face Hub lie in folders, the others beside each other.
+            files = sorted(_files(path) if kind == "parquet" else path.iterdir())
+            tables += [_opened(file, kind) for file in files if file.suffix.lower() == suffix and file.is_file()]
     if "chartqa folder" in kinds:
         tables += chartqa_tables(path)
     if "ai2d folder" in kinds:
@@ -84,6 +83,13 @@ def contents(path: Path) -> str:
     folders = [f"{each.name:.20}/" for each in sorted(path.iterdir()) if each.is_dir() and each.name[0] != "."]
     files = [f"{count} {kind}" for kind, count in kinds.most_common(4)]
     return f"{path.name or 'the folder':.40} holds " + (", ".join(folders[:4] + files) or "nothing")
+
+
+def _opened(file: Path, kind: Kind) -> Table:
+    try:
+        return _OPEN[kind](file)
+    except VLMError as error:
+        return Table(kind=kind, path=file, columns=(), part=part_of(file), read=lambda wanted: iter(()), error=error)
 
 
 def _files(folder: Path) -> Iterator[Path]:

@@ -16,26 +16,15 @@ from eval.records import ImageRef
 from vlm.errors import VLMError
 
 _ROWS_AT_ONCE = 32
-_PICTURES_AT_ONCE = 4
+_PICTURES_AT_ONCE = 16
 
 
 def parquet_table(path: Path) -> Table:
-    """Return the table of a parquet file; it holds the error when the file is damaged or pyarrow is not installed."""
-    columns, error = (), None
-    try:
-        with _open(path) as file:
-            columns = tuple(file.schema_arrow.names)
-    except VLMError as caught:
-        error = caught
-    except UnicodeDecodeError:
-        error = _unreadable(path, "its footer is damaged")
+    """Return the table of a parquet file. Raises: VLMError when it is damaged or pyarrow is not installed."""
+    with _open(path) as file:
+        columns = tuple(file.schema_arrow.names)
     return Table(
-        kind="parquet",
-        path=path,
-        columns=columns,
-        part=part_of(path),
-        read=lambda wanted: _rows(path, wanted),
-        error=error,
+        kind="parquet", path=path, columns=columns, part=part_of(path), read=lambda wanted: _rows(path, wanted)
     )
 
 
@@ -50,8 +39,11 @@ def _open(path: Path):
         ) from None
     try:
         # Without pre_buffer and with a buffer, a row group's pages come one by one and not all at once.
-        return pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20, page_checksum_verification=True)
-    except (pa.ArrowException, OSError) as error:
+        file = pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20, page_checksum_verification=True)
+        # All names are decoded here, so that a damaged one is found now.
+        file.schema_arrow.to_string()
+        return file
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise _unreadable(path, _why_unreadable(path, error)) from None
 
 
@@ -113,7 +105,7 @@ def _batches(file, path: Path, group: int, names: Sequence[str], rows: int, numb
             return
         except (pa.ArrowException, OSError):
             column = _damaged_column(file, group, names) if len(names) > 1 else names[0]
-            raise damaged(path, number + 1, column, "a damaged page", "a whole file") from None
+            raise damaged(path, number + 1, column, "a damaged page", "a whole file", "fetch it again") from None
         number += batch.num_rows
         yield batch
 
@@ -161,6 +153,7 @@ class _Cells:
     def __init__(self, path: Path, column: str):
         self.path, self.column = path, column
         self._lock = threading.Lock()
+        self._file = None
         self._close()
 
     def __reduce__(self):
@@ -197,7 +190,7 @@ class _Cells:
             return bytes(_contents(self._array[index - self._start])[item][0])
 
     def _close(self) -> None:
-        if getattr(self, "_file", None) is not None:
+        if self._file is not None:
             self._file.close()
         self._file = self._batches = self._array = self._group = None
         self._start = self._size = 0

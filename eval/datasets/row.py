@@ -58,12 +58,13 @@ class Row:
         return tuple(str(each) for each in texts)
 
     def integer(self, column: str) -> int:
-        """Return a whole number that must be there, written as a number or a text."""
+        """Return a whole number that must be there, also one written as a text or with ".0"."""
         value = self.values.get(column)
         try:
-            if isinstance(value, str | int) or (isinstance(value, float) and value.is_integer()):
-                return int(value)
-        except ValueError:
+            number = int(value) if isinstance(value, int) else float(value)
+            if number == int(number):
+                return int(number)
+        except (ValueError, TypeError, OverflowError):
             pass
         raise self.damaged(column, _found(value), "a whole number")
 
@@ -99,10 +100,12 @@ class Row:
             raise self.damaged(column, shown(value), "a list written as Python writes it") from None
 
 
-def damaged(file: Path, number: int, column: str, found: str, expected: str) -> VLMError:
+def damaged(
+    file: Path, number: int, column: str, found: str, expected: str, fix: str = "mend the row or take it out"
+) -> VLMError:
     """Return the error for one place of a table."""
     place = f"{file.name:.60}, row {number}, column {column[:40]!r}"
-    return VLMError("invalid_request", f"{place}: found {found}; expected {expected}; mend the row or take it out")
+    return VLMError("invalid_request", f"{place}: found {found}; expected {expected}; {fix}")
 
 
 def a_kind(value: object) -> str:

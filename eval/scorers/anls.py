@@ -9,7 +9,7 @@ from eval.scorers.chartqa import molmo_answer
 from eval.scorers.chartqa_mistral import without_end_punctuation
 from eval.scorers.edit_distance import edit_distance
 from eval.scorers.reasoning import without_tagged_reasoning
-from eval.scorers.verdict import Case, Scorer, Verdict, right
+from eval.scorers.verdict import Case, Scorer, Verdict, failing, right
 from eval.scorers.vqa_words import llama_stack_words
 
 THRESHOLD = 0.5
@@ -49,6 +49,7 @@ def lmms_eval(case: Case) -> Verdict:
     return Verdict(rrc_score(answer, case.targets), answer)
 
 
+@failing(ZeroDivisionError)
 def pix2struct(case: Case) -> Verdict:
     """The reply as it is, in lower case; blanks count, and exactly one half becomes 0."""
     answer = case.prediction.lower()
@@ -56,6 +57,7 @@ def pix2struct(case: Case) -> Verdict:
     return Verdict(max(scores), case.prediction)
 
 
+@failing(ZeroDivisionError)
 def molmo(case: Case) -> Verdict:
     """What `molmo_answer` finds in the reply, as pix2struct, but over the length of the raw texts."""
     answer = molmo_answer(case.prediction)
@@ -100,11 +102,7 @@ SCORERS = tuple(
     Scorer(family="anls", name=name, source=source, rule=rule)
     for name, rule, source in (
         ("ours", ours, "Sightline"),
-        (
-            "rrc_script_in_qwen_vl",
-            rrc,
-            "QwenLM/Qwen-VL: eval_mm/infographicsvqa_eval.py (the competition's)",
-        ),
+        ("rrc_script_in_qwen_vl", rrc, "QwenLM/Qwen-VL: eval_mm/infographicsvqa_eval.py"),
         ("lmms_eval", lmms_eval, "EvolvingLMMs-Lab/lmms-eval: api/metrics.py, anls"),
         ("vlmevalkit", rrc, "open-compass/VLMEvalKit: vlmeval/dataset/utils/vqa_eval.py"),
         ("pix2struct", pix2struct, "google-research/pix2struct: pix2struct/metrics.py, anls_metric"),

@@ -65,9 +65,12 @@ def without_markup(text: str) -> str:
     return text
 
 
+_DASHES = str.maketrans(dict.fromkeys("−‐‑‒–﹣", "-"))
+
+
 def plain_text(text: str) -> str:
-    """Return `text` with one kind of blank, digit and compatibility form, and no blanks around it."""
-    return " ".join(unicodedata.normalize("NFKC", text).split())
+    """Return `text` with one kind of blank, dash, digit and compatibility form, and no blanks around it."""
+    return " ".join(unicodedata.normalize("NFKC", text).translate(_DASHES).split())
 
 
 def bare_text(text: str) -> str:

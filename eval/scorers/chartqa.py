@@ -5,14 +5,14 @@ a gold answer of zero or binary rounding, and there every harness decides for it
 answer in the reply are in `chartqa_mistral`, ours is in `chartqa_ours`.
 """
 
-import ast
 import functools
 import re
 from collections import Counter
 from collections.abc import Callable
 
+from eval.scorers.python_list import python_list
 from eval.scorers.reasoning import without_reasoning
-from eval.scorers.verdict import Case, Scorer, Verdict, right
+from eval.scorers.verdict import Case, Scorer, Verdict, failing, right
 
 TOLERANCE = 0.05
 
@@ -66,21 +66,14 @@ def lmms_eval(prediction: str, target: str) -> Verdict:
     return right(relaxed_match(answer, target), answer)
 
 
+@failing(ValueError)
 def vlmevalkit(case: Case) -> Verdict:
-    """The stripped reply; an answer that reads as a Python list is a list of alternatives."""
+    """The stripped reply; an answer that is a Python list is a list of alternatives, and fails when it is empty."""
     answer = case.prediction.strip()
-    targets = _list_elements(case.targets[0]) if len(case.targets) == 1 else case.targets
+    # The harness calls `eval` on the answer; its data holds literals.
+    elements = python_list(case.targets[0]) if len(case.targets) == 1 else None
+    targets = case.targets if elements is None else map(str, elements)
     return right(max(relaxed_match(answer, target) for target in targets), answer)
-
-
-def _list_elements(answer: str) -> tuple[str, ...]:
-    """Return the elements of an answer written as a Python list, else the answer alone."""
-    # VLMEvalKit calls `eval`; only literals are read here, which is what its data holds.
-    try:
-        elements = ast.literal_eval(answer)
-    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-        return (answer,)
-    return tuple(str(element) for element in elements) if isinstance(elements, list) else (answer,)
 
 
 def swapped(case: Case) -> Verdict:

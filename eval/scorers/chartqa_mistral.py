@@ -8,7 +8,7 @@ import re
 from dataclasses import replace
 from string import punctuation
 
-from eval.scorers.verdict import Case, Scorer, Verdict, right
+from eval.scorers.verdict import Case, Scorer, Verdict, failing, right
 
 TOLERANCE = 0.05
 
@@ -119,6 +119,7 @@ def explicit(case: Case, *, drops_end_punctuation: bool = False) -> Verdict:
     return right(loose_match(answer, case.targets, drops_end_punctuation=drops_end_punctuation), answer)
 
 
+@failing(OverflowError)
 def anywhere(case: Case, *, drops_end_punctuation: bool = False) -> Verdict:
     """What follows the last "answer:"; without one, an accepted answer anywhere in the reply."""
     verdict = explicit(case, drops_end_punctuation=drops_end_punctuation)
@@ -150,10 +151,8 @@ def _first_target(case: Case) -> Case:
     return replace(case, targets=case.targets[:1])
 
 
-MISTRAL, LM_EVAL = (
-    "mistralai/mistral-evals: eval/metrics.py",
-    "EleutherAI/lm-evaluation-harness: tasks/chartqa/utils.py",
-)
+MISTRAL = "mistralai/mistral-evals: eval/metrics.py"
+LM_EVAL = "EleutherAI/lm-evaluation-harness: tasks/chartqa/utils.py"
 
 SCORERS = tuple(
     Scorer(family="chartqa", name=name, source=source, rule=rule)

@@ -7,11 +7,11 @@ list's elements in any order. Nothing is searched for in a sentence, and nothing
 A year is a number like others in `ours`, as in the paper; `ours_years_exact` is the same with years exact.
 """
 
-import ast
 import re
 from fractions import Fraction
 
 from eval.scorers.answer import bare_text, final_answer
+from eval.scorers.python_list import python_list
 from eval.scorers.quantity import is_within, read_quantity
 from eval.scorers.verdict import Case, Scorer, Verdict, right
 
@@ -56,10 +56,9 @@ def list_elements(text: str) -> list[str]:
     text = text.strip().removesuffix(".")
     inner = text
     if text.startswith("[") and text.endswith("]"):
-        try:
-            return [str(element) for element in ast.literal_eval(text)]
-        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-            inner = text[1:-1]
+        if (elements := python_list(text)) is not None:
+            return [str(element) for element in elements]
+        inner = text[1:-1]
     # "1,000, 2,000" has two elements: where blanks follow commas, only those commas part them.
     comma = r",\s+" if re.search(r",\s", inner) else ","
     parts = re.split(rf"{comma}|;|\s+and\s+", re.sub(r",?\s+and\s+", " and ", inner))

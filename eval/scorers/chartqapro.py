@@ -4,37 +4,32 @@ Source: vis-nlp/ChartQAPro, evaluate_predictions.py; EvolvingLMMs-Lab/lmms-eval,
 alone compares true-or-false and multiple-choice questions exactly, as the paper means it.
 """
 
-import ast
 import re
 from collections.abc import Sequence
 
 from eval.scorers.anls import above_half, folded
+from eval.scorers.python_list import python_list
 from eval.scorers.reasoning import without_reasoning
-from eval.scorers.verdict import Case, Scorer, Verdict
+from eval.scorers.verdict import Case, Scorer, Verdict, failing
 
 TOLERANCE = 0.05
 EXACT_TYPES = frozenset({"Fact Checking", "Multi Choice"})
 WORD_WITHOUT_QUOTES = re.compile(r"(?<!['\w])(\w[^,]*?)(?!['\w])")
 
 
-def parsed_list(text: str) -> list[str] | None:
-    """Return the elements of a text that is a Python list, None for an empty one and for any other text."""
-    parsed = _literal(text)
-    return [str(element).strip(" '") for element in parsed] if isinstance(parsed, list) and parsed else None
+def elements(text: str) -> list[str]:
+    """Return the elements of a text that is a list, else the text alone; also of an empty list."""
+    return [str(element).strip(" '") for element in python_list(text) or []] or [text]
 
 
-def gold_list(text: str) -> list[str]:
+def gold_elements(text: str) -> list[str]:
     """Return the elements of a gold list, whose words may lack their quotation marks, else the text alone."""
     found = re.match(r"^\[(.*)\]$", text.strip())
-    quoted = None if found is None else _literal("[" + WORD_WITHOUT_QUOTES.sub(r"'\1'", found.group(1)) + "]")
-    return parsed_list(text if quoted is None else str(quoted)) or [text]
-
-
-def _literal(text: str) -> object:
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-        return None
+    if found is not None:
+        quoted = python_list("[" + WORD_WITHOUT_QUOTES.sub(r"'\1'", found.group(1)) + "]")
+        if quoted:
+            return [str(element).strip(" '") for element in quoted]
+    return elements(text)
 
 
 def element_score(answer: str, target: str) -> float:
@@ -58,7 +53,7 @@ def _number(text: str) -> float | None:
 
 def list_score(answer: str, target: str, year_flags: Sequence[str], *, exact: bool) -> float:
     """Return the mean score of the elements, place by place; a missing or an extra element scores 0."""
-    answers, targets = parsed_list(answer) or [answer], gold_list(target)
+    answers, targets = elements(answer), gold_elements(target)
     flags = year_flags if len(year_flags) >= len(targets) else list(year_flags) * len(targets)
     scores = []
     for place in range(min(len(answers), len(targets))):
@@ -69,6 +64,7 @@ def list_score(answer: str, target: str, year_flags: Sequence[str], *, exact: bo
     return sum(scores) / max(len(answers), len(targets))
 
 
+@failing(IndexError)
 def official(case: Case) -> Verdict:
     """Works out which questions want an exact match, and then forgets it; VLMEvalKit's copy does too."""
     answer, target = (text.strip(".").strip("\n") for text in (case.prediction, case.targets[-1]))

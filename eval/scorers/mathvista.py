@@ -7,14 +7,13 @@ of a question with options is its letter, as everywhere else.
 """
 
 import re
-from fractions import Fraction
 
 from eval.scorers import multiple_choice_ours
-from eval.scorers.answer import bare_text, short_answer
+from eval.scorers.answer import short_answer
 from eval.scorers.chartqa_ours import list_elements
 from eval.scorers.edit_distance import edit_distance
 from eval.scorers.multiple_choice import vlmevalkit_letter
-from eval.scorers.quantity import read_quantity
+from eval.scorers.quantity import is_same_rounded
 from eval.scorers.verdict import Case, Scorer, Verdict, right
 
 
@@ -103,25 +102,13 @@ def _is_same(answer: str, target: str, case: Case) -> bool:
     if case.answer_type == "list":
         answers, targets = list_elements(answer), list_elements(target)
         pairs = zip(answers, targets, strict=False)
-        return len(answers) == len(targets) and all(_same_value(*pair, None) for pair in pairs)
-    return _same_value(answer, target, 0 if case.answer_type == "integer" else _decimals(case))
+        return len(answers) == len(targets) and all(is_same_rounded(*pair, None) for pair in pairs)
+    return is_same_rounded(answer, target, 0 if case.answer_type == "integer" else _decimals(case))
 
 
 def _decimals(case: Case) -> int | None:
     # Tables that lack some of the numbers hold the others as floats.
     return None if case.precision is None else int(case.precision)
-
-
-def _same_value(answer: str, target: str, decimals: int | None) -> bool:
-    answer, target = bare_text(answer), bare_text(target)
-    value, wanted = read_quantity(answer), read_quantity(target)
-    if value is None or wanted is None:
-        return answer.casefold() == target.casefold()
-    return _rounded(value.value, decimals) == _rounded(wanted.value, decimals)
-
-
-def _rounded(value: Fraction, decimals: int | None) -> Fraction:
-    return value if decimals is None else round(value, decimals)
 
 
 SCORERS = tuple(

@@ -7,9 +7,9 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 
 from eval.scorers import multiple_choice_ours
-from eval.scorers.answer import bare_text, short_answer
+from eval.scorers.answer import short_answer
 from eval.scorers.multiple_choice import lmms_eval_mmmu, mmmu_letter, vlmevalkit_letter
-from eval.scorers.quantity import read_quantity
+from eval.scorers.quantity import is_same_rounded
 from eval.scorers.reasoning import without_tagged_reasoning
 from eval.scorers.verdict import Case, Scorer, Verdict, right
 
@@ -112,24 +112,16 @@ def ours(case: Case) -> Verdict:
     answer = short_answer(case.prediction)
     if answer is None:
         return Verdict.unparsed()
-    return right(any(_is_same(answer, target) for target in case.targets), answer)
+    return right(any(is_same_rounded(answer, target, 2) for target in case.targets), answer)
 
 
-def _is_same(answer: str, target: str) -> bool:
-    answer, target = bare_text(answer), bare_text(target)
-    value, wanted = read_quantity(answer), read_quantity(target)
-    if value is None or wanted is None:
-        return answer.casefold() == target.casefold()
-    return round(value.value, 2) == round(wanted.value, 2)
-
-
-LMMS_EVAL, OFFICIAL = "EvolvingLMMs-Lab/lmms-eval: tasks/mmmu/utils.py", "MMMU-Benchmark/MMMU: "
+LMMS_EVAL = "EvolvingLMMs-Lab/lmms-eval: tasks/mmmu/utils.py"
 
 SCORERS = tuple(
     Scorer(family="mmmu", name=name, source=source, rule=rule)
     for name, rule, source in (
         ("ours", ours, "Sightline"),
-        ("mmmu_official", _mmmu(mmmu_letter, candidates), OFFICIAL + "mmmu/utils/eval_utils.py"),
+        ("mmmu_official", _mmmu(mmmu_letter, candidates), "MMMU-Benchmark/MMMU: mmmu/utils/eval_utils.py"),
         # The first until 0.7.2, the second from 0.7.3 on.
         ("lmms_eval_pipeline", _mmmu(lmms_eval_mmmu, _characters), LMMS_EVAL),
         ("lmms_eval_functions_without_flattening", _mmmu(lmms_eval_mmmu, _after_reasoning), LMMS_EVAL),

@@ -35,8 +35,10 @@ LABELLED_LINE = re.compile(
 """A label alone, or before punctuation and a text: "B", "(B)", "option B.", "**B**", "2: leaf"."""
 BRACKETED_LINE = re.compile(rf"[\s*_]*[(\[]?{_LABEL}(?P<mark>[)\]])[\s*_]*(?P<rest>.+)")
 """A label in brackets before a text: "(B) leaf", "B) leaf"."""
+BEGUN_LINE = re.compile(r"(?P<label>[A-Z])(?P<mark> )\s*(?P<rest>[A-Z(].*)")
+"""A capital before a new sentence: "B The wing is broad"."""
 NAMED_OPTION = re.compile(
-    r"\((?P<bracketed>[A-Z]|\d{1,2})\)|\b(?:option|choice|letter)\s+(?:number\s+)?([A-Z]|\d{1,2})\b"
+    r"\((?P<bracketed>[A-Z]|\d{1,2})\)|\b(?:option|choice|letter)\s+(?:number\s+)?(?P<word>[A-Z]|\d{1,2})\b"
 )
 LONE_CAPITAL = re.compile(
     r"(?<![\w'’-])(?!A\s(?!(?:is|was|would|seems|shows|and|or|nor|but|because|since|as|not)\b)[a-z])"
@@ -114,7 +116,7 @@ class _Reader:
 
     def _labelled(self, line: str) -> Choice | None:
         """Return the option whose label begins the line, unless what follows is another option, or prose."""
-        found = LABELLED_LINE.fullmatch(line) or BRACKETED_LINE.fullmatch(line)
+        found = LABELLED_LINE.fullmatch(line) or BRACKETED_LINE.fullmatch(line) or BEGUN_LINE.fullmatch(line)
         choice = self._option(found["label"].upper()) if found else None
         if choice is None:
             return None

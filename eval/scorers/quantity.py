@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 from fractions import Fraction
 
-from eval.scorers.answer import plain_text
+from eval.scorers.answer import bare_text, plain_text
 
 MAX_CHARS = 60
 """Longer texts are no number that a chart shows, and could cost much to compute with."""
@@ -26,7 +26,6 @@ QUANTITY = re.compile(
     re.ASCII,
 )
 _SAME_UNIT = {"percent": "%", "per cent": "%", "US$": "$", "USD": "$", "EUR": "€", "GBP": "£", "JPY": "¥", "INR": "₹"}
-_MINUS_SIGNS = str.maketrans(dict.fromkeys("−‐‑‒–﹣", "-"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +47,7 @@ def read_quantity(text: str) -> Quantity | None:
 
     Not read are what only Python takes for numbers ("1_000", "nan", "inf"), words, ratios, and "1,23,4".
     """
-    text = plain_text(text).translate(_MINUS_SIGNS)
+    text = plain_text(text)
     found = QUANTITY.fullmatch(text) if len(text) <= MAX_CHARS else None
     if found is None or (found["sign"] and found["inner_sign"]) or (found["before"] and found["after"]):
         return None
@@ -82,6 +81,16 @@ def is_within(answer: Quantity, target: Quantity, tolerance: Fraction) -> bool:
     if answer.is_percent != target.is_percent:
         pairs.append((_as_fraction(answer), _as_fraction(target)))
     return any(abs(value - scale) <= tolerance * abs(scale) for value, scale in pairs)
+
+
+def is_same_rounded(answer: str, target: str, decimals: int | None) -> bool:
+    """Whether two texts are the same number, rounded to so many decimals unless None, or the same text but for case."""
+    answer, target = bare_text(answer), bare_text(target)
+    value, wanted = read_quantity(answer), read_quantity(target)
+    if value is None or wanted is None:
+        return answer.casefold() == target.casefold()
+    values = value.value, wanted.value
+    return len(set(values if decimals is None else (round(each, decimals) for each in values))) == 1
 
 
 def _as_fraction(quantity: Quantity) -> Fraction:

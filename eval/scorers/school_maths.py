@@ -40,8 +40,10 @@ ANSWER_WORDS = {
 """How MGSM's prompts call the answer, by language."""
 
 
-def mgsm(case: Case) -> Verdict:
-    """The last number after the language's word for answer, without its sign."""
+def mgsm(case: Case) -> Verdict | None:
+    """The last number after the language's word for answer, without its sign; only for the languages of MGSM."""
+    if case.language not in ANSWER_WORDS:
+        return None
     _, word, rest = case.prediction.rpartition(ANSWER_WORDS[case.language])
     numbers = re.findall(r"\d+\.?\d*", rest.replace(",", "")) if word else []
     answer = numbers[-1].rstrip(".") if numbers else ""

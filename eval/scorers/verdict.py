@@ -1,5 +1,6 @@
 """What a scorer is given and what it says; this module knows no benchmark."""
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import NamedTuple
@@ -89,17 +90,25 @@ class Scorer:
     rule: Rule
 
     def judge(self, prediction: str, targets: str | Sequence[str], /, **case) -> Verdict | None:
-        """Return the verdict on a reply, or None where this rule does not apply, or no answer is known.
-
-        A harness that fails on a reply gets what its users get: no point, and the failure by name.
-        """
+        """Return the verdict on a reply, or None where this rule does not apply, or no answer is known."""
         targets = (targets,) if isinstance(targets, str) else tuple(targets)
-        if not targets:
-            return None
-        try:
-            return self.rule(Case.of(prediction, targets, case))
-        except (ArithmeticError, AssertionError, LookupError, RecursionError, ValueError) as error:
-            return Verdict(0.0, None, f"raises {type(error).__name__}")
+        return self.rule(Case.of(prediction, targets, case)) if targets else None
+
+
+def failing(*errors: type[Exception]) -> Callable[[Rule], Rule]:
+    """Decorate the rule of a harness that fails on some replies, which then get no point and the failure by name."""
+
+    def decorate(rule: Rule) -> Rule:
+        @functools.wraps(rule)
+        def judge(case: Case, **settings) -> Verdict | None:
+            try:
+                return rule(case, **settings)
+            except errors as error:
+                return Verdict(0.0, None, f"raises {type(error).__name__}")
+
+        return judge
+
+    return decorate
 
 
 def right(is_right: bool, extracted: str | None) -> Verdict:

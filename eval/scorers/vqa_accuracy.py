@@ -11,7 +11,7 @@ from eval.scorers.answer import short_answer
 from eval.scorers.chartqa import molmo_answer
 from eval.scorers.chartqa_mistral import unquoted
 from eval.scorers.reasoning import without_tagged_reasoning
-from eval.scorers.verdict import Case, Scorer, Verdict
+from eval.scorers.verdict import Case, Scorer, Verdict, failing, right
 from eval.scorers.vqa_words import (
     COMMAS_IN_NUMBER,
     PERIOD_APART,
@@ -68,8 +68,9 @@ def _after_reasoning(rule: Callable[[Case], Verdict]) -> Callable[[Case], Verdic
     return lambda case: rule(replace(case, prediction=without_tagged_reasoning(case.prediction)))
 
 
+@failing(AssertionError)
 def internvl(case: Case) -> Verdict:
-    """EvalAI's words on both sides. Raises: AssertionError without ten answers, as the harness does."""
+    """EvalAI's words on both sides; fails without ten answers."""
     if len(case.targets) != 10:
         raise AssertionError("ten answers are expected")
     return _normalised(evalai_words)(case)
@@ -92,12 +93,15 @@ def mistral(case: Case) -> Verdict:
 
 
 def ours(case: Case) -> Verdict:
-    """The answer of the reply; both sides normalised always, a person's own answer left out."""
+    """The answer of the reply; both sides normalised always, a person's own answer left out.
+
+    Of so few answers that no three others could agree, any one is right.
+    """
     answer = short_answer(case.prediction)
     if answer is None:
         return Verdict.unparsed()
-    words = evalai_words(answer)
-    return Verdict(agreement(words, [evalai_words(target) for target in case.targets]), answer)
+    words, answers = evalai_words(answer), [evalai_words(target) for target in case.targets]
+    return right(words in answers, answer) if len(answers) < 4 else Verdict(agreement(words, answers), answer)
 
 
 LMMS_EVAL = "EvolvingLMMs-Lab/lmms-eval: tasks/{}/utils.py"

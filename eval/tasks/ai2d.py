@@ -13,6 +13,7 @@ allenai/molmo, olmo/hf_datasets/ai2d.py; VLMEvalKit, vlmeval/dataset/image_mcq.p
 
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from eval.datasets.ai2d_folder import NO_OPTION, VARIANTS
 from eval.datasets.row import Row
@@ -25,7 +26,6 @@ from eval.tasks.task import Format, Task
 def _sample(row: Row, options: Sequence[str], answer: str, image: str = "image", **more: Field | None) -> Sample:
     """Return one sample; `more` is its id and its fields, without those that are None."""
     name = str(more.pop("id", None) or "")
-    labels = {"option_is_label": any(len(option) == 1 and option.isalpha() for option in options)}
     return sample(
         row,
         task="ai2d",
@@ -34,8 +34,12 @@ def _sample(row: Row, options: Sequence[str], answer: str, image: str = "image",
         question=row.text("question"),
         options=options,
         targets=(gold_letter(row, answer, options),),
-        fields=labels | {key: value for key, value in more.items() if value is not None},
+        fields=_labels(options) | {key: value for key, value in more.items() if value is not None},
     )
+
+
+def _labels(options: Sequence[str]) -> dict[str, Field]:
+    return {"option_is_label": any(len(option) == 1 and option.isalpha() for option in options)}
 
 
 def _variant(row: Row) -> str | None:
@@ -71,6 +75,11 @@ def _folder(row: Row) -> Iterator[Sample]:
         yield _sample(row, options, "correctAnswer", image=variant, variant=variant, **more)
 
 
+def _jsonl(row: Row) -> Iterator[Sample]:
+    found = jsonl_sample(row, "ai2d")
+    yield replace(found, fields={**_labels(found.options), **found.fields})
+
+
 TASK = Task(
     name="ai2d",
     title="AI2D",
@@ -104,11 +113,7 @@ TASK = Task(
             samples=_folder,
             default_variant="opaque",
         ),
-        Format(
-            kind="jsonl",
-            columns=("image", "question", "options", "answer"),
-            samples=lambda row: [jsonl_sample(row, "ai2d")],
-        ),
+        Format(kind="jsonl", columns=("image", "question", "options", "answer"), samples=_jsonl),
     ),
     prompts=named(DIRECT_CHOICE, META_AI2D_11B, META_AI2D_90B, LMMS_CHOICE, VLMEVALKIT_CHOICE),
     part="test",

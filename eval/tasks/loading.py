@@ -64,7 +64,10 @@ def _wanted(task: Task, split: str | None) -> tuple[set[str], set[str]]:
 
 def _recognise(task: Task, path: Path) -> tuple[Format, list[Table]]:
     """Return the one format of the task that lies at `path`, with its tables."""
-    tables = find_tables(path, {layout.kind for layout in task.formats})
+    try:
+        tables = find_tables(path, {layout.kind for layout in task.formats})
+    except OSError as error:
+        raise _unreadable(path, error) from None
     fitting: dict[int, list[Table]] = {}
     for table in tables:
         for number, layout in enumerate(task.formats):
@@ -142,7 +145,7 @@ class _Selection:
         """Yield what is wanted. Raises: VLMError when that is nothing."""
         is_empty = True
         for table in tables:
-            for row in table.read((*self.layout.columns, *self.layout.more)):
+            for row in _rows(table, (*self.layout.columns, *self.layout.more)):
                 for sample in self._of_row(row):
                     is_empty = False
                     yield self._named(sample, row)
@@ -216,6 +219,19 @@ class _Selection:
         is_new = key not in self._ids
         self._ids.add(key)
         return is_new
+
+
+def _rows(table: Table, columns: tuple[str, ...]) -> Iterator[Row]:
+    try:
+        yield from table.read(columns)
+    except OSError as error:
+        raise _unreadable(table.path, error) from None
+
+
+def _unreadable(path: Path, error: OSError) -> VLMError:
+    return VLMError(
+        "invalid_request", f"{path.name:.80} cannot be read ({error.strerror}); expected data there; check the path"
+    )
 
 
 def _content_name(sample: Sample, half: Field) -> str:

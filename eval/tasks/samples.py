@@ -1,12 +1,19 @@
 """Steps that several tasks share on the way from a row to a sample."""
 
+import string
 from collections.abc import Iterable, Sequence
 
 from eval.datasets.pictures import Picture
 from eval.datasets.row import Row
 from eval.records import Field, Sample
 
-_JSONL_KNOWN = {"id", "image", "images", "question", "answer", "answers", "options", "split"}
+_NO_FIELDS = frozenset(
+    {
+        *("id", "image", "images", "question", "answer", "answers", "options", "split"),
+        # These mean something else in a record or to a scorer.
+        *("task", "scorer", "prediction", "target", "targets", "option_scores", "numbered"),
+    }
+)
 
 
 def sample(
@@ -54,7 +61,7 @@ def jsonl_sample(row: Row, task: str) -> Sample:
         question=row.text("question"),
         targets=accepted,
         options=options,
-        fields=row.fields(*(name for name in row.values if name not in _JSONL_KNOWN)),
+        fields=row.fields(*(name for name in row.values if name not in _NO_FIELDS)),
     )
 
 
@@ -69,19 +76,17 @@ def answers(row: Row, column: str) -> tuple[str, ...]:
 def gold_letter(row: Row, column: str, options: Sequence[str]) -> str:
     """Return the letter of the right option, given as a letter, or as its place counted from 0."""
     value = row.values.get(column)
-    if isinstance(value, str) and len(value.strip()) == 1 and not value.strip().isdecimal():
-        place = ord(value.strip().upper()) - ord("A")
-    else:
-        place = row.integer(column)
+    letter = value.strip().upper() if isinstance(value, str) else ""
+    place = string.ascii_uppercase.index(letter) if letter in [*string.ascii_uppercase] else row.integer(column)
     if not 0 <= place < len(options) or not options[place]:
         count = len(options)
         raise row.damaged(column, f"{value!r:.20}", f"the letter of one of the {count} options, or 0 to {count - 1}")
-    return chr(ord("A") + place)
+    return string.ascii_uppercase[place]
 
 
 def lettered_columns(row: Row) -> tuple[str, ...]:
     """Return the options that a TSV file has in columns A, B, C, ...; one that is not offered is an empty text."""
-    texts = [row.values.get(chr(ord("A") + place)) or "" for place in range(26)]
+    texts = [row.values.get(letter) or "" for letter in string.ascii_uppercase]
     while texts and not texts[-1]:
         texts.pop()
     return tuple(str(text) for text in texts)

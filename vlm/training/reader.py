@@ -6,10 +6,12 @@ One process a core: on small matrices two processes of one thread do more than o
 --out to go on where it stopped.
 """
 
+import copy
 import json
 import logging
 import math
 import os
+import signal
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -64,21 +66,20 @@ STAGES = (
         weights=Losses(0.0, 1.0, 0.0, 0.0),
     ),
     Stage(
-        name="charts",
+        name="words",
         tile_size=224,
-        diet=Diet(num_images=16, share_pages=0.1, num_questions=5, easy=0.5),
-        num_batches=1700,
-        rates=(1.0, 0.3),
-        weights=Losses(1.0, 0.5, 0.3, 0.3),
+        diet=Diet(num_images=8, share_pages=0.75, num_questions=0, difficulty=(0.3, 1.0)),
+        num_batches=1300,
+        rates=(0.7, 0.35),
+        weights=Losses(0.0, 1.0, 0.3, 0.0),
     ),
     Stage(
-        name="sheets",
-        tile_size=288,
-        max_tiles=4,
-        diet=Diet(num_images=8, share_pages=0.05, num_questions=8, sheets=True),
-        num_batches=300,
-        rates=(0.3, 0.0),
-        weights=Losses(1.0, 0.4, 0.2, 0.3),
+        name="charts",
+        tile_size=224,
+        diet=Diet(num_images=16, share_pages=0.15, num_questions=4, difficulty=(0.0, 0.4)),
+        num_batches=815,
+        rates=(0.67, 0.0),
+        weights=Losses(1.0, 0.8, 0.5, 0.6),
     ),
 )
 
@@ -86,12 +87,16 @@ STAGES = (
 class Run:
     """A training run in a folder: the model, where it stands, and its log."""
 
-    def __init__(self, out: Path, stages: tuple[Stage, ...], seed: int):
+    def __init__(self, out: Path, stages: tuple[Stage, ...], seed: int, start: Path | None = None):
+        """Take up the run in `out`, or begin one: from nothing, or from the weights of the reader in folder `start`."""
         self.out, self.stages, self.seed = out, stages, seed
         self.rank, self.num_ranks = _join_processes()
         torch.manual_seed(seed)
         self.tokenizer = reader_tokenizer()
         self.reader = Reader(preset("default"))
+        if start is not None:
+            trained = VLM.from_pretrained(start, device="cpu", dtype=torch.float32).model
+            self.reader.model.load_state_dict(_without_positions(trained), strict=False)
         matrices, others = _split(self.reader)
         self.optimizers = (
             Muon(matrices, lr=0.0, weight_decay=0.02),
@@ -99,6 +104,7 @@ class Run:
         )
         self.stage_index = self.batch_index = 0
         self.elapsed_s = 0.0
+        self.stopping = False
         out.mkdir(parents=True, exist_ok=True)
         self._resume()
 
@@ -106,11 +112,17 @@ class Run:
         return (weight for weight in self.reader.parameters() if weight.requires_grad)
 
     def train(self) -> None:
-        """Go through the stages that are left and write the model, without its head for characters, to `out`/model."""
+        """Go through the stages that are left and write the model to `out`/model.
+
+        Told to end (SIGTERM), a run saves where it is first.
+        """
+        signal.signal(signal.SIGTERM, self._stop)
         for stage in self.stages[self.stage_index :]:
             self._train_stage(stage)
             self.stage_index, self.batch_index = self.stage_index + 1, 0
             self.save()
+        if self.rank == 0:
+            self.export(self.out / "model")
         if self.num_ranks > 1:
             torch.distributed.destroy_process_group()
 
@@ -128,12 +140,10 @@ class Run:
         )
         remaining = Subset(data, range(self.batch_index, stage.num_batches))
         batches = DataLoader(remaining, batch_size=None, num_workers=1, prefetch_factor=6)
-        # The decoder takes no part in the batches that only read.
         trained = self.reader
         if self.num_ranks > 1:
-            trained = DistributedDataParallel(
-                self.reader, find_unused_parameters=stage.diet.num_questions == 0, broadcast_buffers=False
-            )
+            # The decoder takes no part in a batch of pages alone.
+            trained = DistributedDataParallel(self.reader, find_unused_parameters=stage.diet.share_pages > 0)
         since = saved = time.monotonic()
         bar = tqdm(total=stage.num_batches, initial=self.batch_index, disable=None, unit="batch", desc=stage.name)
         for batch in batches:
@@ -144,9 +154,22 @@ class Run:
             self.elapsed_s, since = self.elapsed_s + now - since, now
             if self.batch_index % LOG_EVERY == 0:
                 self._log(stage, losses)
-            if now - saved > SAVE_EVERY_S:
+            stopping = self._told_to_stop()
+            if stopping or now - saved > SAVE_EVERY_S:
                 saved = now
                 self.save()
+            if stopping:
+                raise SystemExit(143)
+
+    def _stop(self, *_) -> None:
+        self.stopping = True
+
+    def _told_to_stop(self) -> bool:
+        """Return whether any process was, so that all stop after the same batch."""
+        told = torch.tensor(float(self.stopping))
+        if self.num_ranks > 1:
+            torch.distributed.all_reduce(told, torch.distributed.ReduceOp.MAX)
+        return bool(told)
 
     def _step(self, trained: nn.Module, stage: Stage, batch: ReaderBatch) -> dict[str, float]:
         """Take one optimizer step; a step whose gradient is not finite is left out."""
@@ -184,12 +207,18 @@ class Run:
             with (self.out / "log.jsonl").open("a") as log:
                 log.write(json.dumps(row) + "\n")
 
+    def export(self, folder: Path) -> None:
+        """Write the model as it ships: without its head for characters, for pictures of up to four tiles, bfloat16."""
+        model = copy.deepcopy(self.reader.model)
+        retile(model, preset("default").vision)
+        VLM(model.to(torch.bfloat16), self.tokenizer).save_pretrained(folder)
+
     def save(self) -> None:
-        """Write a checkpoint, whole or not at all, and the model as others load it."""
+        """Write a checkpoint, whole or not at all."""
         if self.rank:
             return
         state = {
-            "reader": self._learned(),
+            "reader": _without_positions(self.reader),
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "elapsed_s": self.elapsed_s,
             "stage": self.stage_index,
@@ -197,10 +226,6 @@ class Run:
         }
         torch.save(state, self.out / "checkpoint.pt.new")
         (self.out / "checkpoint.pt.new").replace(self.out / "checkpoint.pt")
-
-    def _learned(self) -> dict[str, torch.Tensor]:
-        """Return the weights without the positions, which depend on the tile alone."""
-        return {name: weight for name, weight in self.reader.state_dict().items() if "position" not in name}
 
     def _resume(self) -> None:
         path = self.out / "checkpoint.pt"
@@ -211,6 +236,11 @@ class Run:
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
         self.elapsed_s, self.stage_index, self.batch_index = state["elapsed_s"], state["stage"], state["batch"]
+
+
+def _without_positions(module: nn.Module) -> dict[str, torch.Tensor]:
+    """Return what was learned: positions depend on the tile alone."""
+    return {name: weight for name, weight in module.state_dict().items() if "position" not in name}
 
 
 def _split(reader: Reader) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
@@ -231,19 +261,15 @@ def _join_processes() -> tuple[int, int]:
     return int(os.environ.get("RANK", "0")), num_processes
 
 
-def export(out: Path, folder: Path) -> None:
-    """Write the model of the run in `out` as it ships: pictures of up to the preset's tiles, bfloat16."""
-    run = Run(out, STAGES, 0)
-    retile(run.reader.model, preset("default").vision)
-    VLM(run.reader.model.to(torch.bfloat16), run.tokenizer).save_pretrained(folder)
-
-
 @click.command()
 @click.option("--out", type=click.Path(path_type=Path), default="runs/reader", show_default=True)
+@click.option("--start", type=click.Path(exists=True, path_type=Path), help="Folder of a reader to train further.")
+@click.option("--stage", type=click.Choice([stage.name for stage in STAGES]), help="The first to go through.")
 @click.option("--seed", type=int, default=0, show_default=True)
-def main(out: Path, seed: int) -> None:
+def main(out: Path, start: Path | None, stage: str | None, seed: int) -> None:
     """Train the small reader of charts from nothing; run again with the same --out to go on."""
-    Run(out, STAGES, seed).train()
+    names = [each.name for each in STAGES]
+    Run(out, STAGES[names.index(stage) if stage else 0 :], seed, start).train()
 
 
 if __name__ == "__main__":

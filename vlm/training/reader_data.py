@@ -72,8 +72,8 @@ class Diet:
     """How many of them are pages of print rather than charts."""
     num_questions: int
     """Questions about each chart; none while the encoder learns to read."""
-    easy: float = 1.0
-    """The difficulty of the first batch's charts; it grows to 1 over the stage's first half."""
+    difficulty: tuple[float, float] = (1.0, 1.0)
+    """Of the charts in the first batch and in the last, a straight line between."""
     sheets: bool = False
     """Whether pictures come in all sizes up to two by two tiles, rather than one tile large."""
 
@@ -106,7 +106,8 @@ class ReaderData(Dataset):
         canvas, _ = self.processor.placement((size, size) if isinstance(size, int) else size)
         layout = _Layout(self.config, canvas)
         rng = np.random.default_rng([self.seed, index, self.rank])
-        difficulty = min(1.0, self.diet.easy + (1 - self.diet.easy) * 2 * index / self.num_batches)
+        first, last = self.diet.difficulty
+        difficulty = first + (last - first) * index / self.num_batches
         pixels, characters, links, rows = [], [], [], []
         for image_index in range(self.diet.num_images // self.num_ranks):
             if rng.random() < self.diet.share_pages:

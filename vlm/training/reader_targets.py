@@ -67,8 +67,8 @@ def pointer_targets(
 ) -> np.ndarray:
     """Return where the pointers should look at each position of `prompt + reply[:-1]`, bool [NUM_POINTERS, s, p].
 
-    All False where there is nothing to point at. A position points for the token that it predicts; besides, the last
-    token of each label or value that the question names looks for it.
+    All False where there is nothing to point at. A position points for the token that it predicts; besides, the
+    tokens of each label or value that the question names look for it.
     """
     num_positions = len(prompt) + len(reply) - 1
     pointers = np.zeros((NUM_POINTERS, num_positions, grid[0] * grid[1]), dtype=bool)
@@ -85,7 +85,8 @@ def pointer_targets(
         for index, box in enumerate(question.find_boxes if len(found) <= 2 else ()):
             span = _span(asked[0], printed_text(chart, box)[0], 0)
             if span:
-                pointers[FIND.start + index, asked[1][span[1] - 1]] = found[index]
+                # From its second character on, for which label it is shows only by and by.
+                pointers[FIND.start + index, asked[1][min(span[0] + 1, span[1] - 1) : span[1]]] = found[index]
     text, tokens = token_of_each_character(tokenizer, reply[:-1])
     cursor = 0
     for box, mask in zip(question.copy_boxes, copied, strict=True):
