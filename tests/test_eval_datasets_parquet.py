@@ -19,29 +19,32 @@ def chart_row(number: int, **more) -> dict:
     return row | {"type": "human_test" if number % 2 else "augmented_test"} | more
 
 
+ORDER = (*range(50), 3)
+"""Fifty charts, of which number 3 comes twice."""
+
+
 @pytest.fixture
 def charts(tmp_path):
-    """Eleven charts in groups of four, of which number 3 comes twice."""
-    rows = [chart_row(number) for number in (*range(10), 3)]
-    rows[-1]["question"] = "And now?"
-    return write_parquet(tmp_path / "data" / "test-00000-of-00001.parquet", rows, group=4)
+    """A file with these charts in groups that are read in several steps."""
+    rows = [chart_row(number, question=f"Question {place}?") for place, number in enumerate(ORDER)]
+    return write_parquet(tmp_path / "data" / "test-00000-of-00001.parquet", rows, group=40)
 
 
 def test_rows_come_in_order_with_the_pictures_that_were_written(charts):
     samples = list(CHARTQA.load(charts.parent.parent))
-    assert [sample.question for sample in samples] == [f"Question {number}?" for number in range(10)] + ["And now?"]
-    assert [sample.images[0].read() for sample in samples] == [picture(number) for number in (*range(10), 3)]
-    assert samples[3].cluster == samples[10].cluster
-    assert len({sample.cluster for sample in samples}) == 10
+    assert [sample.question for sample in samples] == [f"Question {place}?" for place in range(51)]
+    assert [sample.images[0].read() for sample in samples] == [picture(number) for number in ORDER]
+    assert samples[3].cluster == samples[50].cluster
+    assert len({sample.cluster for sample in samples}) == 50
 
 
 @pytest.mark.parametrize("seed", range(4))
 def test_pictures_are_read_in_any_order(charts, seed):
     samples = list(CHARTQA.load(charts))
-    order = list(range(11)) * 2
+    order = list(range(51)) * 2
     random.Random(seed).shuffle(order)
     for place in order:
-        assert samples[place].images[0].read() == picture([*range(10), 3][place])
+        assert samples[place].images[0].read() == picture(ORDER[place])
 
 
 def test_pictures_are_read_by_threads_and_in_another_process(charts):
@@ -49,7 +52,7 @@ def test_pictures_are_read_by_threads_and_in_another_process(charts):
     wrong = []
 
     def read(step):
-        for place in range(0, 10, step):
+        for place in range(0, 50, step):
             if samples[place].images[0].read() != picture(place):
                 wrong.append(place)
 
@@ -60,7 +63,7 @@ def test_pictures_are_read_by_threads_and_in_another_process(charts):
         thread.join()
     assert wrong == []
     copies = pickle.loads(pickle.dumps(samples))
-    assert [sample.images[0].read() for sample in copies[:10]] == [picture(number) for number in range(10)]
+    assert [sample.images[0].read() for sample in copies] == [picture(number) for number in ORDER]
 
 
 def test_no_more_than_a_few_rows_are_held_at_a_time(tmp_path):

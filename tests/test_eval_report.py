@@ -25,6 +25,7 @@ from eval.report.pictures import LEVELS, NO_ROOM, _water_level, shrink
 from eval.report.run import read_runs
 from eval.report.samples import side_by_side
 from eval.report.scores import calibration, disagreement, groups, scorers_of, scores
+from eval.scorers import Verdict
 from eval.scoring import score_folder, verdicts
 from tests.eval_data_sets import write_ai2d
 from tests.eval_reports import HOSTILE, chart, noise, some_differ, write_questions, write_records, write_run
@@ -147,6 +148,21 @@ def test_scorers_that_judge_every_answer_alike_are_put_together(folder):
     found = disagreement(samples, 0)
     assert {"ours", "pix2struct", "vlmevalkit"} <= set(found.alike[0])
     assert sorted(itertools.chain(*found.alike)) == sorted(scorers_of(samples))
+
+
+def test_a_scorer_that_says_nothing_of_an_answer_does_not_disagree_about_it(folder):
+    (sample, *_) = side_by_side(read_runs([folder / "second"]))
+    said = [{"a": 1.0, "b": None, "c": 1.0}, {"a": 1.0, "b": 0.0, "c": 1.0}, {"a": 0.0, "b": 0.0, "c": None}]
+    samples = [replace(sample, outcomes=[judged(sample.outcomes[0], values)]) for values in said]
+    found = disagreement(samples, 0)
+    assert found.alike == [["a"], ["b"], ["c"]]
+    assert found.counts == [[0, 1, 0], [1, 0, 1], [0, 1, 0]]
+    assert found.num_any == 1
+
+
+def judged(outcome, values: dict[str, float | None]):
+    said = {name: None if value is None else Verdict(value, None) for name, value in values.items()}
+    return replace(outcome, verdicts=said)
 
 
 def test_groups_have_the_scores_of_their_members(folder):

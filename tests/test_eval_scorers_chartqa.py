@@ -11,6 +11,7 @@ from eval.scorers import judge, score
 from eval.scorers.answer import final_answer, marked_answer, short_answer
 from eval.scorers.chartqa_ours import list_elements
 from eval.scorers.quantity import read_quantity
+from eval.scorers.reasoning import without_reasoning
 
 WHOLE = {"pix2struct", "lmms_eval", "vlmevalkit", "qwen_vl", "internvl", "molmo", "cambrian", "unichart"}
 SWAPPED = {"qwen_vl", "internvl"}
@@ -104,6 +105,7 @@ CASES = [
     ("The answer is 60.", "60", ANYWHERE | OURS, "a sentence that marks its answer"),
     ("60\n60\n61", "60", {"molmo"} | ANYWHERE, "the line given most often"),
     ("<think>It is 3.</think>60", "60", {"lmms_eval"} | ANYWHERE | OURS, "reasoning between tags"),
+    ("60 <think>Sure.</think>", "60", {"lmms_eval"} | ANYWHERE | OURS, "reasoning behind the answer"),
     ("", "60", set(), "nothing at all"),
 ]  # fmt: skip
 
@@ -141,6 +143,20 @@ def test_a_harness_that_fails_gives_no_point_and_its_failure(name):
 
 def test_a_list_of_no_elements_fails_as_in_its_harness():
     assert judge("chartqa", "vlmevalkit", "[]", "[]") == (0.0, None, "raises ValueError")
+
+
+@pytest.mark.parametrize(
+    ("text", "left"),
+    [
+        (" a<think>b</think>c<analysis>d</analysis>e<think></think> ", "ace"),
+        ("b</think>c</think> d", "d"),
+        ("a<think>b", "a<think>b"),
+        ("</think>a<think>b", "</think>a<think>b"),
+        ("<THINK>a</THINK>", "<THINK>a</THINK>"),
+    ],
+)
+def test_reasoning_is_taken_out_as_lmms_eval_does(text, left):
+    assert without_reasoning(text) == left
 
 
 # What our rule takes for the answer

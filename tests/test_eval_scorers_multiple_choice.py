@@ -53,6 +53,8 @@ CASES = [
     ("It must be D here", LABELS, "D", EVERYBODY - {AI2D, CAMBRIAN, QWEN, MOLMO, STACK, OURS}, "either"),
     ("7", ("3", "5", "7", "9"), "C", {KIT, OURS}, "a number that is a text"),
     ("It is not C", BIRD, "C", EVERYBODY - {AI2D, CAMBRIAN, QWEN, STACK, OURS}, "a denial"),
+    ("C as my pick", BIRD, "C", {EXTRACT, MMMU_COPY, MMMU, PRO, KIT, SCOPE, CAMBRIAN, OURS}, "four words from the end"),
+    ("C as my own pick", BIRD, "C", {EXTRACT, MMMU_COPY, MMMU, PRO, SCOPE, CAMBRIAN, OURS}, "five words from the end"),
     ("", BIRD, "A", {MOLMO}, "nothing, which is nearest to the first letter"),
     ("I cannot see it", BIRD, "B", set(), "a refusal"),
     ("Cannot determine the answer. B", BIRD, "B", {EXTRACT, MMMU_COPY, MMMU, PRO, SCOPE, OURS}, "a known refusal"),

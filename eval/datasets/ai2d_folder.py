@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 from eval.datasets.ai2d_letters import LetterBox, draw_letters
+from eval.datasets.json_text import parse_json
 from eval.datasets.pictures import Picture, picture_at
 from eval.datasets.row import Row, a_kind, damaged
 from eval.datasets.table import Table
@@ -79,11 +80,7 @@ def _by_number(path: Path) -> tuple[int, str]:
 
 
 def _page(path: Path) -> dict:
-    try:
-        page = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        place = (error.lineno, str(error.colno)) if isinstance(error, json.JSONDecodeError) else (1, "1")
-        raise damaged(path, *place, "no JSON", 'an object with "imageName" and "questions"') from None
+    page = parse_json(path, path.read_bytes(), 'an object with "imageName" and "questions"')
     for column, kind in (("imageName", str), ("questions", dict)):
         found = page.get(column) if isinstance(page, Mapping) else None
         if not isinstance(found, kind):

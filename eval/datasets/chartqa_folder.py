@@ -6,11 +6,11 @@ Each file is a list of `{"imgname": ..., "query": ..., "label": ...}`.
 Source: vis-nlp/ChartQA, README.md.
 """
 
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from eval.datasets.json_text import parse_json
 from eval.datasets.pictures import picture_at
 from eval.datasets.row import Row, a_kind, damaged
 from eval.datasets.table import Table, part_of
@@ -48,12 +48,7 @@ def _table(path: Path) -> Table:
 
 
 def _rows(path: Path) -> Iterator[Row]:
-    try:
-        records = json.loads(path.read_bytes())
-    except json.JSONDecodeError as error:
-        raise damaged(path, error.lineno, str(error.colno), f"no JSON ({error.msg})", "a list of questions") from None
-    except (ValueError, RecursionError):
-        raise damaged(path, 1, "1", "bytes that are no JSON in UTF-8", "a list of questions") from None
+    records = parse_json(path, path.read_bytes(), "a list of questions")
     if isinstance(records, dict):
         records = records.get("data")
     if not isinstance(records, list):

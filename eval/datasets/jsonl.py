@@ -6,10 +6,10 @@
 `image` (or `images`) is a path or a list of them; which other fields there must be is the task's to say.
 """
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
+from eval.datasets.json_text import parse_json
 from eval.datasets.pictures import Picture, picture_at
 from eval.datasets.row import Row, a_kind, damaged
 from eval.datasets.table import Table, part_named, part_of
@@ -28,12 +28,7 @@ def _records(path: Path) -> Iterator[tuple[int, dict]]:
         for number, line in enumerate(file, start=1):
             if line.isspace():
                 continue
-            try:
-                record = json.loads(line.rstrip(b"\r\n"))
-            except json.JSONDecodeError as error:
-                raise damaged(path, number, str(error.colno), f"no JSON ({error.msg})", "an object") from None
-            except (ValueError, RecursionError):
-                raise damaged(path, number, "1", "bytes that are no JSON in UTF-8", "an object") from None
+            record = parse_json(path, line.rstrip(b"\r\n"), "an object", line=number)
             if not isinstance(record, dict):
                 raise damaged(path, number, "1", a_kind(record), "an object")
             yield number, record

@@ -26,7 +26,7 @@ _MAX_LINES = 1_000
 
 
 def tsv_table(path: Path) -> Table:
-    """Return the table of a TSV file. Raises: VLMError when its first line names no columns."""
+    """Return the table of a TSV file. Raises: VLMError when its first line cannot be read."""
     return Table(
         kind="tsv",
         path=path,
@@ -102,26 +102,21 @@ class _Reader:
 
 def _fields(line: bytes) -> list[bytes] | None:
     """Return the fields of a row, or None when a quote is open at its end."""
-    line = line.rstrip(b"\r\n") if b'"' not in line else line
     if b'"' not in line:
-        return line.split(b"\t")
+        return line.rstrip(b"\r\n").split(b"\t")
     fields, place, end = [], 0, len(line.rstrip(b"\r\n"))
     while place <= end:
-        if line[place : place + 1] != b'"':
-            stop = line.find(b"\t", place, end)
-            stop = end if stop < 0 else stop
-            fields.append(line[place:stop])
-        else:
-            stop = line.find(b'"', place + 1)
-            while stop >= 0 and line[stop + 1 : stop + 2] == b'"':
-                stop = line.find(b'"', stop + 2)
-            if stop < 0:
+        content = b""
+        if line[place : place + 1] == b'"':
+            close = line.find(b'"', place + 1)
+            while close >= 0 and line[close + 1 : close + 2] == b'"':
+                close = line.find(b'"', close + 2)
+            if close < 0:
                 return None
-            content, stop = line[place + 1 : stop].replace(b'""', b'"'), stop + 1
-            rest = line.find(b"\t", stop, end)
-            rest = end if rest < 0 else rest
-            fields.append(content + line[stop:rest])
-            stop = rest
+            content, place = line[place + 1 : close].replace(b'""', b'"'), close + 1
+        stop = line.find(b"\t", place, end)
+        stop = end if stop < 0 else stop
+        fields.append(content + line[place:stop])
         place = stop + 1
     return fields
 

@@ -3,7 +3,6 @@
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from itertools import islice
 
 from eval.records import Prediction
 from eval.report.samples import ComparedSample, PictureName
@@ -11,6 +10,7 @@ from eval.scorers.quantity import read_quantity
 from eval.scoring import MAX_GROUPS
 
 ANSWER_KIND, QUESTION_WORD, NUM_TILES, PICTURE_SIZE = "answer kind", "question begins with", "tiles", "picture size"
+_TOLD = (ANSWER_KIND, QUESTION_WORD, NUM_TILES, PICTURE_SIZE)
 MAX_FACETS = 20
 _MAX_CHARS = 80
 """Of a value that names a group."""
@@ -32,12 +32,15 @@ def facets(
     sizes: of the pictures that could be read. processor: the tiles of the model, as a manifest holds them.
     """
     found = [
-        {**_of_record(sample.record), **_of_pictures(sample, sizes, processor), **_of_data(sample.record)}
+        {**_of_data(sample.record), **_of_record(sample.record), **_of_pictures(sample, sizes, processor)}
         for sample in samples
     ]
     names = dict.fromkeys(name for each in found for name in each)
     columns = {name: [each.get(name) for each in found] for name in names}
-    return dict(islice(((name, values) for name, values in columns.items() if _makes_groups(values)), MAX_FACETS))
+    making = {name: values for name, values in columns.items() if _makes_groups(values)}
+    extra = len(making) - MAX_FACETS
+    too_many = [name for name in making if name not in _TOLD][-extra:] if extra > 0 else []
+    return {name: values for name, values in making.items() if name not in too_many}
 
 
 def _makes_groups(values: Sequence[str | None]) -> bool:

@@ -88,6 +88,8 @@ function facetsOf(state) {
   return Object.keys(about.facets).filter((name) => inTask.some((row) => about.facets[name].of[row.place] >= 0));
 }
 
+let groupsAreOpen = false;
+
 /** The controls. `change` takes what is to be different in the state. */
 function filterControls(state, found, change) {
   const several = about.runs.length > 1;
@@ -106,6 +108,7 @@ function filterControls(state, found, change) {
   const scorers = scorersOf(state);
   const groups = facetsOf(state).map((name) => choice(name, [["", "all"], ...about.facets[name].values.map((value) => [value, value])],
     state.groups[name] || "", (value) => change({ groups: withGroup(state.groups, name, value) })));
+  const chosen = Object.keys(state.groups).length;
   const runs = about.runs.map((name, run) => [run, name]);
   return [
     element("div", { class: "choices" },
@@ -115,7 +118,8 @@ function filterControls(state, found, change) {
       several && choice("changed against", runs.filter(([run]) => run !== state.run), state.against, (run) => change({ against: Number(run) })),
       scorers.length > 1 && choice("judged by", scorers.map((name) => [name, name]), state.scorer || scorers[0],
         (scorer) => change({ scorer: scorer === scorers[0] ? "" : scorer })),
-      groups),
+      groups.length > 0 && element("details", { id: "groups", open: groupsAreOpen || chosen > 0, toggle: (event) => { groupsAreOpen = event.target.open; } },
+        element("summary", {}, "groups", chosen ? ` (${chosen} chosen)` : ""), element("div", { class: "choices" }, groups))),
     element("div", { class: "chips", role: "group", "aria-label": "Show only" }, chips,
       element("button", { type: "button", class: "chip plain", id: "all", click: () => change({ task: "", scorer: "", show: [], pair: null, query: "", groups: {} }) }, "show all")),
   ];

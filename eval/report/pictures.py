@@ -16,7 +16,7 @@ from eval.records import ImageRef
 from eval.report.facets import Size
 from vlm.errors import VLMError
 
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "MPO")
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 MAX_PIXELS = 80_000_000
 NO_ROOM = "left out, to keep the report small"
 _NUM_TRIED = 32

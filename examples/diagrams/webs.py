@@ -159,7 +159,7 @@ def pyramid(random: Random) -> Diagram:
         else:
             sheet.label(name, 350, 70, (240, 90))
     sheet.arrow([(474, 356), (474, 130)], (110, 110, 110), 3, head=13)
-    sheet.note("energy", 468, 112, style="italic", size=16)
+    sheet.note("eaten by", 462, 112, style="italic", size=16)
     return _chain(sheet, random, names)
 
 

@@ -118,6 +118,9 @@ def _labels(random: Random, split: Split, kind: str, num_labels: int) -> tuple[s
         return tuple(name[:3] if short else name for name in names)
     labels: dict[str, None] = {}
     share_invented = 1.0 if kind == "invented" else random.choice((0.0, 0.15, 0.5))
+    if share_invented < 0.5 and len(words(kind, split)) < 2 * num_labels:
+        # The held-out part of a list can be shorter than a chart has bars.
+        share_invented = 0.5
     while len(labels) < num_labels:
         invented = random.random() < share_invented
         labels[_invented(random, split) if invented else random.choice(words(kind, split))] = None

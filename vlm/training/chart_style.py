@@ -117,7 +117,7 @@ def draw_style(
     ticks = not values_printed or (not plain and random.random() < (0.15 if look == "survey" else 0.7))
     ink = (235, 235, 235) if dark else random.choice((INK, INK, (38, 38, 38), (60, 60, 60), (20, 30, 70)))
     soft = (180, 180, 180) if dark else random.choice((ink, (70, 70, 70), (100, 100, 100)))
-    shades = _colours(random, split, len(spec.labels))
+    shades = _colours(random, split, max(len(spec.labels), len(spec.series_names)))
     return Style(
         kind=kind,
         look=look,
