@@ -26,9 +26,7 @@ def embedded(number: int) -> dict:
     return {"bytes": picture(number), "path": None}
 
 
-def write_parquet(
-    path: Path, rows: list[dict], *, group: int = 100, types: dict | None = None, compression: str = "snappy"
-) -> Path:
+def write_parquet(path: Path, rows: list[dict], *, group: int = 100, types: dict | None = None, **how) -> Path:
     """Write rows as Hugging Face does; columns whose name says image hold pictures."""
     names = list(dict.fromkeys(name for row in rows for name in row))
     columns = {}
@@ -37,7 +35,7 @@ def write_parquet(
         kind = (types or {}).get(name) or (IMAGE if "image" in name and isinstance(values[0], dict | None) else None)
         columns[name] = pa.array(values, type=kind)
     path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.table(columns), path, row_group_size=group, compression=compression)
+    pq.write_table(pa.table(columns), path, row_group_size=group, **how)
     return path
 
 

@@ -163,6 +163,19 @@ def test_a_damaged_page_is_one_error_that_names_file_row_and_column(tmp_path):
         next(samples)
 
 
+def test_a_damaged_page_inside_a_group_is_named_by_the_row_from_which_on_nothing_could_be_read(tmp_path):
+    rows = [chart_row(number, question=f"Question {number}?") for number in range(100)]
+    small_pages = {"write_batch_size": 10, "data_page_size": 100, "use_dictionary": False, "compression": "none"}
+    path = write_parquet(tmp_path / "test.parquet", rows, **small_pages)
+    content = path.read_bytes()
+    place = content.index(b"Question 70?")
+    path.write_bytes(content[: place - 60] + b"\xee" * 60 + content[place:])
+    samples = CHARTQA.load(path)
+    assert [next(samples).targets for _ in range(64)] == [(str(number),) for number in range(64)]
+    with pytest.raises(VLMError, match=r"^test\.parquet, row 65, column 'question': found a damaged page"):
+        next(samples)
+
+
 @pytest.mark.parametrize("seed", range(60))
 def test_whatever_is_damaged_there_is_one_error_or_none(tmp_path, seed):
     rows = [chart_row(number, question=f"Question {number}? " * 3) for number in range(20)]

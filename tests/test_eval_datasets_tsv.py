@@ -87,10 +87,10 @@ def test_a_row_that_borrows_a_bad_picture_has_its_problem_too(tmp_path):
     assert [sample.problem is None for sample in samples] == [False, False, True]
 
 
-CELL = st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\r\0"), max_size=12)
+CELL = st.text(st.sampled_from('""\t\n ab,é'), max_size=9)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(rows=st.lists(st.tuples(CELL, CELL, CELL), min_size=1, max_size=6))
 def test_fields_are_split_as_pandas_writes_them(rows, tmp_path_factory):
     """Tabs, newlines and quotes inside quoted fields; Python's own csv writer is the oracle."""

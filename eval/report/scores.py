@@ -165,7 +165,7 @@ def disagreement(samples: Sequence[ComparedSample], run: int) -> Disagreement:
 
 
 def _num_different(first: Sequence[float | None], second: Sequence[float | None]) -> int:
-    return sum(a != b for a, b in zip(first, second, strict=True))
+    return sum(a != b for a, b in zip(first, second, strict=True) if a is not None and b is not None)
 
 
 def groups(

@@ -26,7 +26,7 @@ def main(log: Path, picture: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    rows = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+    rows = read_log(log)
     minutes = np.array([row["elapsed_s"] / 60 for row in rows])
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
     for name in LOSSES:
@@ -42,6 +42,17 @@ def main(log: Path, picture: Path) -> None:
                 axes.axvline(after["elapsed_s"] / 60, color="0.8", zorder=0)
         axes.legend(frameon=False, fontsize="small")
     figure.savefig(picture, dpi=90, metadata={"Software": None})
+
+
+def read_log(log: Path) -> list[dict]:
+    """Return the lines of a log; what was done again after a cut stands once, as it was done last."""
+    rows: list[dict] = []
+    for line in log.read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        while rows and rows[-1]["elapsed_s"] >= row["elapsed_s"]:
+            rows.pop()
+        rows.append(row)
+    return rows
 
 
 def smooth(values: list[float]) -> np.ndarray:
