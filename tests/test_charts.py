@@ -87,7 +87,7 @@ def oracle(chart, question):
     """Work the answer out of the printed table, reading the question's words again."""
     table = {label: value for rows in chart.series.values() for label, value in rows.items()}
     numbers = {label: float(re.sub(r"[^0-9.]", "", value)) for label, value in table.items()}
-    words_of = f" {re.sub(r'[?]|\\n', ' ', question.question)} "
+    words_of = " " + question.question.replace("?", " ").replace("\n", " ") + " "
     boxes = {mark.label_box: mark.label for mark in chart.marks}
     named = [boxes[box] for box in question.find_boxes if box in boxes]
     if question.kind in ("named_value", "comparison", "difference", "colour"):
