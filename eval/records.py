@@ -58,7 +58,7 @@ class Sample:
     targets: tuple[str, ...]
     """Accepted answers; for multiple choice the letter."""
     options: tuple[str, ...] = ()
-    """Texts of A, B, C, ..."""
+    """Texts of A, B, C, ...; an empty one is a letter that is not offered."""
     fields: Mapping[str, Field] = field(default_factory=dict)
     """What plots and filters group by: "split", "variant", "question_type", "category", ..."""
     problem: str | None = None

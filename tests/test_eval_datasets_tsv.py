@@ -144,6 +144,18 @@ def test_of_several_files_the_one_called_after_the_task_is_taken(tmp_path):
         assert [sample.id for sample in tasks.find(name).load(tmp_path)] == [expected]
 
 
+def test_files_of_other_names_are_read_together(tmp_path):
+    write_tsv(tmp_path / "first.tsv", [document(1)])
+    write_tsv(tmp_path / "second.tsv", [document(2)])
+    assert [sample.id for sample in DOCVQA.load(tmp_path)] == ["1", "2"]
+
+
+def test_a_mark_of_the_byte_order_is_no_part_of_a_name(tmp_path):
+    path = write_tsv(tmp_path / "DocVQA_VAL.tsv", [document(1)])
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert [sample.id for sample in DOCVQA.load(path)] == ["1"]
+
+
 def test_a_letter_without_a_text_keeps_its_place(tmp_path):
     """One row of AI2D_TEST has nothing in column A."""
     row = {"index": 83301, "image": base64_text(picture(1)), "question": "Which?", "A": "", "B": "x", "C": "y", "D": ""}

@@ -446,6 +446,38 @@ def test_rows_of_another_part_are_left_out(tmp_path):
     assert len(list(mmmu.load(path, split="val,dev"))) == 2
 
 
+def test_lines_of_another_part_are_left_out(tmp_path):
+    row = {"image": "1.png", "question": "q", "answer": "x"}
+    rows = [row | {"id": part, "split": part} for part in ("train", "val", "test", "unheard of")]
+    path = write_jsonl(tmp_path / "q.jsonl", rows)
+    docvqa = tasks.find("docvqa")
+    assert [sample.id for sample in docvqa.load(path)] == ["val", "unheard of"]
+    assert [sample.fields["split"] for sample in docvqa.load(path, split="test")] == ["test", "unheard of"]
+
+
+def test_the_folder_names_the_part_where_the_file_does_not(tmp_path):
+    for part in ("train", "test"):
+        _, write, _ = PUBLISHED["lmms-lab/ChartQA"]
+        write(tmp_path / part).rename(tmp_path / part / "0000.parquet")
+    assert [sample.fields["part"] for sample in tasks.find("chartqa").load(tmp_path)] == ["test"]
+    assert [sample.fields["part"] for sample in tasks.find("chartqa").load(tmp_path, split="train")] == ["train"]
+
+
+def test_answers_that_are_kept_secret_are_none(tmp_path):
+    rows = {
+        "mmmu": MMMU_ROW | {"answer": "?"},
+        "textvqa": {
+            **{"image_id": "x", "question_id": 1, "question": "q", "image": embedded(5), "image_classes": ["a"]},
+            "answers": [""] * 10,
+        },
+        "mathvista": MATHVISTA_ROW | {"answer": ""},
+    }
+    for name, row in rows.items():
+        path = write_parquet(tmp_path / name / "test.parquet", [row], types={"choices": pa.list_(pa.string())})
+        (sample,) = tasks.find(name).load(path)
+        assert sample.targets == ()
+
+
 WRONG_WISHES = {
     "split": ({"split": "humans"}, r"split is 'humans'; ChartQA offers human, augmented, train, validation, test"),
     "type of split": ({"split": 3}, r"split is 3; ChartQA offers"),

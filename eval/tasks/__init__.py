@@ -27,6 +27,7 @@ def find(name: str) -> Task:
     Raises: VLMError when there is none, or the package that brings it does not give a Task.
     """
     if name in _OWN:
+        # Also when a package offers one of that name.
         return importlib.import_module(f"eval.tasks.{name}").TASK
     point = _plugged().get(name)
     if point is None:
@@ -38,9 +39,8 @@ def find(name: str) -> Task:
 
 
 def _plugged() -> dict[str, importlib.metadata.EntryPoint]:
-    """Return what other packages offer; a name of ours stays ours."""
-    points = importlib.metadata.entry_points(group=ENTRY_POINTS)
-    return {point.name: point for point in points if point.name not in _OWN}
+    """Return what other packages offer."""
+    return {point.name: point for point in importlib.metadata.entry_points(group=ENTRY_POINTS)}
 
 
 def _loaded(point: importlib.metadata.EntryPoint) -> Task:

@@ -33,7 +33,7 @@ def _half(row: Row, column: str) -> str:
     value = str(row.values.get(column, "")).lower()
     if "human" in value or value == "0":
         return "human"
-    if "augmented" in value or "machine" in value or value == "1":
+    if "aug" in value or "machine" in value or value == "1":
         return "augmented"
     raise row.damaged(column, f"{value!r:.40}", "human or augmented")
 

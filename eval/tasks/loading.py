@@ -71,7 +71,7 @@ def _recognise(task: Task, path: Path) -> tuple[Format, list[Table]]:
     fitting: dict[int, list[Table]] = {}
     for table in tables:
         for number, layout in enumerate(task.formats):
-            if table.error is None and layout.fits(table):
+            if layout.fits(table):
                 fitting.setdefault(number, []).append(table)
                 break
     broken = [table for table in tables if table.error is not None]

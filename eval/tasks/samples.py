@@ -52,6 +52,7 @@ def jsonl_sample(row: Row, task: str) -> Sample:
     from 0 as a number. What else is short goes into the fields.
     """
     options = row.texts("options")
+    own_split = row.fields("split") if row.part is None else {}
     accepted = (gold_letter(row, "answer", options),) if options else row.texts("answers") or answers(row, "answer")
     return sample(
         row,
@@ -61,7 +62,7 @@ def jsonl_sample(row: Row, task: str) -> Sample:
         question=row.text("question"),
         targets=accepted,
         options=options,
-        fields=row.fields(*(name for name in row.values if name not in _NO_FIELDS)),
+        fields=own_split | row.fields(*(name for name in row.values if name not in _NO_FIELDS)),
     )
 
 
