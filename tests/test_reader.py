@@ -212,19 +212,17 @@ def small_run(folder, num_batches: int, seed: int = 0) -> Run:
 
 def test_a_cut_run_goes_on_as_if_it_had_not_been(tmp_path, monkeypatch):
     whole = small_run(tmp_path / "whole", 4)
-    stopped = Run(tmp_path / "cut", (SMALL,), 0)
-    step, taken = stopped._step, []
+    cut = Run(tmp_path / "cut", (SMALL,), 0)
+    step = cut._step
 
-    def stop_after_two(*arguments):
-        if len(taken) == 2:
-            stopped.save()
-            raise KeyboardInterrupt
-        taken.append(step(*arguments))
-        return taken[-1]
+    def stop_in_the_second(*arguments):
+        if cut.batch_index == 1:
+            cut.stop()
+        return step(*arguments)
 
-    monkeypatch.setattr(stopped, "_step", stop_after_two)
-    with pytest.raises(KeyboardInterrupt):
-        stopped.train()
+    monkeypatch.setattr(cut, "_step", stop_in_the_second)
+    with pytest.raises(SystemExit):
+        cut.train()
     resumed = Run(tmp_path / "cut", (SMALL,), 0)
     assert resumed.batch_index == 2
     resumed.train()

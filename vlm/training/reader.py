@@ -114,9 +114,8 @@ class Run:
     def train(self) -> None:
         """Go through the stages that are left and write the model to `out`/model.
 
-        Told to end (SIGTERM), a run saves where it is first.
+        Raises: SystemExit after `stop`, once the run is saved.
         """
-        signal.signal(signal.SIGTERM, self._stop)
         for stage in self.stages[self.stage_index :]:
             self._train_stage(stage)
             self.stage_index, self.batch_index = self.stage_index + 1, 0
@@ -161,7 +160,8 @@ class Run:
             if stopping:
                 raise SystemExit(143)
 
-    def _stop(self, *_) -> None:
+    def stop(self, *_) -> None:
+        """Have the run save itself and end after the batch under way; a handler of signals."""
         self.stopping = True
 
     def _told_to_stop(self) -> bool:
@@ -269,7 +269,9 @@ def _join_processes() -> tuple[int, int]:
 def main(out: Path, start: Path | None, stage: str | None, seed: int) -> None:
     """Train the small reader of charts from nothing; run again with the same --out to go on."""
     names = [each.name for each in STAGES]
-    Run(out, STAGES[names.index(stage) if stage else 0 :], seed, start).train()
+    run = Run(out, STAGES[names.index(stage) if stage else 0 :], seed, start)
+    signal.signal(signal.SIGTERM, run.stop)
+    run.train()
 
 
 if __name__ == "__main__":

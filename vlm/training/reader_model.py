@@ -103,7 +103,7 @@ class Reader(nn.Module):
 
     @torch.no_grad()
     def _count(self, group: QuestionBatch, logits: Tensor, predicting: Tensor) -> None:
-        """A reply is right as a whole when each of its tokens is predicted from the right ones before it."""
+        """Count the replies that are right as a whole: each token predicted from the right ones before it."""
         right = ((logits.argmax(-1) == group.labels) | ~predicting).all(-1)
         self.exact.update(zip(group.kinds, right.tolist(), strict=True))
 
@@ -150,9 +150,11 @@ class _Inputs:
         self.taken: list[Tensor] = []
 
     def __enter__(self) -> "_Inputs":
-        take = lambda _, arguments: self.taken.append(arguments[0])  # noqa: E731
-        self._hooks = [module.register_forward_pre_hook(take) for module in self.modules]
+        self._hooks = [module.register_forward_pre_hook(self._take) for module in self.modules]
         return self
+
+    def _take(self, _: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+        self.taken.append(arguments[0])
 
     def __exit__(self, *_) -> None:
         for hook in self._hooks:
