@@ -6,6 +6,7 @@ from typing import NoReturn
 import click
 
 from eval.commands.compare import compare
+from eval.commands.import_predictions import import_predictions
 from eval.commands.list import list_tasks
 from eval.commands.report import report
 from eval.commands.run import run
@@ -32,6 +33,7 @@ def main():
     vlm-eval score runs/mine --scorer pix2struct              score again by another rule, without the model
     vlm-eval compare runs/mine runs/other                     is the difference more than luck?
     vlm-eval report runs/mine runs/other                      one HTML file with every answer
+    vlm-eval import samples_chartqa.jsonl --out runs/theirs   another harness's predictions
 
     A run's folder holds manifest.json (what was run), predictions.jsonl (every answer), scores.json and report.html.
 
@@ -39,5 +41,5 @@ def main():
     """
 
 
-for command in (list_tasks, run, score, report, compare):
+for command in (list_tasks, run, score, report, compare, import_predictions):
     main.add_command(command)

@@ -55,7 +55,7 @@ def _check_same_sample(first: Prediction, second: Prediction) -> None:
 
 
 def _compared(task: str, pairs: list[tuple[Prediction, Prediction]]) -> dict:
-    clusters = ["+".join(first.images) or first.id for first, _ in pairs]
+    clusters = [first.cluster for first, _ in pairs]
     judged = [[verdicts(record) for record in pair] for pair in pairs]
     compared = {}
     for judge in judges_of(task):

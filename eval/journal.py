@@ -5,16 +5,19 @@ the log is opened again: left there, the next record would be glued to it and lo
 """
 
 import errno
+import json
 import os
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple, TypeVar
 
 from eval.records import Prediction
 from vlm.errors import VLMError
 
 _BLOCK_BYTES = 2**16
+Record = TypeVar("Record")
 
 
 class Journal:
@@ -70,7 +73,27 @@ class Journal:
         )
 
 
-def read_journal(path: Path) -> Iterator[Prediction]:
+class RecordHead(NamedTuple):
+    """What tells a record's sample, and whether it was answered."""
+
+    task: str
+    id: str
+    key: str
+    error: str | None
+
+    @classmethod
+    def from_json(cls, line: bytes) -> "RecordHead":
+        """Return the head of the record that a line holds. Raises: VLMError (invalid_request) for any other line."""
+        try:
+            record = json.loads(line)
+            return cls(record["task"], record["id"], record["key"], record["error"])
+        except (ValueError, LookupError, TypeError):
+            pass
+        whole = Prediction.from_json(line)  # which says what is wrong
+        return cls(whole.task, whole.id, whole.key, whole.error)
+
+
+def read_journal(path: Path, parse: Callable[[bytes], Record] = Prediction.from_json) -> Iterator[Record]:
     """Yield the records of one journal; what stands after the last newline is still being written, or torn.
 
     Raises: VLMError naming the line that holds no record.
@@ -80,7 +103,7 @@ def read_journal(path: Path) -> Iterator[Prediction]:
             if not line.endswith(b"\n"):
                 return
             try:
-                yield Prediction.from_json(line)
+                yield parse(line)
             except VLMError as error:
                 raise VLMError(error.code, f"{path.name}, line {number}: {error.message}") from None
 

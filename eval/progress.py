@@ -23,6 +23,10 @@ class Progress:
     def __exit__(self, *exception) -> None:
         self._bar.close()
 
+    @property
+    def is_shown(self) -> bool:
+        return not self._bar.disable
+
     def add(self, record: Prediction, *, again: bool = False) -> None:
         """Count `record`; with `again` its sample was counted before."""
         if self._bar.disable:

@@ -11,6 +11,7 @@ from operator import attrgetter
 from typing import Literal
 
 from eval.records import Prompt, Sample
+from eval.stitching import side_by_side
 
 IMAGE_MARKER = re.compile(r"<image (\d+)>")
 """How MMMU's questions and options refer to their images."""
@@ -28,8 +29,8 @@ class Preset:
     option: str = "{letter}. {text}"
     """How an option is listed, one a line, with {letter}, {number} (from 1) and {text}."""
     question: Callable[[Sample], str] = attrgetter("question")
-    images: Literal["first", "last", "inline"] = "first"
-    """Before the text, after it, or where the text says `<image 1>`."""
+    images: Literal["first", "last", "inline", "stitched"] = "first"
+    """Before the text, after it, where the text says `<image 1>`, or before the text and several as one picture."""
 
     def __call__(self, sample: Sample) -> Prompt:
         template = self.template(sample) if callable(self.template) else self.template
@@ -42,7 +43,10 @@ class Preset:
         )
 
     def _parts(self, sample: Sample, text: str) -> list[dict]:
-        images = [{"type": "image", "image": image} for image in sample.images]
+        shown = sample.images
+        if self.images == "stitched" and len(shown) > 1:
+            shown = (side_by_side(shown),)
+        images = [{"type": "image", "image": image} for image in shown]
         words = [{"type": "text", "text": text}] if text else []
         if self.images == "inline" and IMAGE_MARKER.search(text):
             return _inline(text, images)
@@ -200,7 +204,8 @@ META_MMMU = Preset(
     ),
     max_new_tokens=2048,
 )
-META_MMMU_PRO = Preset(name="meta", template="{question} Options: {options}", max_new_tokens=2048)
+# "Several images are stitched into one", says Meta, and not how.
+META_MMMU_PRO = Preset(name="meta", template="{question} Options: {options}", images="stitched", max_new_tokens=2048)
 META_MMMU_PRO_VISION = (
     "Your job is to extract the question from the image the user attached, reason about it, and then answer the "
     "question. Follow these steps: \n"

@@ -11,7 +11,8 @@ from dataclasses import replace
 
 from eval.backends import Backend
 from eval.run_folder import RunFolder
-from eval.runner import Outcome, RunSettings, run, start_anew
+from eval.runner import Outcome, RunSettings, run
+from eval.settling import start_anew
 from eval.shards import Shard
 from vlm.errors import VLMError
 

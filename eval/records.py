@@ -5,7 +5,7 @@ These are values. Where they come from stands in `datasets` and `tasks`, who ans
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
@@ -66,8 +66,16 @@ class Sample:
 
     @property
     def cluster(self) -> str:
-        """The ids of its images joined; its own id when it has none."""
-        return "+".join(image.id for image in self.images) or self.id
+        """See `cluster_of`."""
+        return cluster_of((image.id for image in self.images), self.fields.get("variant"), self.id)
+
+
+def cluster_of(images: Iterable[str], variant: Field, sample_id: str) -> str:
+    """Return what errors are clustered by: the images' ids joined; without images the sample's own id.
+
+    "12.png@opaque" is 12.png as the variant "opaque" draws it: questions about either are about one picture.
+    """
+    return "+".join(image.removesuffix(f"@{variant}") for image in images) or sample_id
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -118,6 +126,14 @@ class Prediction:
     options: tuple[str, ...] = ()
     fields: Mapping[str, Field] = field(default_factory=dict)
     timings: Mapping[str, float] | None = None
+    option_scores: tuple[tuple[float, int] | None, ...] | None = None
+    """Log-probability and number of tokens of each option as the reply, None for one that is not offered; None where
+    that was not measured."""
+
+    @property
+    def cluster(self) -> str:
+        """See `cluster_of`."""
+        return cluster_of(self.images, self.fields.get("variant"), self.id)
 
     def to_json(self) -> str:
         """Return the record as one line of ASCII, without its newline."""
@@ -148,4 +164,6 @@ class Prediction:
         for name in ("token_ids", "target", "images", "options"):
             if isinstance(record.get(name), list):
                 record[name] = tuple(record[name])
+        if isinstance(record.get("option_scores"), list):
+            record["option_scores"] = tuple(score and tuple(score) for score in record["option_scores"])
         return cls(**record)

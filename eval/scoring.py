@@ -1,6 +1,5 @@
 """From the answers in a folder to its scores; no model is needed, and nothing but the log is read."""
 
-import json
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -65,11 +64,10 @@ def judges_of(task_name: str) -> list[rules.Scorer]:
 
 def case_of(record: Prediction) -> dict:
     """Return what a scorer may need to know of a record's question."""
-    case = {**record.fields, "options": record.options}
-    if "option_scores" in case:
-        case["option_scores"] = json.loads(case["option_scores"])
-    if record.options:
-        case["numbered"] = f"1. {record.options[0]}" in record.prompt
+    case = {**record.fields, "options": record.options, "option_scores": record.option_scores}
+    offered = [f"{number}. {text}" for number, text in enumerate(record.options, start=1) if text]
+    if offered:
+        case["numbered"] = offered[0] in record.prompt
     return case
 
 
@@ -93,8 +91,8 @@ class _TaskScores:
             self._num_errors += 1
             return
         self._num_cut_off += record.finish_reason == "length"
-        self._clusters.append("+".join(record.images) or record.id)
-        self._fields.append({name: value for name, value in record.fields.items() if name != "option_scores"})
+        self._clusters.append(record.cluster)
+        self._fields.append(record.fields)
         case = case_of(record)
         for judge in self._judges:
             verdict = judge.judge(record.prediction, record.target, **case)

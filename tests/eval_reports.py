@@ -94,7 +94,7 @@ def write_records(folder: Path, records: Iterable[Prediction], **manifest) -> Pa
     described = {name: {"prompt": ["direct"], "num_samples": count} for name, count in counts.items()}
     processor = {"tile_size": 560, "max_tiles": 4, "patch_size": 14}
     content = {
-        "format": 1,
+        "format": 2,
         "tasks": described,
         "selection": {"options": {}, "images": "as they are"},
         "model": {"name": "invented", "processor": processor},

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 
 import pytest
 from PIL import Image
@@ -114,6 +115,8 @@ def test_ai2d_takes_test_with_opaque_letters(tmp_path):
     assert second.targets == ("D",)
     assert second.fields["option_is_label"] is False
     assert third.id == "3.png-0"
+    assert first.cluster == second.cluster == "1.png", "one diagram, with letters and without"
+    assert first.images[0].id != second.images[0].id
     (train,) = AI2D.load(tmp_path, split="train")
     assert train.id == "2.png-0"
 
@@ -262,17 +265,40 @@ def test_the_right_option_is_a_letter_or_a_place(tmp_path, answer, letter):
         (b'{"image": "a.png", "question": "?", "answer": "A", "options": [{}]}', r"row 2, column 'options'"),
     ],
 )
-def test_a_damaged_line_names_file_row_and_column(tmp_path, line, said):
+def test_a_damaged_line_is_the_problem_of_its_own_sample_and_names_file_row_and_column(tmp_path, line, said):
+    """B4. In a file of which no line is good, it is the file's."""
     write_pictures(tmp_path, "a.png")
     good = b'{"image": "a.png", "question": "?", "answer": "x"}\n'
     (tmp_path / "q.jsonl").write_bytes(good + line + b"\n" + good)
+    first, bad, last = DOCVQA.load(tmp_path)
+    assert first.problem is last.problem is None
     if said is None:
-        problems = [sample.problem for sample in DOCVQA.load(tmp_path)]
-        assert problems == [None, "row 2 of q.jsonl has no image", None]
+        assert bad.problem == "row 2 of q.jsonl has no image"
         return
-    with pytest.raises(VLMError, match=r"^q\.jsonl, " + said) as caught:
+    assert re.match(r"q\.jsonl, " + said, bad.problem)
+    assert str(tmp_path) not in bad.problem
+    assert bad.id.startswith("line-")
+    (tmp_path / "q.jsonl").write_bytes(line + b"\n")
+    with pytest.raises(VLMError, match=r"^q\.jsonl"):
         list(DOCVQA.load(tmp_path))
-    assert str(tmp_path) not in caught.value.report
+
+
+def test_bad_lines_are_named_by_what_they_hold_wherever_they_stand(tmp_path):
+    write_pictures(tmp_path, "a.png")
+    good = b'{"image": "a.png", "question": "?", "answer": "x"}\n'
+    names = []
+    for lines in ([b"{\n", good, b"\xff\n", b"{\n"], [good, b"\xff\n", b"{\n", b"{\n"]):
+        (tmp_path / "q.jsonl").write_bytes(b"".join(lines))
+        names.append(sorted(sample.id for sample in DOCVQA.load(tmp_path)))
+    assert names[0] == names[1]
+    assert len(set(names[0])) == 4
+
+
+def test_a_damaged_line_that_says_its_id_keeps_it(tmp_path):
+    good = {"image": "a.png", "question": "?", "answer": "x"}
+    rows = [good | {"id": "7", "question": ""}, good]
+    samples = list(DOCVQA.load(write_jsonl(tmp_path / "q.jsonl", rows)))
+    assert (samples[0].id, samples[0].problem[:44]) == ("7", "q.jsonl, row 1, column 'question': found not")
 
 
 # What is not recognised

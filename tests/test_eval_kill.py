@@ -90,7 +90,10 @@ def test_a_run_that_is_killed_goes_on_and_ends_as_if_it_never_was(folder, tmp_pa
 
 @pytest.mark.full
 def test_fifty_kills_at_random_times(folder, tmp_path):
-    """B1: 500 samples, SIGKILL at times drawn evenly, from before the start to well into the work."""
+    """B1: 500 samples; ten kills at times drawn evenly over the start, forty over the answering after it.
+
+    Answering has begun when a record is new; from there on a kill comes at any time of the next sixtieth of the work.
+    """
     write_chart_questions(folder / "many", 500)
     begun = time.monotonic()
     process = start(folder, folder / "whole-many", data="many")
@@ -99,15 +102,21 @@ def test_fifty_kills_at_random_times(folder, tmp_path):
     process.communicate(timeout=1200)
     work_s = time.monotonic() - begun - start_s
     out, draw, counts = tmp_path / "run", random.Random(0), []
-    for _ in range(50):
+    for number in range(50):
+        before = len(lines(out))
         process = start(folder, out, data="many")
-        time.sleep(draw.uniform(0, start_s + work_s / 12))
+        if number % 5 == 0:
+            time.sleep(draw.uniform(0, start_s))
+        else:
+            wait_for(lambda: len(lines(out)) > before or process.poll() is not None, timeout_s=600)  # noqa: B023
+            time.sleep(draw.uniform(0, work_s / 60))
         process.send_signal(signal.SIGKILL)
         process.communicate()
         counts.append(len(lines(out)))
     finished(folder, out, data="many")
     assert_equal(out, whole_run(folder, "many"), 500)
     working = sum(later > earlier for earlier, later in pairwise([0, *counts]))
+    assert working >= 40 or counts[-1] == 500
     print(f"50 kills, {working} of them while answers were written, after {counts[-1]} of 500; 0 lost, 0 double")
 
 

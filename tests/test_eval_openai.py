@@ -12,7 +12,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from eval.backends import Answer, Failure
-from eval.backends.openai import OpenAIBackend, _retry_after_s
+from eval.backends.openai import OpenAIBackend
+from eval.backends.server import retry_after_s
 from eval.records import ImageRef
 from tests.eval_models import image, picture, question
 from vlm import VLMError
@@ -211,11 +212,11 @@ def test_retry_after_is_honoured(server, waits):
 
 def test_retry_after_may_be_a_date_and_is_never_endless():
     in_a_minute = email.utils.formatdate(time.time() + 60, usegmt=True)
-    assert 50 < _retry_after_s({"retry-after": in_a_minute}) <= 60
+    assert 50 < retry_after_s({"retry-after": in_a_minute}) <= 60
     yesterday = email.utils.formatdate(time.time() - 86400, usegmt=True)
-    found = [_retry_after_s({"retry-after": text}) for text in (yesterday, "-3", "1e9", "inf", "nan", "soon", "")]
+    found = [retry_after_s({"retry-after": text}) for text in (yesterday, "-3", "1e9", "inf", "nan", "soon", "")]
     assert found == [0, 0, 300, None, None, None, None]
-    assert _retry_after_s({}) is None
+    assert retry_after_s({}) is None
 
 
 def test_waits_grow_to_a_limit(server, waits):

@@ -11,11 +11,12 @@ from hypothesis import given
 from hypothesis import settings as limits
 from hypothesis import strategies as st
 
+from eval.answer_log import MAX_TEXT_OF_ERROR
 from eval.batching import Halving, planned, rows_that_fit
 from eval.journal import read_journals
 from eval.manifest import RunDiffers
 from eval.run_folder import RunFolder
-from eval.runner import MAX_TEXT_OF_ERROR, Outcome, RunSettings, run
+from eval.runner import Outcome, RunSettings, run
 from eval.scoring import score_folder
 from eval.selection import Selection
 from eval.shards import Shard

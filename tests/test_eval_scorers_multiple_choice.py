@@ -184,6 +184,11 @@ def test_the_most_likely_option_is_chosen_by_sum_or_by_mean():
     assert judge("ai2d", "likelihood_mean", "anything", "C", **case) == (1.0, "C", None)
 
 
+def test_an_option_that_is_not_offered_is_never_the_likeliest():
+    case = {"options": ("", "x", "y"), "option_scores": [None, (-2.0, 1), (-3.0, 1)]}
+    assert judge("ai2d", "likelihood", "", "B", **case) == (1.0, "B", None)
+
+
 def test_a_tie_of_likelihoods_is_no_choice():
     case = {"options": ("x", "y", "z"), "option_scores": [(-1.0, 1), (-2.0, 1), (-1.0, 1)]}
     assert judge("ai2d", "likelihood", "", "A", **case) == (0.0, None, "unparsed")

@@ -117,9 +117,13 @@ def test_options_shown_as_numbers_are_answered_with_numbers():
     assert verdicts(numbered)["ours"].value == 1
 
 
+def test_numbered_options_are_known_though_the_first_is_not_offered():
+    numbered = choice(0, "FINAL ANSWER: 2", prompt="user:\n2. leaf\n3. stem", options=("", "leaf", "stem"))
+    assert verdicts(numbered)["ours"].value == 1
+
+
 def test_likelihood_needs_no_parsing():
-    scores = json.dumps([[-9.0, 3], [-4.0, 2], [-3.0, 1]])
-    found = verdicts(choice(0, "who knows", fields={"option_scores": scores}))
+    found = verdicts(choice(0, "who knows", option_scores=((-9.0, 3), (-4.0, 2), (-3.0, 1))))
     assert found["likelihood"].extracted == "C"
     assert found["likelihood_mean"].extracted == "B"
     assert verdicts(choice(0, "who knows"))["likelihood"] is None

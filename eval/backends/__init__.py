@@ -22,8 +22,8 @@ class Answer:
     token_ids: tuple[int, ...] | None = None
     finish_reason: str | None = None
     confidence: float | None = None
-    option_scores: str | None = None
-    """JSON: [log-probability, number of tokens] of each option as the reply, where that was asked for."""
+    option_scores: tuple[tuple[float, int] | None, ...] | None = None
+    """Log-probability and number of tokens of each option as the reply, where that was asked for."""
 
 
 @dataclass(frozen=True, kw_only=True)

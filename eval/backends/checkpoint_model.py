@@ -25,6 +25,7 @@ class CheckpointModel:
     device: str = "auto"
     dtype: str = "auto"
     reference: str = "meta"
+    quantize: str | None = None
 
     @property
     def name(self) -> str:
@@ -37,7 +38,8 @@ class CheckpointModel:
         """Return the model, loaded."""
         from vlm.pipeline import VLM
 
-        return VLM.from_pretrained(self.source, device=self.device, dtype=self.dtype, reference=self.reference)
+        named = {name: getattr(self, name) for name in ("device", "dtype", "reference", "quantize")}
+        return VLM.from_pretrained(self.source, **named)
 
     def identity(self) -> dict[str, str]:
         """Return the checkpoint's name and the digest of its weights and settings, file by file."""
@@ -61,6 +63,7 @@ def describe(model: "VLM") -> dict:
         "device": device,
         "dtype": str(info.dtype).removeprefix("torch."),
         "reference": info.reference,
+        "quantize": info.quantize,
         "processor": None
         if vision is None
         else {"tile_size": info.tile_size, "max_tiles": info.max_tiles, "patch_size": vision.patch_size},

@@ -164,10 +164,10 @@ class LocalBackend:
         )
 
     def _wanted(self, question: Question) -> tuple[str, ...]:
-        """Return the replies whose likelihood is measured."""
+        """Return the replies whose likelihood is measured, "" for an option that is not offered."""
         options = question.sample.options if self._likelihood else ()
         if self._likelihood == "letters":
-            return tuple(chr(ord("A") + place) for place in range(len(options)))
+            return tuple(chr(ord("A") + place) if option else "" for place, option in enumerate(options))
         return options
 
 
@@ -197,4 +197,6 @@ class _Images:
 def _outcome(said: dict) -> Answer | Failure:
     if "error" in said:
         return Failure(reason=said["error"])
-    return Answer(**{**said, "token_ids": tuple(said["token_ids"])})
+    scores = said.get("option_scores")
+    measured = None if scores is None else tuple(None if score is None else tuple(score) for score in scores)
+    return Answer(**{**said, "token_ids": tuple(said["token_ids"]), "option_scores": measured})

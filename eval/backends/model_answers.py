@@ -1,11 +1,11 @@
 """A batch of questions put to a loaded model: images encoded once, fewer rows at once when the memory runs out."""
 
-import json
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from eval.batching import Halving, rows_that_fit
-from vlm.errors import VLMError
+from vlm.errors import VLMError, is_out_of_memory
 
 if TYPE_CHECKING:
     from vlm.image_cache import EncodedImage
@@ -21,7 +21,7 @@ class Request:
     conversations: list[list[dict]]
     """In OpenAI's form; an image is named by its digest."""
     options: list[tuple[str, ...]]
-    """For each conversation the replies whose likelihood is wanted."""
+    """For each conversation the replies whose likelihood is wanted; "" is none."""
     images: dict[str, bytes]
     """By digest."""
     generation: dict
@@ -103,14 +103,17 @@ class ModelAnswers:
         if request.continue_final:
             messages = messages[:-1]  # an option is a reply of its own, not how a half-written one goes on
         try:
-            scores = self.model.score(messages, list(options))
+            scores = self.model.score(messages, [option for option in options if option])
         except VLMError as error:
             return _refusal(error)
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
             return OUT_OF_MEMORY
-        return {**outcome, "option_scores": json.dumps([[score.logprob, score.num_tokens] for score in scores])}
+        if not all(math.isfinite(score.logprob) for score in scores):
+            return {"error": "the likelihood of an option is no number; expected finite weights; check the checkpoint"}
+        measured = iter([score.logprob, score.num_tokens] for score in scores)
+        return {**outcome, "option_scores": [next(measured) if option else None for option in options]}
 
 
 def fitting_rows(model: "VLM") -> int:
@@ -134,16 +137,6 @@ def fitting_rows(model: "VLM") -> int:
         # Questions about one image come together: what is older than two batches is not asked for again.
         model.images.cache.max_bytes = min(model.images.cache.max_bytes, 4 * rows * image_bytes)
     return rows
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Say whether `error` means that memory ran out, on whatever device."""
-    import torch
-
-    is_known = isinstance(error, MemoryError | torch.OutOfMemoryError)
-    # The CPU's allocator, cuBLAS and MPS raise a plain RuntimeError.
-    signs = ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
-    return is_known or (isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs))
 
 
 def _free() -> None:

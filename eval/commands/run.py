@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from eval.commands.run_options import how_it_goes, what_is_asked, who_answers
 from eval.commands.tables import score_lines
 from vlm.commands.options import json_option, model_options
 from vlm.commands.terminal import Command, say, say_json
@@ -17,96 +18,13 @@ if TYPE_CHECKING:
     from eval.backends import Backend
     from eval.runner import Outcome, RunSettings
 
-_EXAMPLE = "vlm-eval run chartqa --data ~/ChartQA --out runs/mine"
-
-
-def _options(*options):
-    """Return a decorator that adds `options`, which the help shows in this order."""
-
-    def add(command):
-        for option in reversed(options):
-            command = option(command)
-        return command
-
-    return add
-
-
-_what_is_asked = _options(
-    click.option(
-        "--data",
-        "places",
-        metavar="PATH",
-        multiple=True,
-        required=True,
-        help="The folder or file with the data; for several tasks one that holds all, or TASK=PATH for each.",
-    ),
-    click.option("--out", metavar="DIR", required=True, help="The run's folder; one that exists is gone on with."),
-    click.option("--prompt", metavar="PRESET", help="How to ask (see vlm-eval list). [default: the task's own]"),
-    click.option("--split", metavar="NAME[,NAME]", help="Part of the data, as validation, or human in ChartQA."),
-    click.option("--variant", metavar="NAME", help="Version of the data, as opaque in AI2D."),
-    click.option("--limit", type=click.IntRange(1), help="Only the first so many samples of each task."),
-    click.option("--samples", metavar="ID[,ID]", help="Only these samples, by the ids in predictions.jsonl."),
-    click.option("--blank-images", is_flag=True, help="Show empty pictures: what is answered without looking."),
-    click.option("--max-new-tokens", type=click.IntRange(1), help="Most tokens of a reply. [default: the preset's]"),
-    click.option(
-        "--temperature", type=click.FloatRange(0), default=0.0, show_default=True, help="0 draws nothing: greedy."
-    ),
-    click.option("--top-p", type=click.FloatRange(0, 1), default=1.0, show_default=True, help="Where it draws."),
-    click.option("--seed", type=click.IntRange(0, 2**63 - 1), help="Of the drawing. [default: 0 where it draws]"),
-    click.option(
-        "--likelihood",
-        type=click.Choice(["options", "letters"]),
-        help="Also measure how likely each option, or its letter, is as the reply; scored without any parsing.",
-    ),
-)
-_who_answers = _options(
-    click.option(
-        "--backend",
-        type=click.Choice(["local", "openai"]),
-        default="local",
-        show_default=True,
-        help="This project's model in a process of its own, or a server that speaks OpenAI's chat completions.",
-    ),
-    click.option("--base-url", metavar="URL", help="Of the server, as http://localhost:8000/v1."),
-    click.option("--concurrency", type=click.IntRange(1), help="Questions a server is asked at once. [default: 8]"),
-    click.option("--batch-size", type=click.IntRange(1), help="Questions computed together. [default: what fits]"),
-    click.option(
-        "--timeout",
-        "timeout_s",
-        type=click.FloatRange(0, min_open=True),
-        default=600.0,
-        show_default=True,
-        help="Seconds that a sample which hangs may cost.",
-    ),
-    click.option(
-        "--max-restarts",
-        type=click.IntRange(0),
-        help="Times in a row that the model's process is started again without an answer. [default: 3]",
-    ),
-)
-_how_it_goes = _options(
-    click.option("--shard", metavar="I/N", help="Only the I-th of N parts; score merges them when all are done."),
-    click.option("--engine", type=click.Choice(["here", "ray"]), default="here", show_default=True),
-    click.option("--workers", type=click.IntRange(1), help="Shards that Ray runs. [default: 2]"),
-    click.option("--new-run", is_flag=True, help="Start anew; earlier answers are moved into a folder, not deleted."),
-    click.option("--retry-errors", is_flag=True, help="Ask again the samples that ended in an error."),
-    click.option(
-        "--max-errors",
-        type=click.IntRange(0),
-        default=0,
-        show_default=True,
-        help="More samples than these ending in an error make the exit status 1; every other is answered all the same.",
-    ),
-    click.option("--no-report", is_flag=True, help="Leave report.html out."),
-)
-
 
 @click.command(cls=Command, short_help="Answer every question, score, report; run again to resume.")
 @click.argument("tasks", metavar="TASK [TASK ...]", nargs=-1, required=True)
-@_what_is_asked
+@what_is_asked
 @model_options
-@_who_answers
-@_how_it_goes
+@who_answers
+@how_it_goes
 @json_option
 @click.pass_context
 def run(ctx: click.Context, tasks: tuple[str, ...], as_json: bool, **options):
@@ -224,7 +142,11 @@ def _local(config: dict, options: dict) -> "Backend":
     from eval.backends.local import MAX_RESTARTS, LocalBackend
 
     model = CheckpointModel(
-        source=options["model"], device=options["device"], dtype=options["dtype"], reference=options["reference"]
+        source=options["model"],
+        device=options["device"],
+        dtype=options["dtype"],
+        reference=options["reference"],
+        quantize=options["quantize"],
     )
     restarts = MAX_RESTARTS if options["max_restarts"] is None else options["max_restarts"]
     return LocalBackend(

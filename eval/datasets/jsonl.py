@@ -4,49 +4,94 @@
     {"image": ["a.png", "b.png"], "question": "Which is older?", "options": ["the first", "the second"], "answer": "B"}
 
 `image` (or `images`) is a path or a list of them; which other fields there must be is the task's to say.
+
+Each line stands by itself: one that is no JSON object in UTF-8, or of no use to the task, is the problem of its own
+sample, named by a digest of the line. A file without any good line is refused.
 """
 
+import functools
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from eval.datasets.json_text import parse_json
-from eval.datasets.pictures import Picture, picture_at
+from eval.datasets.pictures import digest, picture_at
 from eval.datasets.row import Row, a_kind, damaged
 from eval.datasets.table import Table, part_named, part_of
-from vlm.errors import shown
+from vlm.errors import VLMError, shown
+
+MAX_KNOWN_PICTURES = 1024
+
+
+class _Line(NamedTuple):
+    number: int
+    content: bytes
+    record: dict
+    problem: VLMError | None
 
 
 def jsonl_table(path: Path) -> Table:
-    """Return the table of a JSON lines file; its columns are the fields of the first line."""
-    first = next(_records(path), (1, {}))[1]
-    columns = tuple("image" if name == "images" else name for name in first)
+    """Return the table of a JSON lines file; its columns are the fields of the first line that can be read.
+
+    Raises: VLMError when none can.
+    """
+    first = None
+    for line in _lines(path):
+        if line.problem is None:
+            first = line
+            break
+        first = first or line
+    if first is not None and first.problem is not None:
+        raise first.problem
+    columns = tuple("image" if name == "images" else name for name in (first.record if first else ()))
     return Table(kind="jsonl", path=path, columns=columns, part=part_of(path), read=lambda wanted: _rows(path))
 
 
-def _records(path: Path) -> Iterator[tuple[int, dict]]:
+def _lines(path: Path) -> Iterator[_Line]:
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
-            if line.isspace():
-                continue
-            record = parse_json(path, line.rstrip(b"\r\n"), "an object", line=number)
-            if not isinstance(record, dict):
-                raise damaged(path, number, "1", a_kind(record), "an object")
-            yield number, record
+            if not line.isspace():
+                yield _line(path, number, line.rstrip(b"\r\n"))
+
+
+def _line(path: Path, number: int, content: bytes) -> _Line:
+    try:
+        record = parse_json(path, content, "an object", line=number)
+        if not isinstance(record, dict):
+            raise damaged(path, number, "1", a_kind(record), "an object")
+    except VLMError as error:
+        return _Line(number, content, {}, error)
+    return _Line(number, content, record, None)
 
 
 def _rows(path: Path) -> Iterator[Row]:
-    part = part_of(path)
-    for number, record in _records(path):
-        split = record.get("split")
+    part, folder = part_of(path), path.parent
+    # Questions about one picture mostly follow each other.
+    picture = functools.lru_cache(MAX_KNOWN_PICTURES)(lambda name: picture_at(folder / name, name))
+    for line in _lines(path):
+        split = line.record.get("split")
         row_part = part_named(split) if isinstance(split, str) else None
-        pictures = {"image": _pictures(path, number, record)}
-        yield Row(file=path, number=number, values=record, pictures=pictures, part=part or row_part)
+        problem, pictures = line.problem, ()
+        try:
+            names = _picture_names(path, line.number, line.record)
+            pictures = tuple(picture(name) for name in names)
+        except VLMError as error:
+            problem = error
+        yield Row(
+            file=path,
+            number=line.number,
+            values=line.record,
+            pictures={"image": pictures},
+            part=part or row_part,
+            name=f"line-{digest(line.content)}",
+            problem=problem,
+        )
 
 
-def _pictures(path: Path, number: int, record: dict) -> tuple[Picture, ...]:
+def _picture_names(path: Path, number: int, record: dict) -> list[str]:
     column = "image" if "image" in record else "images"
     names = record.get(column)
     names = [names] if isinstance(names, str) else names or []
     if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
         raise damaged(path, number, column, shown(names), "a path or a list of paths")
-    return tuple(picture_at(path.parent / name, name) for name in names)
+    return names

@@ -25,6 +25,11 @@ class Row:
     """The pictures of each column that holds some."""
     part: str | None = None
     """"train", "validation", "test", ... as the name of the file or the row itself says."""
+    name: str = ""
+    """What the row is called should it be of no use, in a format whose rows stand by themselves: then only its sample
+    is an error. "" in a file that is whole or damaged."""
+    problem: VLMError | None = None
+    """Why nothing in the row can be read."""
 
     def damaged(self, column: str, found: str, expected: str) -> VLMError:
         """Return the error that says what is wrong with a column here."""

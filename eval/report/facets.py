@@ -14,7 +14,6 @@ _TOLD = (ANSWER_KIND, QUESTION_WORD, NUM_TILES, PICTURE_SIZE)
 MAX_FACETS = 20
 _MAX_CHARS = 80
 """Of a value that names a group."""
-_NO_FACETS = frozenset({"option_scores"})
 _YES_OR_NO = re.compile(r"am|are|can|could|did|do|does|had|has|have|is|should|was|were|will|would")
 _QUESTION_WORD = re.compile(r"what|which|who|whose|whom|when|where|why|how")
 _YEAR = re.compile(r"1[5-9]\d\d|20\d\d")
@@ -60,7 +59,7 @@ def _natural(value: str) -> list[tuple[int, int, str]]:
 
 
 def _of_data(record: Prediction) -> dict[str, str]:
-    return {name: str(value) for name, value in record.fields.items() if value is not None and name not in _NO_FACETS}
+    return {name: str(value) for name, value in record.fields.items() if value is not None}
 
 
 def _of_record(record: Prediction) -> dict[str, str]:

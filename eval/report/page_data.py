@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from itertools import islice
 from typing import NamedTuple
 
+from eval.records import Prediction
 from eval.report.facets import in_order
 from eval.report.run import Outcome
 from eval.report.samples import ComparedSample, PictureName
@@ -73,6 +74,13 @@ def script_json(value: object) -> str:
     return json.dumps(value, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
 
 
+def _likelihood(record: Prediction) -> list[float | None] | None:
+    """Return the log-probabilities of the options, None where they were not measured."""
+    if record.option_scores is None:
+        return None
+    return [score and round(score[0], 2) for score in record.option_scores[:_MAX_ITEMS]]
+
+
 class _Table:
     """Turns samples into rows whose prompts share their lines."""
 
@@ -117,6 +125,7 @@ class _Table:
             "reply": self._text(record.prediction),
             "tokens": None if record.token_ids is None else len(record.token_ids),
             "confidence": round(confidence, 4) if confidence is not None and math.isfinite(confidence) else None,
+            "likelihood": _likelihood(record),
             "extracted": [span for span in extracted if span is not None],
             "verdicts": verdicts,
         }

@@ -88,6 +88,7 @@ function replyOf(row, run, state) {
     outcome.finish === "length" ? "cut off at the limit of tokens" : outcome.finish,
     outcome.confidence === null ? null : `confidence ${(100 * outcome.confidence).toFixed(1)} %`,
     outcome.tokens === null ? null : `${outcome.tokens} tokens`,
+    outcome.likelihood && "ln likelihood of the options " + outcome.likelihood.map((value) => value ?? "\u2013").join(" / "),
   ];
   const verdict = verdictOf(row, run, state.scorer);
   return element("section", { class: "answer run" + (run % 6) },

@@ -28,7 +28,7 @@ class ComparedSample:
 
     @property
     def cluster(self) -> str:
-        return "+".join(self.record.images) or self.record.id
+        return self.record.cluster
 
     @property
     def pictures(self) -> list[PictureName]:

@@ -1,10 +1,12 @@
 """Multiple choice without reading a reply: the option that the model finds most likely.
 
-The runner measures it, with `VLM.score(messages, options)`, and hands it on as the field `option_scores`: a list of
-(logprob, num_tokens), one an option, in the options' order. Without that field these scorers do not apply. The scores
-belong to the texts as they were asked for, letters or option texts; the sum favours short texts, the mean does not.
+The runner measures it, with `VLM.score(messages, options)`, and keeps it in the record as `option_scores`: a list of
+(logprob, num_tokens), one an option, in the options' order, None for a letter that is not offered. Without it these
+scorers do not apply. The scores belong to the texts as they were asked for, letters or option texts; the sum favours
+short texts, the mean does not.
 """
 
+import math
 from collections.abc import Callable
 
 from eval.scorers.verdict import Case, OptionScore, Scorer, Verdict, right
@@ -16,7 +18,8 @@ def _most_likely(worth: Callable[[OptionScore], float]) -> Callable[[Case], Verd
     def rule(case: Case) -> Verdict | None:
         if not case.option_scores or len(case.option_scores) != len(case.options):
             return None
-        worths = [worth(score) for score in case.option_scores]
+        pairs = zip(case.option_scores, case.options, strict=True)
+        worths = [worth(score) if score and option else -math.inf for score, option in pairs]
         best = max(worths)
         if worths.count(best) != 1:
             return Verdict.unparsed()

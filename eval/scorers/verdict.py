@@ -42,8 +42,8 @@ class Case:
     """Texts of A, B, C, ..."""
     numbered: bool = False
     """Whether the prompt showed the options as 1, 2, 3 (Meta's AI2D prompts) rather than A, B, C."""
-    option_scores: tuple[OptionScore, ...] = ()
-    """One an option, for scoring by likelihood; empty when they were not measured."""
+    option_scores: tuple[OptionScore | None, ...] = ()
+    """One an option, None for one that is not offered, for scoring by likelihood; empty when they were not measured."""
     category: str = ""
     question_type: str = ""
     answer_type: str = ""
@@ -64,7 +64,7 @@ class Case:
             if name in given:
                 given[name] = (given[name],) if isinstance(given[name], str) else tuple(given[name])
         if "option_scores" in given:
-            given["option_scores"] = tuple(OptionScore(*score) for score in given["option_scores"])
+            given["option_scores"] = tuple(score and OptionScore(*score) for score in given["option_scores"])
         return cls(prediction=prediction, targets=targets, **given)
 
     @property

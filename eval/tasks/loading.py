@@ -1,18 +1,17 @@
 """From a folder to the samples of a task: which format it is, which parts and variants are meant, and their names."""
 
-import hashlib
 import itertools
-import json
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from eval.datasets import check_whole, contents, find_tables
 from eval.datasets.row import Row
 from eval.datasets.table import Table, part_named
-from eval.records import Field, Sample
+from eval.records import Sample
+from eval.tasks.sample_names import SampleNames
 from eval.tasks.task import Format, Task
 from vlm.errors import VLMError, shown
 
@@ -125,6 +124,14 @@ def _of_parts(tables: list[Table], parts: set[str]) -> list[Table]:
     return chosen
 
 
+class _RowOfNoUse(Exception):
+    """A row that stands by itself is the problem of its own sample."""
+
+    def __init__(self, error: VLMError):
+        super().__init__(error.message)
+        self.error = error
+
+
 @dataclass
 class _Selection:
     """Which samples are meant, and which of the data were passed over."""
@@ -139,16 +146,23 @@ class _Selection:
         self._asked = self.variant is not None
         self._say_so: set[bool] = set()
         self._passed_over: set[str] = set()
-        self._ids: set[int] = set()
+        self._first_problem: VLMError | None = None
+        self._names = SampleNames(by_half=bool(self.task.halves))
 
     def samples(self, tables: list[Table]) -> Iterator[Sample]:
         """Yield what is wanted. Raises: VLMError when that is nothing."""
         is_empty = True
         for table in tables:
             for row in _rows(table, (*self.layout.columns, *self.layout.more)):
-                for sample in self._of_row(row):
-                    is_empty = False
-                    yield self._named(sample, row)
+                try:
+                    for sample in self._of_row(row):
+                        is_empty = False
+                        yield self._names.named(sample, row)
+                except _RowOfNoUse as row_problem:
+                    self._first_problem = self._first_problem or row_problem.error
+                    yield self._of_no_use(row, row_problem.error)
+        if is_empty and self._first_problem:
+            raise self._first_problem
         if is_empty:
             wanted = ", ".join(sorted(self.parts | self.halves | {self.variant or ""} - {""})) or "a question"
             found = f"only {', '.join(sorted(self._passed_over))}" if self._passed_over else "no row"
@@ -161,7 +175,7 @@ class _Selection:
         if row.part and self.parts and row.part not in self.parts:
             self._passed_over.add(row.part)
             return
-        for sample in self.layout.samples(row):
+        for sample in self._understood(row):
             if self.task.variants:
                 sample = self._with_variant(sample, row)
             if self.task.variants and sample.fields["variant"] != self.variant:
@@ -170,6 +184,26 @@ class _Selection:
                 self._passed_over.add(str(sample.fields.get("split")))
             else:
                 yield sample
+
+    def _understood(self, row: Row) -> Iterable[Sample]:
+        """Return the samples of a row. Raises: _RowOfNoUse where rows stand by themselves, else VLMError."""
+        try:
+            if row.problem is not None:
+                raise row.problem
+            return list(self.layout.samples(row)) if row.name else self.layout.samples(row)
+        except VLMError as error:
+            if not row.name:
+                raise
+            raise _RowOfNoUse(error) from None
+
+    def _of_no_use(self, row: Row, error: VLMError) -> Sample:
+        """Return the sample of a row that only says what is wrong with it."""
+        fields = {"variant": self.variant} if self.task.variants and self.variant else {}
+        given, problem = row.values.get("id"), error.message
+        sample = Sample(id="", task=self.task.name, images=(), question="", targets=(), fields=fields, problem=problem)
+        if isinstance(given, str) and given:
+            return self._names.named(replace(sample, id=given), row)
+        return replace(sample, id=self._names.unused(row.name))
 
     def _with_variant(self, sample: Sample, row: Row) -> Sample:
         """Return the sample with its variant; the first one decides where none was asked for."""
@@ -202,24 +236,6 @@ class _Selection:
             logger.warning("%s does not say which variant it is; taken as %s", row.file.name, found)
         return found
 
-    def _named(self, sample: Sample, row: Row) -> Sample:
-        """Return the sample with an id that none before it has; one without is named by what it asks."""
-        if sample.id and not self._is_new(sample.id):
-            raise row.damaged("id", f"{sample.id[:60]!r} for a second time", "an id of its own for each question")
-        if sample.id:
-            return sample
-        name = _content_name(sample, sample.fields.get("split") if self.task.halves else None)
-        copies = (f"{name}-{number}" for number in itertools.count(2))
-        # Equal in all that is asked and expected: which of them is the second makes no difference.
-        return replace(sample, id=next(each for each in itertools.chain([name], copies) if self._is_new(each)))
-
-    def _is_new(self, name: str) -> bool:
-        # 64 bits an id: a hundred thousand of them are no burden, and two are equal in one of 10^9 such runs.
-        key = hash(name)
-        is_new = key not in self._ids
-        self._ids.add(key)
-        return is_new
-
 
 def _rows(table: Table, columns: tuple[str, ...]) -> Iterator[Row]:
     try:
@@ -232,11 +248,3 @@ def _unreadable(path: Path, error: OSError) -> VLMError:
     return VLMError(
         "invalid_request", f"{path.name:.80} cannot be read ({error.strerror}); expected data there; check the path"
     )
-
-
-def _content_name(sample: Sample, half: Field) -> str:
-    """Return a name made of a sample's pictures, question, answers and half, the same wherever the row stands."""
-    images = [image.id for image in sample.images]
-    asked = json.dumps([images, sample.question, sample.targets, sample.options, half])
-    start = Path(images[0]).stem if images else "text"
-    return f"{start}-{hashlib.sha256(asked.encode()).hexdigest()[:10]}"

@@ -3,7 +3,8 @@
 "standard-10" has ten options, "standard-4" has four, "vision" shows question and options in the picture alone. The
 published number is the mean of standard-10 and vision, two runs.
 
-Meta stitched several images into one; here they are given one by one.
+Meta stitched several images into one, and so does its preset (side by side, for how is not published); the others
+give them one by one.
 
 Source: lmms-eval, lmms_eval/tasks/mmmu_pro/utils.py and mmmu_pro_*.yaml (MMMU/MMMU_Pro).
 """

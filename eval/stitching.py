@@ -1,0 +1,49 @@
+"""Several pictures as one, for models that are shown a single picture a question."""
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from eval.records import ImageRef
+from vlm.errors import VLMError
+
+GAP_PIXELS = 10
+
+
+def side_by_side(images: Sequence[ImageRef]) -> ImageRef:
+    """Return one picture of all `images` in their order, tops aligned, on white; it is drawn when it is read."""
+    return ImageRef(id="+".join(image.id for image in images), load=_Stitched(tuple(images)))
+
+
+@dataclass(frozen=True, slots=True)
+class _Stitched:
+    """To be called for the bytes of the one picture."""
+
+    images: tuple[ImageRef, ...]
+
+    def __call__(self) -> bytes:
+        from PIL import Image
+
+        pictures = [_decoded(image) for image in self.images]
+        width = sum(picture.width for picture in pictures) + GAP_PIXELS * (len(pictures) - 1)
+        whole = Image.new("RGB", (width, max(picture.height for picture in pictures)), "white")
+        left = 0
+        for picture in pictures:
+            whole.paste(picture, (left, 0), mask=picture.getchannel("A"))
+            left += picture.width + GAP_PIXELS
+        out = io.BytesIO()
+        whole.save(out, "PNG")
+        return out.getvalue()
+
+
+def _decoded(image: ImageRef):
+    from PIL import Image
+
+    try:
+        return Image.open(io.BytesIO(image.read())).convert("RGBA")
+    except VLMError:
+        raise
+    except Exception as error:  # noqa: BLE001 (a decoder may raise anything)
+        raise VLMError(
+            "image_corrupt", f"image {image.id[:80]!r} cannot be decoded ({type(error).__name__}); expected a picture"
+        ) from None
