@@ -1,0 +1,37 @@
+"""The log as lines of JSON in ASCII, in which nothing that a client sent can pass for another line."""
+
+import json
+import logging
+import traceback
+from pathlib import Path
+
+
+class JsonLines(logging.Formatter):
+    """Writes each record as one line of ASCII, so that nothing that a client sent can begin another line.
+
+    Of an exception the type and the places in the code: what it says may quote a prompt.
+    """
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = {"time": self.formatTime(record, "%Y-%m-%dT%H:%M:%S%z"), "level": record.levelname.lower()}
+        if isinstance(record.msg, dict):
+            line |= record.msg
+        else:
+            line |= {"logger": record.name, "message": record.getMessage()[:1000]}
+        if record.exc_info and record.exc_info[1] is not None:
+            error = record.exc_info[1]
+            line["error"] = type(error).__name__
+            frames = traceback.extract_tb(error.__traceback__)[-8:]
+            line["at"] = [f"{Path(frame.filename).name}:{frame.lineno} {frame.name}" for frame in frames]
+        return json.dumps(line)
+
+
+def log_to(stream) -> None:
+    """Send what the server and uvicorn log to `stream`, requests and warnings alone."""
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(JsonLines())
+    for name, level in (("vlm", logging.WARNING), ("vlm.serving", logging.INFO), ("uvicorn", logging.WARNING)):
+        logging.getLogger(name).setLevel(level)
+    for name in ("vlm", "uvicorn"):
+        logger = logging.getLogger(name)
+        logger.handlers, logger.propagate = [handler], False

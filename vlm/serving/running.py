@@ -1,0 +1,133 @@
+"""The rows that are decoded together, which come and go between steps, and the memory of their keys and values."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from adapters.cross_attention import ImageKV
+from adapters.masks import CrossMask, cross_mask
+from vlm.batch import Batch, DecoderPrompt, JoinedImages
+from vlm.generate import Prefilled
+from vlm.kv_cache import KVCache, empty_cache
+from vlm.model import VisionLanguageModel
+from vlm.reply import ReplyText
+from vlm.sampling import Sampler
+
+CAPACITY_STEP = 256
+"""Positions by which the memory grows, so that a newcomer that is a little longer needs no new one."""
+
+
+@dataclass(eq=False, kw_only=True)
+class Row:
+    """One reply on its way."""
+
+    key: int
+    """The job's."""
+    prompt: DecoderPrompt
+    room: int
+    """Most tokens of the reply."""
+    sampler: Sampler
+    text: ReplyText
+    top_logprobs: int | None = None
+    encode_s: float = 0.0
+    prefill_s: float = 0.0
+    since: float = 0.0
+    """When its prompt began to be read, then when its first token came."""
+    num_chosen: int = 0
+    """Tokens chosen, those included that are no text."""
+    last_id: int = 0
+    """The token chosen last, which the decoder was not fed yet."""
+    visible: Tensor | None = None
+    """[2] int64 on the CPU: the image keys (first, end) the reply sees."""
+    num_own: Tensor | None = None
+    """int64 on the CPU: image keys that are the row's own."""
+    is_broken: bool = False
+    """Whether its numbers are none any more."""
+
+    @property
+    def num_positions(self) -> int:
+        """Positions the decoder has been fed."""
+        return len(self.prompt.ids) + self.num_chosen - 1
+
+    @property
+    def capacity(self) -> int:
+        """Most positions it will ever have."""
+        return len(self.prompt.ids) + self.room
+
+    @property
+    def is_over(self) -> bool:
+        return self.is_broken or self.text.finished or self.num_chosen >= self.room
+
+
+class RunningRows:
+    """Rows without gaps in memory of a fixed shape: a newcomer is written behind the last, the last fills a gap."""
+
+    def __init__(self, model: VisionLanguageModel, num_slots: int):
+        self.rows: list[Row] = []
+        self._model, self._num_slots = model, num_slots
+        self._memory: KVCache | None = None
+        self._joined = JoinedImages(num_slots)
+        self._is_arranged = False
+        self._image: ImageKV | None = None
+        self._mask: CrossMask | None = None
+
+    def make_room(self, newcomers: list[Row]) -> None:
+        """Have memory for `newcomers` too, up to their ends: no step will ask for more."""
+        num_rows, capacity = len(self.rows) + len(newcomers), max(row.capacity for row in newcomers)
+        if self._memory is not None:
+            if num_rows <= self._memory.keys.shape[1] and capacity <= self._memory.capacity:
+                return
+            capacity = max(capacity, self._memory.capacity)
+        capacity = -(-capacity // CAPACITY_STEP) * CAPACITY_STEP
+        weight, num_rows = self._model.decoder.embedding.weight, max(num_rows, self._num_slots)
+        grown = empty_cache(self._model.config.decoder, num_rows, capacity, dtype=weight.dtype, device=weight.device)
+        for place, row in enumerate(self.rows):
+            grown.put(place, self._memory, place, row.num_positions)
+        self._memory = grown
+
+    def join(self, rows: list[Row], batch: Batch, prefilled: Prefilled) -> None:
+        """Take in `rows`, for which there is room, which were read as `batch`, and whose first tokens were chosen."""
+        for place, row in enumerate(rows):
+            self._memory.put(len(self.rows) + place, prefilled.cache, place, len(row.prompt.ids))
+            row.visible, row.num_own = batch.visible[place, batch.lengths[place] - 1], batch.num_own[place]
+        self.rows = self.rows + rows
+        self._is_arranged = False
+
+    def leave(self, gone: list[Row]) -> None:
+        """Let rows go; no step works for them from now on."""
+        places = {place for place, row in enumerate(self.rows) if row in gone}
+        for place in places:
+            if self.rows[place].is_broken:
+                self._memory.clear(place)
+        num_left = len(self.rows) - len(places)
+        gaps = sorted(place for place in places if place < num_left)
+        movers = [place for place in range(num_left, len(self.rows)) if place not in places]
+        for gap, mover in zip(gaps, movers, strict=True):
+            self._memory.put(gap, self._memory, mover, self.rows[mover].num_positions)
+            self.rows[gap] = self.rows[mover]
+        self.rows = self.rows[:num_left]
+        self._is_arranged = self._is_arranged and not places
+        if not self.rows:
+            # Without rows no memory is held: the next ones may need less.
+            self._memory, self._image, self._mask = None, None, None
+            self._joined = JoinedImages(self._num_slots)
+
+    def forward(self) -> Tensor:
+        """Feed each row the token that was chosen last and return the hidden states [b, d] that predict the next."""
+        if not self._is_arranged:
+            self._arrange()
+        fed = torch.tensor([[row.last_id, row.num_positions] for row in self.rows], device=self._memory.keys.device)
+        lengths, num_rows = fed[:, 1], len(self.rows)
+        longest = max(row.num_positions for row in self.rows)
+        cache = KVCache(self._memory.keys[:, :num_rows], self._memory.values[:, :num_rows], lengths, longest)
+        return self._model.decoder(fed[:, :1], cache, self._image, self._mask).hidden[:, -1]
+
+    def _arrange(self) -> None:
+        self._image = self._joined.arrange([row.prompt.images for row in self.rows])
+        self._mask = None
+        if self._image is not None:
+            visible = torch.stack([row.visible for row in self.rows])[:, None]
+            num_own = torch.stack([row.num_own for row in self.rows])
+            self._mask = cross_mask(visible, num_own, self._image.keys.shape[3], self._image.keys.device)
+        self._is_arranged = True

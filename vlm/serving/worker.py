@@ -1,0 +1,182 @@
+"""The process that holds the model: it takes jobs from the server, and tells what comes of them, step by step.
+
+It ends when the server does, whichever way that ends, and with any fault that is not one request's own: then a fresh
+process takes its place. What goes through the pipe are pickles, which only these two processes write.
+"""
+
+import json
+import logging
+import os
+import pickle
+import queue
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+from vlm import checkpoint
+from vlm.errors import VLMError
+from vlm.image_cache import ImageCache
+from vlm.pipeline import DEFAULT_MODEL, VLM
+from vlm.serving.batcher import Batcher, Events
+from vlm.serving.job import Failed, Finished
+from vlm.serving.json_lines import log_to
+from vlm.serving.messages import Cancel, EngineOptions, ImageCounts, Ready, Refused, Report, Stop, Submit
+from vlm.serving.reading import JobReader
+from vlm.serving.running import Row
+
+DEFAULT_NAME = "sightline"
+
+
+class Worker:
+    """Answers jobs until it is told to stop."""
+
+    def __init__(self, vlm: VLM, connection: Connection, inbox: queue.SimpleQueue, options: EngineOptions):
+        self._connection, self._inbox = connection, inbox
+        self._batcher = Batcher(vlm.model, vlm.tokenizer, options.num_slots)
+        self._images = None
+        if vlm.images is not None:
+            self._images = vlm.images.cache = CountingCache(vlm.images.cache.max_bytes)
+        self._reader = JobReader(vlm, options, lambda key, row: self._inbox.put((key, row)))
+        self._open: set[int] = set()
+        """Jobs that neither ended nor were cancelled."""
+
+    def run(self) -> None:
+        while True:
+            events: Events = []
+            for message in self._messages():
+                if isinstance(message, Stop):
+                    self._reader.close()
+                    return
+                events += self._handle(message)
+            events += self._batcher.step()
+            self._open -= {key for key, event in events if isinstance(event, Finished | Failed)}
+            if events:
+                self._report(events)
+
+    def _messages(self) -> Iterator[object]:
+        """Yield what came in; wait for it only when there is nothing to compute."""
+        if self._batcher.is_idle:
+            yield self._inbox.get()
+        while not self._inbox.empty():
+            yield self._inbox.get()
+
+    def _handle(self, message: Submit | Cancel | tuple[int, Row | Failed]) -> Events:
+        if isinstance(message, Submit):
+            self._open.add(message.key)
+            self._reader.submit(*message)
+            return []
+        if isinstance(message, Cancel):
+            self._open.discard(message.key)
+            self._reader.forget(message.key)
+            self._batcher.cancel(message.key)
+            self._report([])
+            return []
+        key, row = message
+        self._reader.forget(key)
+        if key not in self._open:
+            return []
+        if isinstance(row, Failed):
+            return [(key, row)]
+        self._batcher.add(row)
+        return []
+
+    def _report(self, events: Events) -> None:
+        send(self._connection, Report(events, self._images.counts if self._images else ImageCounts()))
+
+
+class CountingCache(ImageCache):
+    """An image cache that counts how often it had what was asked for."""
+
+    _hits = _misses = 0
+
+    def get(self, key: str):
+        entry = super().get(key)
+        self._hits, self._misses = self._hits + (entry is not None), self._misses + (entry is None)
+        return entry
+
+    @property
+    def counts(self) -> ImageCounts:
+        return ImageCounts(self._hits, self._misses, self.num_bytes)
+
+
+def main() -> None:
+    """Serve one model over the socket whose number is the first argument."""
+    log_to(sys.stderr)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        # A terminal or a supervisor tells the whole group; the server lets what is running end, then stops this one.
+        signal.signal(number, signal.SIG_IGN)
+    connection = Connection(int(sys.argv[1]))
+    status = 1
+    try:
+        options = pickle.loads(connection.recv_bytes())
+        inbox: queue.SimpleQueue = queue.SimpleQueue()
+        threading.Thread(target=receive, args=(connection, inbox), daemon=True).start()
+        try:
+            vlm, info = open_model(options)
+        except VLMError as error:
+            send(connection, Refused(error.code, error.message))
+        else:
+            send(connection, Ready(info))
+            Worker(vlm, connection, inbox, options).run()
+            status = 0
+    except EOFError:
+        pass
+    except BaseException:
+        # Whatever it is, a library's state may be spoilt (after a CUDA error it is): go, and come back fresh.
+        logging.getLogger("vlm.serving").error("the worker ended", exc_info=True)
+    # Threads may still wait for a picture from far away.
+    os._exit(status)
+
+
+def open_model(options: EngineOptions) -> tuple[VLM, dict]:
+    """Return the model, and what clients may know of it. Raises: VLMError."""
+    source = options.source
+    folder = DEFAULT_MODEL if source is None else checkpoint.resolve(source)
+    vlm = VLM.from_pretrained(
+        folder,
+        device=options.device,
+        dtype=options.dtype,
+        quantize=options.quantize,
+        reference=options.reference,
+        allow_urls=options.allow_urls,
+    )
+    name = DEFAULT_NAME if source is None else Path(source).resolve().name if Path(source).is_dir() else str(source)
+    return vlm, {
+        "name": name,
+        "max_context": vlm.info.max_context,
+        "tile_size": vlm.info.tile_size,
+        "max_tiles": vlm.info.max_tiles,
+        "dtype": str(vlm.info.dtype).removeprefix("torch."),
+        "num_parameters": vlm.info.num_parameters,
+        "has_images": vlm.images is not None,
+        "chat": takes_turns(folder, vlm.tokenizer.eot_id),
+    }
+
+
+def takes_turns(folder: Path, eot_id: int) -> bool:
+    """Tell whether a checkpoint was tuned to end its turns; one that does not say is taken for one that was."""
+    try:
+        ends = json.loads((folder / "generation_config.json").read_text(encoding="utf-8"))["eos_token_id"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return True
+    return eot_id in ends if isinstance(ends, list) else eot_id == ends
+
+
+def receive(connection: Connection, inbox: queue.SimpleQueue) -> None:
+    """Pass on what the server says; leave with it, even while the model is loaded or in the middle of a step."""
+    try:
+        while True:
+            inbox.put(pickle.loads(connection.recv_bytes()))
+    except (EOFError, OSError):
+        os._exit(1)
+
+
+def send(connection: Connection, message: object) -> None:
+    connection.send_bytes(pickle.dumps(message))
+
+
+if __name__ == "__main__":
+    main()
