@@ -1,0 +1,41 @@
+"""How the page is served: in a way that is safe behind a proxy on the internet. Needs the extra `demo`."""
+
+from pathlib import Path
+
+import gradio as gr
+from starlette.middleware import Middleware
+
+from vlm.demo.guard import MAX_FILE_BYTES, Guard
+from vlm.demo.theme import CSS, THEME
+
+MAX_WAITING = 32
+"""Calls that wait for the model; one more is told so at once."""
+
+
+def launch(blocks: gr.Blocks, folder: Path, *, host: str, port: int) -> None:
+    """Serve `blocks` until the process is asked to end; `folder` is where uploads and what is made for the page lie.
+
+    Rates of requests are for the proxy to bound: Gradio has nothing for that.
+    """
+    # What Gradio has as defaults stands here too where safety rests on it.
+    blocks.queue(max_size=MAX_WAITING, default_concurrency_limit=1, api_open=False)
+    blocks.launch(
+        server_name=host,
+        server_port=port,
+        share=False,
+        strict_cors=True,
+        show_error=False,
+        max_file_size=MAX_FILE_BYTES,
+        allowed_paths=[],
+        state_session_capacity=256,
+        app_kwargs={"middleware": [Middleware(Guard, folder=folder)]},
+        theme=THEME,
+        css=CSS,
+        footer_links=[],
+        run_history=False,
+        enable_monitoring=False,
+        mcp_server=False,
+        ssr_mode=False,
+        pwa=False,
+        quiet=True,
+    )
