@@ -4,19 +4,22 @@ Names that other people's checkpoints use appear in this package only.
 """
 
 from vlm.checkpoint.checksums import verify_checksums, write_checksums
+from vlm.checkpoint.conversion import convert_to_hf
 from vlm.checkpoint.empty import empty_model
 from vlm.checkpoint.hub import resolve
-from vlm.checkpoint.loading import load_model, read_config
+from vlm.checkpoint.loading import load_model, read_config, stored_precision
 from vlm.checkpoint.saving import save_model
 from vlm.checkpoint.staging import staged
 
 __all__ = [
+    "convert_to_hf",
     "empty_model",
     "load_model",
     "read_config",
     "resolve",
     "save_model",
     "staged",
+    "stored_precision",
     "verify_checksums",
     "write_checksums",
 ]

@@ -12,6 +12,7 @@ import torch
 from adapters.config import AdapterConfig
 from vision_encoder.config import VisionConfig
 from vision_encoder.tiling import supported_canvases
+from vlm.checkpoint import quantization_config
 from vlm.checkpoint.files import invalid, read_json
 from vlm.config import DecoderConfig, ModelConfig, RopeScaling
 
@@ -55,7 +56,6 @@ _TEXT_FIXED = {
     "mlp_bias": (False,),
     "partial_rotary_factor": (1,),
     "sliding_window": (None,),
-    "quantization_config": (None,),
 }
 _VISION_FIXED = {"hidden_act": ("gelu",), "num_channels": (3,), "norm_eps": (1e-5,), "quantization_config": (None,)}
 # Far beyond any model of this family; keeps a hostile file from building a million layers.
@@ -75,7 +75,7 @@ def read_config(folder: Path) -> ModelConfig:
     found = read_json(folder, CONFIG)
     kind = found.get("model_type")
     try:
-        _check_fixed(found, {"quantization_config": (None,)}, "it")
+        quantization_config.quantization_of(found)
         if kind == "mllama":
             return _read_mllama(found)
         if kind == "llama":
@@ -96,6 +96,14 @@ def read_dtype(folder: Path) -> torch.dtype | None:
                 raise invalid(f"{CONFIG} has torch_dtype {name!r:.40}; expected {', '.join(_DTYPES)}")
             return getattr(torch, name)
     return None
+
+
+def quantization(folder: Path) -> quantization_config.Quantization | None:
+    """Return how config.json says the weights are quantised; None where they are not."""
+    try:
+        return quantization_config.quantization_of(read_json(folder, CONFIG))
+    except ValueError as error:
+        raise invalid(f"{CONFIG}: {error}") from None
 
 
 def write_config(config: ModelConfig, dtype: torch.dtype) -> dict:
@@ -151,6 +159,7 @@ def token_ids(vocab_size: int) -> dict:
 
 def _read_mllama(found: dict) -> ModelConfig:
     text, tower = (_section(found, name) for name in ("text_config", "vision_config"))
+    _check_fixed(text, {"quantization_config": (None,)}, "text_config")
     _check_fixed(tower, _VISION_FIXED, "vision_config")
     cross_layers = _sizes(text, "cross_attention_layers", _CROSS_LAYERS)
     num_cross = len(cross_layers)

@@ -12,13 +12,16 @@ def check_memory(shapes: dict[str, Tensor], dtype: torch.dtype, device: torch.de
     """Raise VLMError where the weights cannot fit; better than being killed halfway."""
     if torch.device(device).type != "cpu":
         return
-    needed = sum(tensor.numel() for tensor in shapes.values()) * dtype.itemsize
+    # Whole numbers are quantised weights, which stay as they are.
+    needed = sum(
+        tensor.numel() * (dtype if tensor.is_floating_point() else tensor.dtype).itemsize for tensor in shapes.values()
+    )
     free = _free_bytes()
     if free is not None and needed > free:
         raise VLMError(
             "device_unavailable",
             f"the weights need {needed / 1e9:.1f} GB as {str(dtype).removeprefix('torch.')} and {free / 1e9:.1f} GB of "
-            "memory are free; give a smaller dtype, another device or a smaller model",
+            'memory are free; give a smaller dtype, quantize="int8" or "int4", another device or a smaller model',
         )
 
 

@@ -85,19 +85,24 @@ def open_safetensors(folder: Path, name: str, opened: ExitStack) -> dict[str, St
     return tensors
 
 
-def write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write `tensors` in their order, one after the other."""
+def write_safetensors(path: Path, tensors: Mapping[str, Tensor | StoredTensor]) -> None:
+    """Write `tensors` in their order, one after the other; a stored one is in memory only while it is written."""
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, tensor in tensors.items():
-        begin, end = end, end + tensor.nbytes
+        begin, end = end, end + num_bytes(tensor)
         header[name] = {"dtype": _NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     with open(path, "wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for tensor in tensors.values():
-            file.write(as_bytes(tensor.detach().cpu().contiguous()))
+            values = tensor.load() if isinstance(tensor, StoredTensor) else tensor
+            file.write(as_bytes(values.detach().cpu().contiguous()))
+
+
+def num_bytes(tensor: Tensor | StoredTensor) -> int:
+    return tensor.num_bytes if isinstance(tensor, StoredTensor) else tensor.nbytes
 
 
 def _begin(entry: object) -> int:

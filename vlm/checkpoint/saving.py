@@ -1,7 +1,6 @@
 """Model to checkpoint: arranged as the format wants it, written beside, moved into place."""
 
-import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
@@ -10,12 +9,13 @@ from torch import Tensor
 
 from vlm.checkpoint import hf, hf_config, meta, meta_config
 from vlm.checkpoint.files import invalid
+from vlm.checkpoint.hf_writing import write_hf, write_json
 from vlm.checkpoint.keys import Key
 from vlm.checkpoint.position_tables import why_not_cells
-from vlm.checkpoint.safetensors_file import write_safetensors
 from vlm.checkpoint.staging import staged
 from vlm.errors import VLMError
 from vlm.model import VisionLanguageModel
+from vlm.quantization import QuantizedWeight, quantized_layers
 
 _TABLES = ("encoder.tile_position_before.table", "encoder.patch_position.table", "encoder.tile_position_after.table")
 
@@ -33,59 +33,61 @@ def save_model(
     `write_more` gets the folder in which the files are prepared and may add its own, a tokenizer's say.
 
     Raises VLMError where the disk is full, the folder cannot be written to or holds the other format, or the model
-    has position tables that Meta's layout cannot hold.
+    has what Meta's layout cannot hold: other position tables, or quantised layers.
     """
     folder = Path(folder).absolute()
-    if format not in ("hf", "meta"):
-        raise VLMError("invalid_request", f'format is {format!r:.40}; give "hf" or "meta"')
-    if folder.exists() and not folder.is_dir():
-        raise invalid(f"{folder.name} is a file; give a folder to save into")
-    tables, settings, other = (hf, hf_config, meta_config) if format == "hf" else (meta, meta_config, hf_config)
-    if (folder / other.CONFIG).exists():
-        raise invalid(f"{folder.name} holds {other.CONFIG}, a checkpoint of the other format; give another folder")
-    state = model.state_dict()
-    keys = tables.keys(model.config)
-    if odd := {key.ours for key in keys} ^ set(state):
+    check_folder(folder, format)
+    weights = _ModelWeights(model)
+    odd = {key.ours for key in (hf if format == "hf" else meta).keys(model.config)} ^ weights.names
+    if odd:
         raise invalid(f"the model's tensors are not its config's ({', '.join(sorted(odd))!s:.120}); save a plain model")
-    if format == "meta":
-        _check_tables(model, state)
-    with staged(folder, last=(hf.INDEX, settings.CONFIG), stale=_weight_names(folder, format)) as staging:
-        dtype = next(iter(state.values())).dtype
-        if format == "hf":
-            _write_hf(model, keys, state, staging, max_shard_bytes)
-        else:
-            _write_meta(model, keys, state, staging)
-        _write_json(staging / settings.CONFIG, settings.write_config(model.config, dtype))
+    if format == "hf":
+        write_hf(weights, folder, max_shard_bytes, write_more)
+        return
+    if weights.schemes:
+        raise invalid('quantised layers have no form in Meta\'s layout; save with format="hf", or the original weights')
+    _check_tables(model, weights.shapes)
+    with staged(folder, last=(meta_config.CONFIG,), stale=_weight_names(folder)) as staging:
+        _write_meta(model, meta.keys(model.config), weights.shapes, staging)
+        write_json(staging / meta_config.CONFIG, meta_config.write_config(model.config, weights.dtype))
         if write_more is not None:
             write_more(staging)
 
 
-def _write_hf(
-    model: VisionLanguageModel, keys: list[Key], state: dict[str, Tensor], staging: Path, max_shard_bytes: float
-) -> None:
-    shards = list(_shards([key for key in keys if not key.alias], state, max_shard_bytes))
-    weight_map = {}
-    for number, shard in enumerate(shards, start=1):
-        name = hf.WEIGHTS if len(shards) == 1 else hf.SHARD.format(number=number, count=len(shards))
-        tensors = {key.theirs: key.layout.to_theirs(state[key.ours], model.config) for key in shard}
-        write_safetensors(staging / name, tensors)
-        weight_map |= dict.fromkeys(tensors, name)
-    if len(shards) > 1:
-        total_size = sum(state[key.ours].nbytes for shard in shards for key in shard)
-        _write_json(staging / hf.INDEX, {"metadata": {"total_size": total_size}, "weight_map": weight_map})
-    _write_json(staging / "generation_config.json", hf_config.token_ids(model.config.decoder.vocab_size))
+def check_folder(folder: Path, format: str) -> None:
+    """Raise VLMError where a checkpoint of that format cannot be written into `folder`."""
+    if format not in ("hf", "meta"):
+        raise VLMError("invalid_request", f'format is {format!r:.40}; give "hf" or "meta"')
+    if folder.exists() and not folder.is_dir():
+        raise invalid(f"{folder.name} is a file; give a folder to save into")
+    other = meta_config if format == "hf" else hf_config
+    if (folder / other.CONFIG).exists():
+        raise invalid(f"{folder.name} holds {other.CONFIG}, a checkpoint of the other format; give another folder")
 
 
-def _shards(keys: list[Key], state: dict[str, Tensor], max_bytes: float) -> Iterator[list[Key]]:
-    """Cut the keys into runs of at most `max_bytes`, or of one tensor that is larger."""
-    shard, num_bytes = [], 0
-    for key in keys:
-        if shard and num_bytes + state[key.ours].nbytes > max_bytes:
-            yield shard
-            shard, num_bytes = [], 0
-        shard.append(key)
-        num_bytes += state[key.ours].nbytes
-    yield shard
+class _ModelWeights:
+    """The weights of a model in memory."""
+
+    def __init__(self, model: VisionLanguageModel):
+        self.config = model.config
+        self._layers = quantized_layers(model)
+        self.schemes = {name: layer.scheme for name, layer in self._layers.items()}
+        buffers = {f"{name}.{part}" for name in self._layers for part in QuantizedWeight._fields}
+        self.shapes = {name: tensor for name, tensor in model.state_dict().items() if name not in buffers}
+        self.names = set(self.shapes) | {f"{name}.weight" for name in self._layers}
+        self.dtype = next(iter(self.shapes.values())).dtype
+
+    def dtype_of(self, name: str) -> torch.dtype:
+        return self.shapes[name].dtype
+
+    def read(self, name: str) -> Tensor:
+        return self.shapes[name]
+
+    def read_quantized(self, layer: str) -> QuantizedWeight:
+        return self._layers[layer].stored()
+
+    def size(self, layer: str) -> tuple[int, int]:
+        return self._layers[layer].out_features, self._layers[layer].in_features
 
 
 def _write_meta(model: VisionLanguageModel, keys: list[Key], state: dict[str, Tensor], staging: Path) -> None:
@@ -103,11 +105,6 @@ def _check_tables(model: VisionLanguageModel, state: dict[str, Tensor]) -> None:
             raise invalid(f'{name} has no form in Meta\'s layout: {why}; save with format="hf"')
 
 
-def _weight_names(folder: Path, format: str) -> list[str]:
-    """The weight files of one format that `folder` holds now."""
-    patterns = (hf.WEIGHTS, hf.INDEX, "model-?????-of-?????.safetensors") if format == "hf" else ("consolidated*.pth",)
-    return [path.name for pattern in patterns for path in folder.glob(pattern)] if folder.exists() else []
-
-
-def _write_json(path: Path, settings: dict) -> None:
-    path.write_text(json.dumps(settings, indent=2) + "\n")
+def _weight_names(folder: Path) -> list[str]:
+    """The weight files of Meta's format that `folder` holds now."""
+    return [path.name for path in folder.glob("consolidated*.pth")] if folder.exists() else []

@@ -1,6 +1,6 @@
 """Tensors that still lie in a file: what is known of them before any weight is read, and how they are read."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -46,3 +46,17 @@ class SplitTensor(StoredTensor):
         for part in self.parts:
             part.copy_to(out.narrow(self.dim, start, part.shape[self.dim]))
             start += part.shape[self.dim]
+
+
+class ComputedTensor(StoredTensor):
+    """A tensor that does not exist until it is read: what it is computed from is let go after it."""
+
+    def __init__(self, shape: Sequence[int], dtype: torch.dtype, compute: Callable[[], Tensor]):
+        super().__init__(tuple(shape), dtype, object())
+        object.__setattr__(self, "compute", compute)
+
+    def copy_to(self, out: Tensor) -> None:
+        out.copy_(self.compute())
+
+    def load(self) -> Tensor:
+        return self.compute()

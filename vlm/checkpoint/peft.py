@@ -1,0 +1,215 @@
+"""Folders of low-rank adapters as the library PEFT has them: `adapter_config.json` and `adapter_model.safetensors`.
+
+Which layers are adapted, and with which rank, is read from the weights; the settings give the strength. What would
+change the computation and is not offered here is refused.
+Source: peft, tuners/lora/config.py and utils/save_and_load.py.
+"""
+
+import json
+import os
+import re
+from collections import Counter
+from contextlib import ExitStack
+from pathlib import Path
+
+import torch
+
+from adapters.lora import AdapterError, LoRAConfig, LowRank, adapter_names, adapters_of, attach, set_strength
+from vlm.checkpoint import hf
+from vlm.checkpoint.files import invalid, read_json
+from vlm.checkpoint.keys import SAME
+from vlm.checkpoint.safetensors_file import open_safetensors, write_safetensors
+from vlm.checkpoint.staging import staged
+from vlm.checkpoint.stored import StoredTensor
+from vlm.config import ModelConfig
+from vlm.errors import public
+from vlm.model import VisionLanguageModel
+
+CONFIG = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
+
+_PREFIX = "base_model.model."
+_KEY = re.compile(r"base_model\.model\.(?P<layer>.+)\.lora_(?P<half>[AB])(?:\.[^.]+)?\.weight")
+# Beside plain low-rank matrices: not offered.
+_FEATURES = (
+    "use_dora", "use_qalora", "use_bdlora", "lora_bias", "modules_to_save", "trainable_token_indices",
+    "target_parameters", "layer_replication", "alora_invocation_tokens", "arrow_config",
+)  # fmt: skip
+# Ways to begin that leave the layer's own weights alone; others store the difference to changed weights.
+_PLAIN_STARTS = (True, False, None, "gaussian", "orthogonal", "eva")
+_UNCALLED = "decoder.head"
+"""The decoder reads the weight of its head, and a tied one has none: an adapter there would have no effect."""
+
+
+@public
+def load_adapter(
+    model: VisionLanguageModel, folder: str | os.PathLike, name: str | None = None, *, strength: float = 1.0
+) -> str:
+    """Put the adapter in `folder` on top of those of `model` and return its name; without `name` it gets a number.
+
+    Raises: VLMError (checkpoint_invalid) for what is no such adapter, or one of another model.
+    """
+    folder = Path(folder)
+    settings = read_json(folder, CONFIG)
+    _check_settings(settings)
+    layers = _layer_names(model.config)
+    ours = {theirs: name for name, theirs in layers.items()}
+    with ExitStack() as opened:
+        halves = _halves(open_safetensors(folder, WEIGHTS, opened))
+        unknown = [layer for layer in halves if layer not in ours]
+        if unknown:
+            raise invalid(
+                f"the adapter has {len(unknown)} layers that this model has not; give the model it was trained on: "
+                + ", ".join(unknown)
+            )
+        found = {ours[layer]: _read(layer, pair, settings, model) for layer, pair in halves.items()}
+    name = name or f"adapter{1 + len(adapter_names(model))}"
+    try:
+        attach(model, name, found)
+    except AdapterError as error:
+        raise invalid(str(error)) from None
+    set_strength(model, name, strength)
+    return name
+
+
+@public
+def save_adapter(
+    model: VisionLanguageModel, folder: str | os.PathLike, name: str = "default", base: str | None = None
+) -> None:
+    """Write the adapter `name` of `model` into `folder`; `base` is where its model is found."""
+    names, chosen = _layer_names(model.config), adapters_of(model, name)
+    if not chosen:
+        raise invalid(f"the model has no adapter named {name!r:.60}; add one first")
+    tensors = {}
+    for place, adapter in chosen.items():
+        layer = _today(names[place]) if model.config.vision is not None else names[place]
+        tensors[f"{_PREFIX}{layer}.lora_A.weight"] = adapter.down
+        tensors[f"{_PREFIX}{layer}.lora_B.weight"] = adapter.up
+    settings = _settings(names, chosen, model.config, base)
+    with staged(Path(folder), last=(CONFIG,)) as staging:
+        write_safetensors(staging / WEIGHTS, tensors)
+        (staging / CONFIG).write_text(json.dumps(settings, indent=2) + "\n")
+
+
+def uncalled_layers() -> tuple[str, ...]:
+    """Return the linear layers that no adapter can stand on."""
+    return (_UNCALLED,)
+
+
+def _layer_names(config: ModelConfig) -> dict[str, str]:
+    """Return the published name of every linear layer by ours. Patches are cut by a convolution over there."""
+    return {
+        key.ours.removesuffix(".weight"): key.theirs.removesuffix(".weight")
+        for key in hf.keys(config)
+        if key.layout is SAME
+        and not key.alias
+        and key.ours != f"{_UNCALLED}.weight"
+        and re.search(r"(_proj|fc[12]|projector)\.weight$", key.ours)
+    }
+
+
+def _today(published: str) -> str:
+    """Return a layer's name as transformers has it today, which peft needs."""
+    for current, old in hf._GENERATIONS:
+        if f"{published}.".startswith(old):
+            return (current + f"{published}.".removeprefix(old)).removesuffix(".")
+    return published
+
+
+def _check_settings(settings: dict) -> None:
+    kind = settings.get("peft_type")
+    if kind != "LORA":
+        raise invalid(f"{CONFIG} has the peft_type {kind!r:.40}; expected LORA; only low-rank adapters are offered")
+    for name in _FEATURES:
+        if settings.get(name):
+            raise invalid(f"{CONFIG} sets {name}, which is not offered; merge the adapter with peft and load the model")
+    if settings.get("bias", "none") != "none":
+        raise invalid(f"{CONFIG} trains biases; expected bias none; merge the adapter with peft and load the model")
+    start = settings.get("init_lora_weights")
+    if not any(start is plain or start == plain for plain in _PLAIN_STARTS):
+        raise invalid(
+            f"{CONFIG} says init_lora_weights {start!r:.40}, which changes the model's own weights too; "
+            "convert the adapter to plain LoRA with peft"
+        )
+
+
+def _halves(stored: dict[str, StoredTensor]) -> dict[str, dict[str, StoredTensor]]:
+    """Return both matrices of each adapted layer by its published name."""
+    halves: dict[str, dict[str, StoredTensor]] = {}
+    odd = []
+    for key, tensor in stored.items():
+        match = _KEY.fullmatch(key)
+        if match is None:
+            odd.append(key)
+            continue
+        halves.setdefault(hf._published(f"{match['layer']}.").removesuffix("."), {})[match["half"]] = tensor
+    odd += [layer for layer, pair in halves.items() if len(pair) != 2]
+    if odd or not halves:
+        raise invalid(
+            f"{WEIGHTS} has {len(odd)} tensors that are no pair of lora_A and lora_B; save plain LoRA: {', '.join(odd)}"
+        )
+    return halves
+
+
+def _read(layer: str, pair: dict[str, StoredTensor], settings: dict, model: VisionLanguageModel) -> LowRank:
+    down, up = pair["A"], pair["B"]
+    if len(down.shape) != 2 or len(up.shape) != 2 or down.shape[0] != up.shape[1]:
+        raise invalid(f"{layer} has matrices of {list(down.shape)} and {list(up.shape)}; expected [r, in] and [out, r]")
+    config = LoRAConfig(
+        rank=down.shape[0],
+        alpha=_number(settings, "lora_alpha", 8, "alpha_pattern", layer),
+        dropout=_number(settings, "lora_dropout", 0.0),
+        rslora=bool(settings.get("use_rslora")),
+        targets=(layer,),
+    )
+    rank = _number(settings, "r", config.rank, "rank_pattern", layer)
+    if rank != config.rank:
+        raise invalid(f"{layer} has rank {config.rank} and {CONFIG} says {rank}; settings and weights are not one's")
+    device = model.decoder.embedding.weight.device
+    with torch.inference_mode(False):
+        return LowRank(down.load().to(device), up.load().to(device), config)
+
+
+def _number(settings: dict, name: str, default: float, patterns: str | None = None, layer: str = "") -> float:
+    """Return a number of the settings: the one whose pattern fits the end of a layer's name, or else that for all."""
+    value = settings.get(name, default)
+    for pattern, special in (settings.get(patterns) or {}).items() if patterns else ():
+        # Source: peft, utils/other.py, get_pattern_key.
+        if any(re.match(rf"(.*\.)?({pattern})$", spelt) for spelt in (layer, _today(layer))):
+            value = special
+            break
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise invalid(f"{CONFIG} gives {name} as {value!r:.40}; expected a number; save the adapter again")
+    return value
+
+
+def _settings(names: dict[str, str], chosen: dict[str, LowRank], config: ModelConfig, base: str | None) -> dict:
+    """Return the settings by which peft builds the same adapters."""
+    spelt = {place: _today(names[place]) if config.vision is not None else names[place] for place in names}
+    ends = {place: name.rsplit(".", 1)[-1] for place, name in spelt.items()}
+    wanted = {ends[place] for place in chosen}
+    # The last parts of names where they say it all, as people write them; else whole names.
+    targets = sorted(wanted)
+    if sum(end in wanted for end in ends.values()) != len(chosen):
+        targets = [spelt[place] for place in chosen]
+    rank, alpha, dropout, rslora = Counter(
+        (each.config.rank, each.config.alpha, each.config.dropout, each.config.rslora) for each in chosen.values()
+    ).most_common(1)[0][0]
+    odd = {spelt[place]: each.config for place, each in chosen.items()}
+    return {
+        "peft_type": "LORA",
+        "base_model_name_or_path": base,
+        "r": rank,
+        "lora_alpha": alpha,
+        "lora_dropout": dropout,
+        "use_rslora": rslora,
+        "target_modules": targets,
+        "rank_pattern": {re.escape(name): one.rank for name, one in odd.items() if one.rank != rank},
+        "alpha_pattern": {re.escape(name): one.alpha for name, one in odd.items() if one.alpha != alpha},
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+        "init_lora_weights": True,
+        "modules_to_save": None,
+        "task_type": None,
+    }

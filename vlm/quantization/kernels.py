@@ -1,0 +1,180 @@
+"""torch's own products with quantised weights: where each is right, and how it wants the weights arranged.
+
+Source: pytorch aten/src/ATen/native/cpu/int8mm_kernel.cpp and int4mm_kernel.cpp, aten/src/ATen/native/cuda/int4mm.cu.
+"""
+
+import functools
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+from vlm.quantization.scheme import Scheme
+from vlm.quantization.weight import CHUNK, QuantizedWeight
+
+_OPS = torch.ops.aten
+_HALF = (torch.bfloat16, torch.float16)
+# Rows packed at a time: each such block of the result depends on its own rows alone.
+_BLOCK = 64
+
+
+class Kernel(ABC):
+    """One product x · wᵀ of torch's for one device and dtype."""
+
+    max_rows: int
+    """Rows of x up to which it is sooner done than expanding the weights is."""
+
+    @abstractmethod
+    def arrange(self, weight: QuantizedWeight) -> tuple[Tensor, Tensor]:
+        """Return numbers and scales as the product wants them."""
+
+    @abstractmethod
+    def restore(self, codes: Tensor, scales: Tensor, scheme: Scheme, rows: slice) -> QuantizedWeight:
+        """Return the weights of `rows`, a multiple of 64 to begin with, from what `arrange` made."""
+
+    @abstractmethod
+    def product(self, x: Tensor, codes: Tensor, scales: Tensor, scheme: Scheme) -> Tensor:
+        """Return x [rows, in] times the weights, [rows, out]."""
+
+
+def find_kernel(scheme: Scheme, weight: QuantizedWeight) -> Kernel | None:
+    """Return the kernel that is right for these weights on their device; None where there is none.
+
+    At 8 bits and 16-bit floats the CPU's kernel reads 16 columns at a time and does not look where a row ends
+    (torch 2.14: wrong numbers, or a crash), so rows must be multiples of 32.
+    """
+    device, dtype, (rows, groups) = weight.scales.device, weight.scales.dtype, weight.scales.shape
+    cols = weight.codes.shape[1] * 8 // scheme.bits
+    if device.type not in ("cpu", "cuda") or dtype not in (torch.float32, *_HALF) or rows == 0 or cols % 32:
+        return None
+    kinds = _KINDS[scheme.bits, device.type]
+    if not all(torch._C._dispatch_has_kernel_for_dispatch_key(f"aten::{name}", kinds.KEY) for name in kinds.NAMES):
+        return None
+    return kinds.of(scheme, rows, cols, groups, dtype)
+
+
+class _Int8(Kernel):
+    """8 bits and a scale a row."""
+
+    NAMES, KEY = ("_weight_int8pack_mm",), "CPU"
+
+    def __init__(self, max_rows: int):
+        self.max_rows = max_rows
+
+    @classmethod
+    def of(cls, scheme: Scheme, rows: int, cols: int, groups: int, dtype: torch.dtype) -> "Kernel | None":
+        return cls(64 if dtype in _HALF else 4) if groups == 1 and scheme.symmetric else None
+
+    def arrange(self, weight: QuantizedWeight) -> tuple[Tensor, Tensor]:
+        return weight.codes, weight.scales.flatten()
+
+    def restore(self, codes: Tensor, scales: Tensor, scheme: Scheme, rows: slice) -> QuantizedWeight:
+        return QuantizedWeight(codes[rows], scales[rows, None])
+
+    def product(self, x: Tensor, codes: Tensor, scales: Tensor, scheme: Scheme) -> Tensor:
+        return _OPS._weight_int8pack_mm(x, codes, scales)
+
+
+class _Int8Cuda(_Int8):
+    """The same on a GPU."""
+
+    KEY = "CUDA"
+
+    @classmethod
+    def of(cls, scheme: Scheme, rows: int, cols: int, groups: int, dtype: torch.dtype) -> "Kernel | None":
+        fits = groups == 1 and scheme.symmetric and dtype == torch.bfloat16 and rows % 8 == 0
+        return cls(32) if fits else None
+
+
+class _Int4(Kernel):
+    """4 bits in groups; zero points come as what is added after scaling."""
+
+    NAMES, KEY = ("_convert_weight_to_int4pack_for_cpu", "_weight_int4pack_mm_for_cpu"), "CPU"
+
+    def __init__(self, max_rows: int):
+        self.max_rows = max_rows
+
+    @classmethod
+    def of(cls, scheme: Scheme, rows: int, cols: int, groups: int, dtype: torch.dtype) -> "Kernel | None":
+        fits = scheme.group_size in (32, 64, 128, 256) and rows % 16 == 0
+        return cls(128 if dtype in _HALF else 1) if fits else None
+
+    def pack(self, codes: Tensor) -> Tensor:
+        """Return 4-bit codes [out, in / 2] in the arrangement of this kernel."""
+        # Its second argument means nothing on a CPU.
+        return _OPS._convert_weight_to_int4pack_for_cpu(_halves(codes).flatten(1).to(torch.int32), 1)
+
+    def product(self, x: Tensor, codes: Tensor, scales: Tensor, scheme: Scheme) -> Tensor:
+        return _OPS._weight_int4pack_mm_for_cpu(x, codes, scheme.group_size, scales)
+
+    def arrange(self, weight: QuantizedWeight) -> tuple[Tensor, Tensor]:
+        codes, scales, zeros = weight
+        offsets = torch.zeros_like(scales) if zeros is None else -zeros * scales
+        num_rows = _BLOCK * max(1, CHUNK // (2 * codes.shape[1] * _BLOCK))
+        packed = torch.cat([self.pack(part) for part in codes.split(num_rows)])
+        return packed, torch.stack((scales.t(), offsets.t()), -1).contiguous()
+
+    def restore(self, codes: Tensor, scales: Tensor, scheme: Scheme, rows: slice) -> QuantizedWeight:
+        first, last, _ = rows.indices(scales.shape[1])
+        cols = scales.shape[0] * scheme.group_size
+        halves = _halves(codes.view(torch.uint8).flatten()[first * cols // 2 : last * cols // 2]).flatten()
+        whole = (last - first) // _BLOCK * _BLOCK
+        parts = [self._unpack(part, cols) for part in (halves[: whole * cols], halves[whole * cols :]) if len(part)]
+        scale, offset = scales[:, first:last].unbind(-1)
+        zeros = None if scheme.symmetric else (-offset / scale).round().t().to(torch.int8)
+        return QuantizedWeight(torch.cat(parts), scale.t(), zeros)
+
+    def _unpack(self, halves: Tensor, cols: int) -> Tensor:
+        """Return the codes of packed halves of whole blocks, or of one block that is smaller."""
+        rows = min(_BLOCK, len(halves) // cols)
+        halves = halves.view(-1, rows * cols).index_select(1, _places(self, rows, cols, halves.device))
+        return halves[:, 0::2].bitwise_or_(halves[:, 1::2] << 4).reshape(-1, cols // 2)
+
+
+class _Int4Cuda(_Int4):
+    """The same on a GPU, whose tensor cores take 16 columns times `tiles`."""
+
+    NAMES, KEY = ("_convert_weight_to_int4pack", "_weight_int4pack_mm"), "CUDA"
+
+    def __init__(self, max_rows: int, tiles: int):
+        super().__init__(max_rows)
+        self.tiles = tiles
+
+    @classmethod
+    def of(cls, scheme: Scheme, rows: int, cols: int, groups: int, dtype: torch.dtype) -> "Kernel | None":
+        tiles = next((tiles for tiles in (8, 4, 2) if cols % (16 * tiles) == 0), None)
+        fits = scheme.group_size in (32, 64, 128, 256) and rows % 8 == 0 and dtype == torch.bfloat16
+        return cls(32, tiles) if fits and tiles and torch.cuda.get_device_capability() >= (8, 0) else None
+
+    def pack(self, codes: Tensor) -> Tensor:
+        # Here the number of the even column is in the upper half.
+        return _OPS._convert_weight_to_int4pack(codes << 4 | codes >> 4, self.tiles)
+
+    def product(self, x: Tensor, codes: Tensor, scales: Tensor, scheme: Scheme) -> Tensor:
+        return _OPS._weight_int4pack_mm(x, codes, scheme.group_size, scales)
+
+
+_KINDS = {(8, "cpu"): _Int8, (8, "cuda"): _Int8Cuda, (4, "cpu"): _Int4, (4, "cuda"): _Int4Cuda}
+
+
+def _halves(codes: Tensor) -> Tensor:
+    """Return the halves of bytes [...], the lower one first, [..., 2]."""
+    return torch.stack((codes & 15, codes >> 4), -1)
+
+
+@functools.lru_cache(maxsize=8)
+def _places(kernel: _Int4, rows: int, cols: int, device: torch.device) -> Tensor:
+    """Return for each number of a block [rows, cols] at which half it is once packed.
+
+    The arrangement differs with the processor and the version of torch, so it is asked of torch: blocks whose numbers
+    are the digits of their own places are packed, and the digits read off the halves.
+    """
+    number = torch.arange(rows * cols, dtype=torch.int32, device=device).view(rows, cols)
+    found = torch.zeros(rows * cols, dtype=torch.int32, device=device)
+    for shift in range(0, (rows * cols - 1).bit_length(), 4):
+        digits = (number >> shift & 15).to(torch.uint8)
+        packed = kernel.pack(digits[:, 0::2] | digits[:, 1::2] << 4).view(torch.uint8)
+        found |= _halves(packed).flatten().to(torch.int32) << shift
+    places = torch.empty_like(found)
+    places[found] = number.flatten()
+    return places
