@@ -21,8 +21,10 @@ SYSTEM_FONTS = "/usr/share/fonts/truetype"
 # Plain Latin text faces; anything else in a system's folders may be symbols or another script.
 KNOWN_FACES = """DejaVuSans DejaVuSans-Bold DejaVuSerif DejaVuSerif-Bold DejaVuSansCondensed DejaVuSansCondensed-Bold
 DejaVuSerifCondensed DejaVuSansMono STIXGeneral STIXGeneralBol LiberationSans-Regular LiberationSans-Bold
-LiberationSerif-Regular LiberationSansNarrow-Regular Arimo-Regular Carlito-Regular Lato-Regular OpenSans-Regular
-OpenSans-Bold Roboto-Regular Roboto-Bold NotoSans-Regular NotoSerif-Regular Ubuntu-R FreeSans FreeSerif"""
+LiberationSerif-Regular LiberationSerif-Bold LiberationSansNarrow-Regular LiberationMono-Regular Arimo-Regular
+Carlito-Regular Carlito-Bold Caladea-Regular Lato-Regular OpenSans-Regular OpenSans-Semibold OpenSans-Bold
+Roboto-Regular Roboto-Bold RobotoCondensed-Regular NotoSans-Regular NotoSans-Bold NotoSerif-Regular Ubuntu-R FreeSans
+FreeSansBold FreeSerif FreeSerifBold"""
 HELD_OUT_FACES = ("DejaVuSansCondensed", "DejaVuSansCondensed-Bold", "STIXGeneral", "STIXGeneralBol", "Lato-Regular")
 
 

@@ -61,7 +61,7 @@ def draw_chart(
 
 
 def patch_characters(
-    characters: Sequence[Character], patch_size: int, grid: tuple[int, int], max_per_patch: int = 3
+    characters: Sequence[Character], patch_size: float, grid: tuple[int, int], max_per_patch: int = 3
 ) -> np.ndarray:
     """Return for each patch the codes of the characters whose centres lie in it, uint8 [rows, cols, max_per_patch].
 
@@ -80,7 +80,7 @@ def patch_characters(
 
 
 def patch_slots(
-    characters: Sequence[Character], patch_size: int, grid: tuple[int, int], slots: tuple[int, int] = (2, 4)
+    characters: Sequence[Character], patch_size: float, grid: tuple[int, int], slots: tuple[int, int] = (2, 4)
 ) -> np.ndarray:
     """Return the codes of the characters in equal parts of each patch, uint8 [rows, cols, prod(slots)].
 
@@ -107,7 +107,7 @@ def _in_reading_order(characters: list[Character]) -> list[Character]:
 
 
 def patch_mask(
-    characters: Sequence[Character], boxes: Sequence[Box], patch_size: int, grid: tuple[int, int]
+    characters: Sequence[Character], boxes: Sequence[Box], patch_size: float, grid: tuple[int, int]
 ) -> np.ndarray:
     """Return which patches hold the evidence in `boxes`, bool [rows * cols].
 
@@ -126,5 +126,5 @@ def patch_mask(
     return mask.reshape(-1)
 
 
-def _patch(position: float, patch_size: int, num_patches: int) -> int:
+def _patch(position: float, patch_size: float, num_patches: int) -> int:
     return min(max(int(position // patch_size), 0), num_patches - 1)

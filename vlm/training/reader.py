@@ -13,6 +13,7 @@ import math
 import os
 import signal
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -37,7 +38,7 @@ logger = logging.getLogger(__name__)
 
 PEAK_RATES = (1e-2, 2e-3)
 """Of Muon and of AdamW."""
-SAVE_EVERY_S = 300
+SAVE_EVERY_S = 240
 LOG_EVERY = 20
 
 
@@ -81,6 +82,47 @@ STAGES = (
         rates=(0.67, 0.0),
         weights=Losses(1.0, 0.8, 0.5, 0.6),
     ),
+    Stage(
+        name="print",
+        tile_size=224,
+        diet=Diet(num_images=8, share_pages=0.75, num_questions=0, difficulty=(0.3, 1.0), max_shrink=1.4),
+        num_batches=1409,
+        rates=(0.7, 0.54),
+        weights=Losses(0.0, 1.0, 0.3, 0.0),
+    ),
+    Stage(
+        name="fine print",
+        tile_size=224,
+        diet=Diet(num_images=16, share_pages=0.7, num_questions=0, difficulty=(0.3, 1.0), max_shrink=1.4),
+        num_batches=800,
+        rates=(0.54, 0.3),
+        weights=Losses(0.0, 1.0, 0.3, 0.0),
+    ),
+    Stage(
+        name="binding",
+        tile_size=224,
+        diet=Diet(num_images=16, share_pages=0.2, num_questions=4, difficulty=(0.3, 1.0), max_shrink=1.4),
+        num_batches=516,
+        rates=(0.4, 0.3),
+        weights=Losses(1.0, 1.0, 0.5, 0.6),
+    ),
+    Stage(
+        name="settling",
+        tile_size=224,
+        diet=Diet(num_images=16, share_pages=0.2, num_questions=4, difficulty=(0.5, 1.0), max_shrink=1.4),
+        num_batches=1250,
+        rates=(0.15, 0.0),
+        weights=Losses(1.0, 1.0, 0.5, 0.6),
+    ),
+    Stage(
+        name="sheets",
+        tile_size=224,
+        max_tiles=4,
+        diet=Diet(num_images=8, share_pages=0.1, num_questions=6, sheets=True, max_shrink=1.3),
+        num_batches=420,
+        rates=(0.12, 0.0),
+        weights=Losses(1.0, 1.0, 0.5, 0.6),
+    ),
 )
 
 
@@ -104,6 +146,8 @@ class Run:
         )
         self.stage_index = self.batch_index = 0
         self.elapsed_s = 0.0
+        self.recent: Counter[str] = Counter()
+        """Losses summed since they were last logged."""
         self.stopping = False
         out.mkdir(parents=True, exist_ok=True)
         self._resume()
@@ -138,7 +182,9 @@ class Run:
             num_ranks=self.num_ranks,
         )
         remaining = Subset(data, range(self.batch_index, stage.num_batches))
-        batches = DataLoader(remaining, batch_size=None, num_workers=1, prefetch_factor=6)
+        batches = DataLoader(
+            remaining, batch_size=None, num_workers=1, prefetch_factor=6, worker_init_fn=_leave_signals_to_the_run
+        )
         trained = self.reader
         if self.num_ranks > 1:
             # The decoder takes no part in a batch of pages alone.
@@ -146,13 +192,13 @@ class Run:
         since = saved = time.monotonic()
         bar = tqdm(total=stage.num_batches, initial=self.batch_index, disable=None, unit="batch", desc=stage.name)
         for batch in batches:
-            losses = self._step(trained, stage, batch)
+            self.recent.update(self._step(trained, stage, batch))
             self.batch_index += 1
             bar.update()
             now = time.monotonic()
             self.elapsed_s, since = self.elapsed_s + now - since, now
             if self.batch_index % LOG_EVERY == 0:
-                self._log(stage, losses)
+                self._log(stage)
             stopping = self._told_to_stop()
             if stopping or now - saved > SAVE_EVERY_S:
                 saved = now
@@ -188,24 +234,26 @@ class Run:
                 optimizer.step()
         else:
             logger.warning("a step with a gradient that is not finite was left out")
-        return {name: round(loss.item(), 4) for name, loss in losses._asdict().items()} | {"norm": round(norm, 3)}
+        return {name: loss.item() for name, loss in losses._asdict().items()} | {"norm": norm, "steps": 1}
 
-    def _log(self, stage: Stage, losses: dict[str, float]) -> None:
-        """Append what was learned lately; the shares of whole replies that were right are of this process alone."""
+    def _log(self, stage: Stage) -> None:
+        """Append mean losses since the last time and the shares of whole replies that were right, of this process."""
         exact = self.reader.exact
         kinds = sorted({kind for kind, _ in exact})
         right = {kind: round(exact[kind, True] / (exact[kind, True] + exact[kind, False]), 3) for kind in kinds}
         exact.clear()
+        num_steps = self.recent.pop("steps")
         if self.rank == 0:
             row = {
                 "stage": stage.name,
                 "batch": self.batch_index,
                 "elapsed_s": round(self.elapsed_s),
-                **losses,
+                **{name: round(total / num_steps, 4) for name, total in self.recent.items()},
                 "exact": right,
             }
             with (self.out / "log.jsonl").open("a") as log:
                 log.write(json.dumps(row) + "\n")
+        self.recent.clear()
 
     def export(self, folder: Path) -> None:
         """Write the model as it ships: without its head for characters, for pictures of up to four tiles, bfloat16."""
@@ -236,6 +284,11 @@ class Run:
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
         self.elapsed_s, self.stage_index, self.batch_index = state["elapsed_s"], state["stage"], state["batch"]
+
+
+def _leave_signals_to_the_run(_: int) -> None:
+    """Ignore SIGTERM in a process that draws: torchrun sends it to all, and the run must take its last step."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def _without_positions(module: nn.Module) -> dict[str, torch.Tensor]:

@@ -24,6 +24,8 @@ from vlm.training.reader_targets import PatchLinks, character_codes, patch_links
 from vlm.training.text_pages import draw_page
 
 IGNORED = -100
+MAX_GRID = 36
+"""Rows and columns of patches on the largest canvas that the reader is to see: two tiles of 288 pixels each way."""
 NUM_IN_ORDER = 4
 NUM_SLOTS = 8 + NUM_IN_ORDER
 """Characters told of a patch: in each of its eight parts, which is the easier to learn, then the first in order."""
@@ -76,6 +78,8 @@ class Diet:
     """Of the charts in the first batch and in the last, a straight line between."""
     sheets: bool = False
     """Whether pictures come in all sizes up to two by two tiles, rather than one tile large."""
+    max_shrink: float = 1.0
+    """Half of the pictures are drawn up to so much larger than the model sees them, as publishers' are."""
 
 
 class ReaderData(Dataset):
@@ -101,22 +105,23 @@ class ReaderData(Dataset):
 
     def __getitem__(self, index: int) -> ReaderBatch:
         shared = np.random.default_rng([self.seed, index])
-        offset = tuple(int(patches) for patches in shared.integers(0, self.config.grid + 1, 2))
-        size = _sheet(shared, self.config.tile_size) if self.diet.sheets else self.config.tile_size
-        canvas, _ = self.processor.placement((size, size) if isinstance(size, int) else size)
-        layout = _Layout(self.config, canvas)
+        offset = tuple(int(patches) for patches in shared.integers(0, MAX_GRID - self.config.grid + 1, 2))
+        sheet = _sheet(shared, self.config.tile_size, self._shrink(shared)) if self.diet.sheets else None
+        canvas = self.processor.placement(sheet)[0] if sheet else (1, 1)
         rng = np.random.default_rng([self.seed, index, self.rank])
         first, last = self.diet.difficulty
         difficulty = first + (last - first) * index / self.num_batches
         pixels, characters, links, rows = [], [], [], []
         for image_index in range(self.diet.num_images // self.num_ranks):
+            size = sheet or round(self.config.tile_size * self._shrink(rng))
+            layout = _Layout(self.config, canvas, self._drawn_patch(size))
             if rng.random() < self.diet.share_pages:
                 image, printed = draw_page(rng, size)
                 links.append(PatchLinks(*np.zeros((4, len(layout.order)), dtype=np.int16)))
             else:
                 chart = draw_chart(rng, size, difficulty=difficulty)
                 image, printed = chart.image, chart.characters
-                links.append(patch_links(chart, self.config.patch_size, layout.grid))
+                links.append(patch_links(chart, layout.patch_size, layout.grid))
                 for question in ask(rng, chart, self.diet.num_questions) if self.diet.num_questions else ():
                     rows.append((image_index, *self._conversation(chart, question, layout), question.kind))
             pixels.append(self.processor(image).pixels)
@@ -130,9 +135,19 @@ class ReaderData(Dataset):
             [_group(group, self.tokenizer.image_marker_id) for group in _by_length(rows)],
         )
 
+    def _shrink(self, rng: np.random.Generator) -> float:
+        """Return how much larger than it is seen a picture is drawn."""
+        return float(rng.uniform(1, self.diet.max_shrink)) if rng.random() < 0.5 else 1.0
+
+    def _drawn_patch(self, size: int | tuple[int, int]) -> float:
+        """Return the side of a patch in pixels of a picture drawn at `size`, before it is shrunk."""
+        height, width = (size, size) if isinstance(size, int) else size
+        fitted = self.processor.placement((height, width))[1]
+        return self.config.patch_size * max(height, width) / max(fitted)
+
     def _characters(self, printed: Sequence[Character], layout: "_Layout") -> np.ndarray:
-        parts = patch_slots(printed, self.config.patch_size, layout.grid)
-        in_order = patch_characters(printed, self.config.patch_size, layout.grid, NUM_IN_ORDER)
+        parts = patch_slots(printed, layout.patch_size, layout.grid)
+        in_order = patch_characters(printed, layout.patch_size, layout.grid, NUM_IN_ORDER)
         codes = np.concatenate([parts, in_order], axis=-1)
         return character_codes(codes.reshape(-1, NUM_SLOTS))[layout.order]
 
@@ -143,26 +158,28 @@ class ReaderData(Dataset):
         turn = Turn("user", (Image(None), Text(question.question)))
         prompt = encode_prompt(self.tokenizer, [turn]).ids
         reply = [*self.tokenizer.encode(question.answer), self.tokenizer.eot_id]
-        places = self.config.patch_size, layout.grid
+        places = layout.patch_size, layout.grid
         pointers = pointer_targets(self.tokenizer, chart, question, prompt, reply, *places)[..., layout.order]
         return prompt + reply[:-1], [IGNORED] * (len(prompt) - 1) + reply, pointers
 
 
 class _Layout:
-    """The patches of a canvas: `grid` (rows, cols), and for each patch, tile by tile, its number along the rows."""
+    """The patches of a canvas: `grid` (rows, cols), for each patch, tile by tile, its number along the rows, and its
+    side in pixels of the picture as it is drawn."""
 
-    def __init__(self, config: VisionConfig, canvas: tuple[int, int]):
+    def __init__(self, config: VisionConfig, canvas: tuple[int, int], patch_size: float):
+        self.patch_size = patch_size
         self.grid = (canvas[0] * config.grid, canvas[1] * config.grid)
         along_rows = np.arange(self.grid[0] * self.grid[1]).reshape(self.grid)
         self.order = rearrange(along_rows, "(rows y) (cols x) -> (rows cols y x)", rows=canvas[0], cols=canvas[1])
 
 
-def _sheet(rng: np.random.Generator, tile_size: int) -> tuple[int, int]:
-    """Return the (height, width) of a picture of up to two by two tiles: often that of statistics publishers."""
+def _sheet(rng: np.random.Generator, tile_size: int, shrink: float) -> tuple[int, int]:
+    """Return the (height, width) of a picture seen on up to two by two tiles: often that of statistics publishers."""
     if rng.random() < 0.4:
-        return round(2 * tile_size * 557 / 800), 2 * tile_size
+        return round(2 * tile_size * shrink * 557 / 800), round(2 * tile_size * shrink)
     random = Random(int(rng.integers(2**63)))
-    return draw_shape(random, random.randint(tile_size, 2 * tile_size))
+    return draw_shape(random, round(random.randint(tile_size, 2 * tile_size) * shrink))
 
 
 def _by_length(rows: list[tuple]) -> list[list[tuple]]:

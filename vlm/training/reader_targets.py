@@ -36,7 +36,7 @@ class PatchLinks(NamedTuple):
     """The legend entry of the value printed in this patch."""
 
 
-def patch_links(chart: Chart, patch_size: int, grid: tuple[int, int]) -> PatchLinks:
+def patch_links(chart: Chart, patch_size: float, grid: tuple[int, int]) -> PatchLinks:
     """Return the links of a chart that lies at the top left of its canvas."""
     links = PatchLinks(*np.zeros((4, grid[0] * grid[1]), dtype=np.int16))
     labels = {label: index for index, label in enumerate(chart.spec.labels, 1)}
@@ -52,7 +52,7 @@ def patch_links(chart: Chart, patch_size: int, grid: tuple[int, int]) -> PatchLi
     return links
 
 
-def _mask(chart: Chart, box: Box, patch_size: int, grid: tuple[int, int]) -> np.ndarray:
+def _mask(chart: Chart, box: Box, patch_size: float, grid: tuple[int, int]) -> np.ndarray:
     return patch_mask(chart.characters, (box,), patch_size, grid)
 
 
@@ -62,7 +62,7 @@ def pointer_targets(
     question: Question,
     prompt: list[int],
     reply: list[int],
-    patch_size: int,
+    patch_size: float,
     grid: tuple[int, int],
 ) -> np.ndarray:
     """Return where the pointers should look at each position of `prompt + reply[:-1]`, bool [NUM_POINTERS, s, p].

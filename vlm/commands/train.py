@@ -1,0 +1,51 @@
+"""`vlm train`: a run from a file of settings."""
+
+import signal
+from pathlib import Path
+
+import click
+
+from vlm.commands.options import json_option
+from vlm.commands.terminal import Command, say, say_json
+
+
+@click.command(cls=Command, short_help="Train or fine-tune.")
+@click.argument("config", metavar="CONFIG", type=click.Path(dir_okay=False, path_type=Path))
+@click.argument("overrides", metavar="[KEY=VALUE ...]", nargs=-1)
+@json_option
+def train(config: Path, overrides: tuple[str, ...], as_json: bool):
+    """Train or fine-tune as CONFIG, a TOML or YAML file, says; KEY=VALUE sets single keys on top.
+
+    \b
+    vlm train sft.toml
+    vlm train sft.toml optimizer.lr=5e-5 steps=1000 out=runs/slower
+    vlm train sft.toml data.0.path=more.jsonl trained.lora.rank=32
+
+    Run it again to go on where it stopped: after a kill, a crash or Ctrl-C, bit for bit as if nothing had happened.
+    The keys are listed in docs/training.md.
+    """
+    from vlm.training.config import TrainConfig
+    from vlm.training.settings import read_settings
+
+    settings = read_settings(TrainConfig, config, overrides)
+
+    from vlm.training.loop import Training
+
+    training = Training(settings)
+    if training.num_done > 0:
+        say(f"going on after step {training.num_done} of {training.num_steps}")
+    handlers = {kind: signal.signal(kind, training.stop) for kind in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        report = training.train()
+    finally:
+        for kind, handler in handlers.items():
+            signal.signal(kind, handler)
+    loss = "none" if report.loss is None else f"{report.loss:.4f}"
+    say(f"{report.steps} steps, loss {loss}; {report.bad_steps} steps and {report.poison} samples were left out")
+    if report.failed_saves:
+        say(f"{report.failed_saves} checkpoints could not be written")
+    say(f"wrote {report.result}")
+    say("no curves: matplotlib is not installed" if report.curves is None else f"drew {report.curves}")
+    if as_json:
+        shown = {name: str(value) if isinstance(value, Path) else value for name, value in report._asdict().items()}
+        say_json(shown)

@@ -1,0 +1,111 @@
+"""The samples of each step, read and cut into rows; what cannot be used is named and left out."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from torch.utils.data import Dataset
+
+from vision_encoder.image_input import read_image
+from vision_encoder.preprocess import ImageProcessor, ProcessedImage
+from vlm.errors import VLMError, public
+from vlm.training.data.jsonl import JsonLines
+from vlm.training.data.layouts import read_sample
+from vlm.training.data.order import Order
+from vlm.training.data.samples import Sample
+from vlm.training.rows import Row
+
+
+class Source(NamedTuple):
+    """One file of training data."""
+
+    lines: JsonLines
+    image_folder: object
+    weight: float
+
+
+class Example(NamedTuple):
+    """One sample as the model reads it."""
+
+    id: str
+    place: tuple[int, int]
+    """Its source and its place there."""
+    rows: list[Row]
+    """One, or for a preference the chosen and the rejected reply."""
+
+
+class Poison(NamedTuple):
+    """A sample that cannot be used."""
+
+    id: str
+    reason: str
+
+
+class StepData(NamedTuple):
+    """What one step learns from."""
+
+    examples: list[Example]
+    poison: list[Poison]
+
+
+Cut = Callable[[Sample, Callable[[object], ProcessedImage]], list[Row]]
+"""Makes rows of a sample, opening its images by the function given."""
+
+
+class StepBatches(Dataset):
+    """The samples of step `index`, whatever happened before."""
+
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        cut: Cut,
+        processor: ImageProcessor | None,
+        *,
+        batch_size: int,
+        seed: int,
+        shuffle: bool = True,
+        max_length: int,
+    ):
+        empty = [source.lines.path.name for source in sources if not len(source.lines)]
+        if empty or not sources:
+            raise VLMError("invalid_request", f"no sample lies in {', '.join(empty) or 'the data'}; give a line each")
+        self.sources, self.cut, self.processor = list(sources), cut, processor
+        self.batch_size, self.max_length = batch_size, max_length
+        sizes, weights = [len(source.lines) for source in sources], [source.weight for source in sources]
+        self.order = Order(sizes, weights, seed=seed, shuffle=shuffle)
+
+    @property
+    def num_samples(self) -> int:
+        return sum(self.order.sizes)
+
+    def __getitem__(self, index: int) -> StepData:
+        found = [self.read(*self.order[index * self.batch_size + place]) for place in range(self.batch_size)]
+        return StepData(
+            [one for one in found if isinstance(one, Example)], [one for one in found if isinstance(one, Poison)]
+        )
+
+    def every(self):
+        """Yield each sample of every source once, in the order of the files."""
+        for source, size in enumerate(self.order.sizes):
+            for place in range(size):
+                yield self.read(source, place)
+
+    def read(self, source: int, place: int) -> Example | Poison:
+        """Return one sample, or why it cannot be used."""
+        lines = self.sources[source].lines
+        name = lines.name(place)
+        try:
+            row = lines[place]
+            if isinstance(row, dict) and isinstance(row.get("id"), str | int):
+                name = str(row["id"])
+            rows = public(self.cut)(read_sample(row, self.sources[source].image_folder), self._open)
+        except VLMError as error:
+            return Poison(name, error.message)
+        longest = max(len(row.ids) for row in rows)
+        if longest > self.max_length:
+            return Poison(name, f"the sample has {longest} tokens, more than max_length {self.max_length}")
+        return Example(name, (source, place), rows)
+
+    def _open(self, image: object) -> ProcessedImage:
+        if self.processor is None:
+            raise VLMError("invalid_request", "the sample has an image and the model is for text only")
+        return self.processor(read_image(image))

@@ -1,0 +1,70 @@
+"""What a run tells: a line of JSON a step, the samples it could not use, and a picture of its curves."""
+
+import json
+import logging
+from pathlib import Path
+
+from vlm.tokenizer_files.disk import write_whole
+from vlm.training.data.batches import Poison
+
+logger = logging.getLogger(__name__)
+
+LOG, SKIPPED, CURVES = "log.jsonl", "skipped_samples.jsonl", "curves.png"
+
+
+class Journal:
+    """The log of the run in `folder`."""
+
+    def __init__(self, folder: Path, *, num_done: int):
+        """Go on after `num_done` steps: lines of later ones, which will be done again, are dropped."""
+        self.folder = folder
+        rows = [row for row in read_lines(folder / LOG) if row["step"] <= num_done]
+        write_whole(folder / LOG, "".join(json.dumps(row) + "\n" for row in rows).encode())
+        self._poison = {row["id"] for row in read_lines(folder / SKIPPED)}
+
+    @property
+    def num_poison(self) -> int:
+        """Samples that could not be used."""
+        return len(self._poison)
+
+    def write(self, row: dict) -> None:
+        self._append(LOG, row)
+
+    def poison(self, sample: Poison) -> None:
+        """Name a sample that was left out, once."""
+        if sample.id not in self._poison:
+            self._poison.add(sample.id)
+            logger.warning("sample %s is left out: %s", sample.id, sample.reason)
+            self._append(SKIPPED, sample._asdict())
+
+    def _append(self, name: str, row: dict) -> None:
+        with open(self.folder / name, "a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+
+def read_lines(path: Path) -> list[dict]:
+    """Return the lines of a log; a last one that a kill cut short is left out."""
+    if not path.exists():
+        return []
+    *whole, _ = path.read_text(encoding="utf-8").split("\n")
+    return [json.loads(line) for line in whole]
+
+
+def draw_curves(folder: Path) -> Path | None:
+    """Draw loss, gradient norm and learning rate over the steps; None where matplotlib is not installed."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        return None
+
+    rows = [row for row in read_lines(folder / LOG) if row["loss"] is not None]
+    figure = Figure(figsize=(11, 3.4), layout="constrained")
+    panels = figure.subplots(1, 3)
+    for axes, (name, title) in zip(
+        panels, (("loss", "loss"), ("grad_norm", "norm of the gradient"), ("lr", "learning rate")), strict=True
+    ):
+        axes.plot([row["step"] for row in rows], [row[name] for row in rows], color="tab:blue", linewidth=1)
+        axes.set(title=title, xlabel="step")
+        axes.grid(alpha=0.3)
+    figure.savefig(folder / CURVES, dpi=90, metadata={"Software": None})
+    return folder / CURVES

@@ -1,0 +1,44 @@
+"""The folder of a run, and what the run in it is: it can only be gone on with, never turned into another."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+from vlm.errors import VLMError
+from vlm.tokenizer_files.disk import write_whole
+from vlm.training.config import TrainConfig
+
+SETTINGS = "settings.json"
+MAY_CHANGE = (
+    "out", "checkpoints", "micro_batch_size", "device", "recompute", "workers", "max_bad_steps", "log_every",
+    "export_dtype",
+)  # fmt: skip
+"""Settings that a run may be taken up with other values of; all others would make it another run."""
+
+
+def open_folder(folder: Path, config: TrainConfig, facts: dict) -> None:
+    """Make the folder of a run and write down its settings, and `facts` about its data, if it is new.
+
+    Raises: VLMError where it holds a run of other settings, or cannot be written to.
+    """
+    settings = json.loads(json.dumps(dataclasses.asdict(config) | facts))
+    path = folder / SETTINGS
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not path.exists():
+            write_whole(path, (json.dumps(settings, indent=2) + "\n").encode())
+        before = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise _bad(f"the folder {folder.name!r:.40} cannot be used: {error.strerror}; give another out") from None
+    except ValueError:
+        raise _bad(f"{SETTINGS} in {folder.name!r:.40} is no JSON; remove it, or give another out") from None
+    changed = [name for name in settings if name not in MAY_CHANGE and settings[name] != before.get(name)]
+    if changed:
+        raise _bad(
+            f"the run in {folder.name!r:.40} was begun with other settings of {', '.join(changed)!s:.100}; "
+            "set them back to go on, or give another out"
+        )
+
+
+def _bad(message: str) -> VLMError:
+    return VLMError("invalid_request", message)
