@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # Small models on few cores: threads that wait by spinning cost more than they give.
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: run test test-full lint bench train-default clean
+.PHONY: run test test-full lint demo bench train-default clean
 
 run: $(VENV)/.run
 	$(BIN)/python examples/run.py
@@ -21,6 +21,9 @@ test-full: $(VENV)/.test lint
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+demo: $(VENV)/.demo
+	$(BIN)/python app.py
 
 bench: $(VENV)/.test
 	$(BIN)/python -m benchmarks
@@ -43,6 +46,10 @@ $(VENV)/.test: $(VENV)/.run
 	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && ! command -v chromium >/dev/null; then \
 		(apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium fonts-dejavu-core) >/dev/null || true; \
 	fi
+	touch $@
+
+$(VENV)/.demo: $(VENV)/.run
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[demo]"
 	touch $@
 
 $(VENV)/.train: $(VENV)/.run

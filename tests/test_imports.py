@@ -63,7 +63,7 @@ def test_a_planted_import_in_the_wrong_direction_is_found(tmp_path, file, line):
     assert violations(tmp_path) == [f"{file}:6 imports {line.split()[1].split('.')[0]}"]
 
 
-@pytest.mark.parametrize("package", ["vision_encoder", "adapters", "vlm", "eval"])
+@pytest.mark.parametrize("package", ["vision_encoder", "adapters", "vlm", "eval", "app"])
 def test_each_package_is_loaded_from_this_repository(package):
     assert Path(importlib.import_module(package).__file__).is_relative_to(ROOT)
 
@@ -72,7 +72,10 @@ def test_the_core_needs_none_of_the_optional_libraries():
     """In a fresh process in which they cannot be imported, the model is built and answers."""
     program = """
 import sys
-for name in ("gradio", "ray", "transformers", "llama_models", "fairscale", "pandas", "matplotlib"):
+for name in (
+    "gradio", "ray", "transformers", "llama_models", "fairscale", "pandas", "matplotlib", "fastapi", "uvicorn",
+    "prometheus_client", "llguidance", "peft",
+):
     sys.modules[name] = None
 import vlm.cli
 from vlm import VLM, GenerationConfig, Tokenizer, VisionLanguageModel, preset

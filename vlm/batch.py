@@ -78,7 +78,8 @@ def build_batch(prompts: list[DecoderPrompt], marker_id: int | None, device: tor
     for row, prompt in enumerate(prompts):
         visible[row, : lengths[row]] = _visible_keys(prompt, marker_id)
     num_own = torch.tensor([sum(image.kv.keys.shape[3] for image in prompt.images) for prompt in prompts])
-    return Batch(ids.to(device), lengths, _join([prompt.images for prompt in prompts]), visible, num_own)
+    joined = JoinedImages().arrange([prompt.images for prompt in prompts])
+    return Batch(ids.to(device), lengths, joined, visible, num_own)
 
 
 def _visible_keys(prompt: DecoderPrompt, marker_id: int | None) -> Tensor:
@@ -87,25 +88,58 @@ def _visible_keys(prompt: DecoderPrompt, marker_id: int | None) -> Tensor:
     return ends[torch.tensor(seen_images(prompt.ids, marker_id))]
 
 
-def _join(rows: list[list[PromptImage]]) -> ImageKV | None:
-    """Return the image keys and values of all rows [layers, b, g, l, e], padded with zeros.
+class JoinedImages:
+    """The image keys and values of rows that come and go, padded with zeros to one length.
 
-    Rows that hold the same images share one copy.
+    Rows that all hold the same images share one copy. Otherwise each row has its own, which is written once.
     """
-    if not any(rows):
-        return None
-    if all([id(image.kv.keys) for image in row] == [id(image.kv.keys) for image in rows[0]] for row in rows[1:]):
-        return ImageKV(*(part.expand(-1, len(rows), -1, -1, -1) for part in _in_order(rows[0])))
-    joined = [_in_order(row) if row else None for row in rows]
-    longest = max(kv.keys.shape[3] for kv in joined if kv is not None)
-    some = next(kv for kv in joined if kv is not None)
-    shape = (some.keys.shape[0], len(rows), some.keys.shape[2], longest, some.keys.shape[4])
-    out = ImageKV(some.keys.new_zeros(shape), some.values.new_zeros(shape))
-    for row, kv in enumerate(joined):
-        if kv is not None:
-            out.keys[:, row, :, : kv.keys.shape[3]] = kv.keys[:, 0]
-            out.values[:, row, :, : kv.values.shape[3]] = kv.values[:, 0]
-    return out
+
+    def __init__(self, num_rows: int = 0):
+        """`num_rows`: make room for at least so many rows, so that more of them need no new memory."""
+        self._num_rows = num_rows
+        self._joined: ImageKV | None = None
+        self._held: list[list[PromptImage] | None] = []
+
+    def arrange(self, rows: list[list[PromptImage]]) -> ImageKV | None:
+        """Return the keys and values [layers, b, g, l, e] of `rows`; valid until the next call."""
+        # What rows that are gone held is let go.
+        self._held = [
+            held if place < len(rows) and held is rows[place] else None for place, held in enumerate(self._held)
+        ]
+        if not any(rows):
+            return None
+        names = [[id(image.kv.keys) for image in row] for row in rows]
+        if all(name == names[0] for name in names):
+            return ImageKV(*(part.expand(-1, len(rows), -1, -1, -1) for part in _in_order(rows[0])))
+        longest = max(sum(image.kv.keys.shape[3] for image in row) for row in rows)
+        self._make_room(next(image.kv for row in rows for image in row), len(rows), longest)
+        for place, row in enumerate(rows):
+            if self._held[place] is None:
+                self._write(place, row)
+        return ImageKV(*(part[:, : len(rows), :, :longest] for part in self._joined))
+
+    def _make_room(self, like: ImageKV, num_rows: int, num_keys: int) -> None:
+        if self._joined is not None:
+            _, room_rows, _, room_keys, _ = self._joined.keys.shape
+            if num_rows <= room_rows and num_keys <= room_keys:
+                return
+            num_rows, num_keys = max(num_rows, room_rows), max(num_keys, room_keys)
+        num_rows = max(num_rows, self._num_rows)
+        layers, _, heads, _, width = like.keys.shape
+        # What was there is dropped first: old and new together may not fit.
+        self._joined, self._held = None, [None] * num_rows
+        self._joined = ImageKV(*(part.new_zeros(layers, num_rows, heads, num_keys, width) for part in like))
+
+    def _write(self, place: int, row: list[PromptImage]) -> None:
+        num_keys = 0
+        if row:
+            kv = _in_order(row)
+            num_keys = kv.keys.shape[3]
+            for joined, part in zip(self._joined, kv, strict=True):
+                joined[:, place, :, :num_keys] = part[:, 0]
+        for joined in self._joined:
+            joined[:, place, :, num_keys:] = 0
+        self._held[place] = row
 
 
 def _in_order(images: list[PromptImage]) -> ImageKV:

@@ -13,6 +13,8 @@ from vlm.commands.chat import chat
 from vlm.commands.convert import convert
 from vlm.commands.info import info
 from vlm.commands.replies import ask, caption
+from vlm.commands.serve import serve
+from vlm.commands.train import train
 from vlm.commands.verify import verify
 
 FAILED, INTERRUPTED = 1, 130
@@ -51,6 +53,8 @@ def main():
     vlm ask chart.png "Which year is highest?"      one answer
     vlm caption *.png --json                        a caption each, for a program
     vlm chat chart.png                              talk about it
+    vlm serve                                       answer over HTTP, as OpenAI's and Ollama's servers do
+    vlm train run.toml                              fine-tune it, whole or by an adapter
     vlm info 11b-vision                             does it fit this machine?
     vlm verify ./Llama-3.2-11B-Vision-Instruct      is it the model it should be?
 
@@ -60,5 +64,5 @@ def main():
     """
 
 
-for command in (ask, caption, chat, info, convert, verify):
+for command in (ask, caption, chat, info, convert, verify, serve, train):
     main.add_command(command)

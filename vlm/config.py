@@ -168,7 +168,7 @@ def _default() -> ModelConfig:
     )
     vision = VisionConfig(
         tile_size=224,
-        max_tiles=1,
+        max_tiles=4,
         patch_size=16,
         width=192,
         num_heads=3,

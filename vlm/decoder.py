@@ -74,8 +74,7 @@ class TextDecoder(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Return the logits [..., n] of hidden states [..., d]."""
-        weight = self.embedding.weight if self.head is None else self.head.weight
-        return functional.linear(hidden, weight)
+        return functional.linear(hidden, self.embedding.weight) if self.head is None else self.head(hidden)
 
     def image_kv(self, tokens: Tensor) -> ImageKV:
         """Return the keys and values of image tokens [b, l, d] for every cross-attention layer."""

@@ -61,3 +61,12 @@ def public(function):
             raise VLMError(code, str(error)) from None
 
     return entry
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Say whether `error` means that memory ran out, on whatever device."""
+    # The CPU's allocator, cuBLAS and MPS raise a plain RuntimeError.
+    signs = ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
+    )

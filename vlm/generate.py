@@ -1,6 +1,7 @@
 """Prefill and decoding of a batch, token by token."""
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import torch
@@ -8,6 +9,7 @@ from torch import Tensor
 
 from vlm.batch import Batch
 from vlm.errors import VLMError
+from vlm.grammar import restrict
 from vlm.kv_cache import KVCache, empty_cache
 from vlm.model import VisionLanguageModel
 from vlm.sampling import Sampler
@@ -20,14 +22,19 @@ class Step(NamedTuple):
 
     row: int
     token_id: int
-    probability: float
+    log_probability: float
     """Of this token at temperature 1, before any filter."""
+
+    @property
+    def probability(self) -> float:
+        return math.exp(self.log_probability)
 
 
 class BadLogits(NamedTuple):
-    """A row whose logits are not finite; it ends here, its neighbours go on."""
+    """A row with logits from which nothing can be chosen; it ends here, its neighbours go on."""
 
     row: int
+    error: VLMError
 
 
 class Prefilled(NamedTuple):
@@ -40,6 +47,12 @@ class Prefilled(NamedTuple):
 
 def prefill(model: VisionLanguageModel, batch: Batch, capacity: int, chunk: int = PREFILL_CHUNK) -> Prefilled:
     """Read the prompts of `batch`, `chunk` positions at a time, into a cache with room for `capacity` a row."""
+    *_, whole = prefill_in_chunks(model, batch, capacity, chunk)
+    return whole
+
+
+def prefill_in_chunks(model: VisionLanguageModel, batch: Batch, capacity: int, chunk: int) -> Iterator[Prefilled]:
+    """Yield after each `chunk` of positions what was read so far; whole with the last."""
     device, lengths = batch.ids.device, torch.tensor(batch.lengths, device=batch.ids.device)
     weight = model.decoder.embedding.weight
     cache = empty_cache(model.config.decoder, len(lengths), capacity, dtype=weight.dtype, device=device)
@@ -51,7 +64,7 @@ def prefill(model: VisionLanguageModel, batch: Batch, capacity: int, chunk: int 
         ends_here = (lengths > start) & (lengths <= end)
         place = (lengths - 1 - start).clamp(0, end - start - 1)
         last = torch.where(ends_here[:, None], hidden[torch.arange(len(lengths), device=device), place], last)
-    return Prefilled(last, cache)
+        yield Prefilled(last, cache)
 
 
 def decode(
@@ -72,24 +85,41 @@ def decode(
     for count in range(1, max(max_new_tokens) + 1):
         logits = model.decoder.logits(hidden).float()
         chosen = [0] * num_rows
-        finite = logits.isfinite().all(-1).tolist()
-        for row in range(num_rows):
-            if row in ended:
-                continue
-            if not finite[row]:
-                ended.add(row)
-                yield BadLogits(row)
-                continue
-            chosen[row] = samplers[row].choose(logits[row])
-            probability = float((logits[row, chosen[row]] - logits[row].logsumexp(-1)).exp())
-            if count >= max_new_tokens[row]:
-                ended.add(row)
-            yield Step(row, chosen[row], probability)
+        for step in choose(logits, {row: samplers[row] for row in range(num_rows) if row not in ended}):
+            if isinstance(step, Step):
+                chosen[step.row] = step.token_id
+            if isinstance(step, BadLogits) or count >= max_new_tokens[step.row]:
+                ended.add(step.row)
+            yield step
         if len(ended) == num_rows:
             return
         ids = torch.tensor(chosen, device=logits.device)[:, None]
         output = model.decoder(ids, cache, batch.image, mask)
         hidden, cache = output.hidden[:, -1], output.cache
+
+
+def choose(logits: Tensor, samplers: Mapping[int, Sampler]) -> list[Step | BadLogits]:
+    """Return the next token of each row of `logits` [b, n] in float32 that has a sampler."""
+    # All that needs no sampler is asked of the device at once, not row by row.
+    finite = logits.isfinite().all(-1).tolist()
+    constraints = {row: sampler.constraint for row, sampler in samplers.items() if sampler.constraint is not None}
+    left, stuck = restrict(logits, constraints)
+    likeliest = left.argmax(-1).tolist()
+    chosen: dict[int, int | VLMError] = {}
+    for row, sampler in samplers.items():
+        if not finite[row] or row in stuck:
+            chosen[row] = stuck[row] if finite[row] else not_finite()
+            continue
+        chosen[row] = likeliest[row] if sampler.takes_likeliest else sampler.choose(left[row])
+        if sampler.constraint is not None:
+            sampler.constraint.advance(chosen[row])
+    rows = torch.tensor(list(chosen), device=logits.device)
+    ids = torch.tensor([0 if isinstance(found, VLMError) else found for found in chosen.values()], device=logits.device)
+    log_probabilities = (logits[rows, ids] - logits.logsumexp(-1)[rows]).tolist()
+    return [
+        BadLogits(row, found) if isinstance(found, VLMError) else Step(row, found, log_probability)
+        for (row, found), log_probability in zip(chosen.items(), log_probabilities, strict=True)
+    ]
 
 
 def not_finite() -> VLMError:

@@ -54,9 +54,16 @@ class ImageSource:
             self.cache.put(key, entry)
         return entry
 
+    def forget(self) -> None:
+        """Drop every picture that was encoded: the model's weights are no longer those it was encoded by."""
+        self.cache, self._model_key = ImageCache(self.cache.max_bytes), None
+
     def prompt_image(self, image: object) -> PromptImage:
         """Return `image` as the decoder takes it."""
-        entry = self.encode(image)
+        return self.keys_values(self.encode(image))
+
+    def keys_values(self, entry: ImageEntry) -> PromptImage:
+        """Return an encoded image as the decoder takes it."""
         tokens = entry.encoded.tokens
         if entry.kv is None:
             device = self.model.projector.weight.device

@@ -47,6 +47,16 @@ class KVCache(NamedTuple):
         lengths = self.lengths + (num_positions if num_new is None else num_new)
         return self._replace(lengths=lengths, max_length=self.max_length + num_positions)
 
+    def put(self, row: int, source: "KVCache", source_row: int, length: int) -> None:
+        """Copy the first `length` positions of a row of `source` into `row`."""
+        self.keys[:, row, :, :length] = source.keys[:, source_row, :, :length]
+        self.values[:, row, :, :length] = source.values[:, source_row, :, :length]
+
+    def clear(self, row: int) -> None:
+        """Make a row zeros again, as it has to be when numbers that are none were written into it."""
+        self.keys[:, row] = 0
+        self.values[:, row] = 0
+
     def repeated(self, times: int) -> "KVCache":
         """Return a copy with every row `times` times over, for several continuations of one prompt."""
         keys, values = (x.repeat_interleave(times, dim=1) for x in (self.keys, self.values))

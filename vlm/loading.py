@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from vlm import checkpoint
+from vlm.config import ModelConfig
 from vlm.errors import VLMError, shown
 from vlm.model import VisionLanguageModel
 from vlm.tokenizer import Tokenizer
@@ -46,10 +47,17 @@ def _named(value: object) -> str:
 
 
 def load(
-    folder: Path, device: torch.device, dtype: torch.dtype | None, reference: str
+    folder: Path, device: torch.device, dtype: torch.dtype | None, reference: str, quantize: str | None = None
 ) -> tuple[VisionLanguageModel, Tokenizer]:
     """Return the model and the tokenizer of a checkpoint folder."""
     config = checkpoint.read_config(folder).with_reference(reference)
+    tokenizer = read_tokenizer(folder, config)
+    model = checkpoint.load_model(folder, config=config, dtype=dtype or "auto", device=device, quantize=quantize)
+    return model, tokenizer
+
+
+def read_tokenizer(folder: Path, config: ModelConfig) -> Tokenizer:
+    """Return the tokenizer of a checkpoint folder. Raises: VLMError where it is not its model's."""
     tokenizer = Tokenizer.from_folder(folder)
     if tokenizer.vocab_size > config.decoder.vocab_size:
         raise VLMError(
@@ -64,8 +72,7 @@ def load(
             f"the tokenizer's id for an image is {marker_id} and the model embeds {config.decoder.num_embeddings} ids; "
             "the tokenizer is another model's: put the right one beside the weights",
         )
-    model = checkpoint.load_model(folder, config=config, dtype=dtype or "auto", device=device)
-    return model, tokenizer
+    return tokenizer
 
 
 def warn_of_other_template(folder: Path) -> None:

@@ -4,11 +4,11 @@ from dataclasses import dataclass
 
 import torch
 
+from vlm import quantization
 from vlm.checkpoint import empty_model
 from vlm.config import ModelConfig
 
-PRECISIONS = ("float32", "bfloat16", "int8", "int4")
-INT4_GROUP = 128
+PRECISIONS = ("float32", "bfloat16", *quantization.PRECISIONS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,37 +20,33 @@ class ModelSizes:
     """Tied weights count once."""
     parts: dict[str, int]
     """Parameters of the encoder, the projector and the decoder."""
-    num_matrix_weights: int
-    """Those in matrices, which quantisation makes smaller."""
-    num_matrix_rows: int
+    num_quantized: int
+    """Weights in the layers that quantisation makes smaller."""
+    quantized_bytes: dict[str, int]
+    """What these layers take in each precision of quantisation."""
 
     @classmethod
     def of(cls, config: ModelConfig) -> "ModelSizes":
         """Return the sizes of a model, built without memory for its weights."""
         model = empty_model(config)
-        matrices = {id(layer.weight): layer.weight for layer in model.modules() if isinstance(layer, torch.nn.Linear)}
-        embedding = model.decoder.embedding.weight
-        matrices.pop(id(embedding), None)  # a tied head stays as exact as the embedding
+        schemes = {precision: quantization.plan(model, precision) for precision in quantization.PRECISIONS}
+        layers = {name: model.get_submodule(name) for name in schemes["int8"]}
         return cls(
             config=config,
             num_parameters=_count(model),
             parts={name: _count(part) for name, part in model.named_children()},
-            num_matrix_weights=sum(weight.numel() for weight in matrices.values()),
-            num_matrix_rows=sum(weight.shape[0] for weight in matrices.values()),
+            num_quantized=sum(layer.weight.numel() for layer in layers.values()),
+            quantized_bytes={
+                precision: sum(scheme.num_bytes(*layers[name].weight.shape) for name, scheme in chosen.items())
+                for precision, chosen in schemes.items()
+            },
         )
 
     def weight_bytes(self, precision: str) -> int:
-        """Return the bytes of the weights.
-
-        int8 has a scale of 4 bytes for each row of a matrix, int4 a scale and an offset of 2 bytes each for every
-        `INT4_GROUP` weights; what is no matrix is bfloat16 there.
-        """
+        """Return the bytes of the weights in memory; what is not quantised is bfloat16 in int8 and int4."""
         if precision in ("float32", "bfloat16"):
             return self.num_parameters * (4 if precision == "float32" else 2)
-        rest = 2 * (self.num_parameters - self.num_matrix_weights)
-        if precision == "int8":
-            return rest + self.num_matrix_weights + 4 * self.num_matrix_rows
-        return rest + self.num_matrix_weights // 2 + self.num_matrix_weights // INT4_GROUP * 4
+        return 2 * (self.num_parameters - self.num_quantized) + self.quantized_bytes[precision]
 
     def token_bytes(self, precision: str = "bfloat16") -> int:
         """Return the bytes of the keys and values of one token in the self-attention cache."""

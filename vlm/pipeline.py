@@ -2,22 +2,29 @@
 
 import functools
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from operator import itemgetter
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from adapters import lora
 from vlm import checkpoint
 from vlm.batch import MAX_BATCH_SIZE, DecoderPrompt
+from vlm.checkpoint.peft import load_adapter
 from vlm.errors import VLMError, public, shown
+from vlm.explain import Chosen, explain
 from vlm.fetch import Fetcher
+from vlm.grammar import Grammars
 from vlm.image_cache import EncodedImage
 from vlm.image_source import DEFAULT_CACHE_BYTES, ImageSource
 from vlm.loading import choose_device, choose_dtype, load, warn_of_other_template
 from vlm.model import VisionLanguageModel
+from vlm.quantization import check_precision
 from vlm.reply import ModelInfo, Reply, Score
+from vlm.reply_stream import ReplyStream
 from vlm.request import RequestReader, check_batch_size, listed, question_about, questions
 from vlm.run import Clock, Run
 from vlm.sampling import GenerationConfig
@@ -49,6 +56,7 @@ class VLM:
         self.images = None
         if model.config.vision is not None:
             self.images = ImageSource(model, fetch=Fetcher() if allow_urls else None, cache_bytes=cache_bytes)
+        self.grammars = Grammars(tokenizer, model.config.decoder.vocab_size)
         self._requests = RequestReader(model, tokenizer, self.images)
 
     @classmethod
@@ -68,18 +76,18 @@ class VLM:
         """Load the shipped model (`source=None`), a folder, or a model of the Hugging Face Hub by name.
 
         device: "auto" takes an accelerator when there is one. dtype: "auto" is the checkpoint's own.
+        quantize: "int8" or "int4" keeps the decoder's matrices so; a checkpoint that is quantised stays as it is.
         reference: "meta" computes what Meta's code computes, "transformers" what stock transformers computes since
             about 4.56; fine-tunes trained there have learned its features.
         cache_bytes: bound of the memory in which encoded pictures are kept for the next question.
 
         Raises: VLMError with `checkpoint_invalid`, `device_unavailable` or `invalid_request`.
         """
-        if quantize is not None:
-            raise VLMError("invalid_request", f"quantize is {shown(quantize)}; only None is offered yet")
+        check_precision(quantize)
         if not isinstance(source, str | os.PathLike | None):
             raise VLMError("invalid_request", f"source is {shown(source)}; give a folder or the name of a model")
         folder = DEFAULT_MODEL if source is None else checkpoint.resolve(source, revision=revision)
-        model, tokenizer = load(folder, choose_device(device), choose_dtype(dtype), reference)
+        model, tokenizer = load(folder, choose_device(device), choose_dtype(dtype), reference, quantize)
         warn_of_other_template(folder)
         return cls(model, tokenizer, allow_urls=allow_urls, cache_bytes=cache_bytes)
 
@@ -91,14 +99,31 @@ class VLM:
     def info(self) -> ModelInfo:
         return ModelInfo.of(self.model)
 
+    @public
+    def load_adapter(self, folder: str | os.PathLike, *, strength: float = 1.0) -> str:
+        """Add the low-rank adapter in `folder` (PEFT's layout) to the model, and return the name it goes by here.
+
+        Several add up, each `strength` times. `adapters.lora` merges them into the weights and takes them away.
+
+        Raises: VLMError with `checkpoint_invalid` for what is no such adapter, or one of another model.
+        """
+        name = load_adapter(self.model, folder, strength=strength)
+        if self.images is not None:
+            self.images.forget()
+        return name
+
     # Replies
 
     def caption(self, image: object, *, config: GenerationConfig | None = None) -> Reply:
         """Return a description of `image`."""
         return self.chat(question_about(image, CAPTION_REQUEST), config=config)
 
-    def answer(self, image: object, question: str, *, config: GenerationConfig | None = None) -> Reply:
-        """Return the answer to `question` about `image`."""
+    def answer(
+        self, image: object, question: str, *, config: GenerationConfig | None = None, schema: dict | None = None
+    ) -> Reply:
+        """Return the answer to `question` about `image`; with a JSON `schema`, as JSON of that form."""
+        if schema is not None:
+            config = replace(_config(config), schema=schema)
         return self.chat(question_about(image, question), config=config)
 
     def answer_many(
@@ -147,15 +172,16 @@ class VLM:
     @_public_method
     def stream(
         self, messages: list[dict], *, config: GenerationConfig | None = None, continue_final: bool = False
-    ) -> Iterator[str]:
+    ) -> ReplyStream:
         """Yield the reply to `messages` in pieces as it is written; joined they are its text.
 
+        What is given back has the `reply` itself, as far as it is written, and can be closed early.
         The request is read before this returns, its images too: what is wrong with it is raised here.
         """
         read = functools.partial(self._requests.chat, continue_final=continue_final)
         clock = Clock(self.device)
         prompt, room = self._prepare(messages, read, _config(config))
-        return Run(self.model, self.tokenizer, [prompt], [room], _config(config), clock).stream()
+        return ReplyStream(Run(self.model, self.tokenizer, [prompt], [room], _config(config), clock, self.grammars))
 
     # What lies under a reply
 
@@ -163,6 +189,33 @@ class VLM:
     def encode_image(self, image: object) -> EncodedImage:
         """Return `image` encoded, to be given wherever an image goes."""
         return self._requests.images.encode(image).encoded
+
+    @_public_method
+    def explain(
+        self,
+        messages: list[dict],
+        reply: Reply | str | Sequence[int],
+        *,
+        layers: Chosen = None,
+        heads: Chosen = None,
+        tokens: Chosen = None,
+        max_side: int | None = None,
+        continue_final: bool = False,
+    ) -> list[Tensor] | list[list[Tensor]]:
+        """Return for each token of `reply` where the model looked when it wrote it: float32 [height, width], sum 1.
+
+        A map is in the pixels of the upright picture as it came; with several images each token has a list of maps, one
+        an image in prompt order, which sum to 1 together: an image that the reply does not see has zeros.
+
+        reply: a Reply, its token ids, or a text, which is then taken as the tokens it is encoded to.
+        layers: cross-attention layers to take the mean of, counted from 0 among themselves; None: all.
+        heads: attention heads to take the mean of; None: all.
+        tokens: tokens of the reply to give maps of, in this order; None: all.
+        max_side: give maps of larger pictures reduced to this many pixels along the longer side.
+        """
+        prompt = self._requests.chat(messages, continue_final=continue_final)
+        choice = {"layers": layers, "heads": heads, "tokens": tokens, "max_side": max_side}
+        return explain(self._requests, prompt, reply, **choice)
 
     @_public_method
     def score(self, messages: list[dict], texts: Sequence[str], *, continue_final: bool = False) -> list[Score]:
@@ -210,6 +263,12 @@ class VLM:
     @public
     def save_pretrained(self, folder: str | os.PathLike, *, format: str = "hf") -> None:
         """Write the model and its tokenizer as a Hugging Face ("hf") or Meta ("meta") folder."""
+        if lora.adapter_names(self.model):
+            raise VLMError(
+                "invalid_request",
+                "the model carries adapters, which have no place in its own folder; merge them first with "
+                "adapters.lora.merge(model.model, keep_original=False)",
+            )
         # A tokenizer that the format cannot hold is refused before any weight is written.
         files = self.tokenizer.files(format)
 
@@ -235,7 +294,7 @@ class VLM:
                 replies[place] = error
         if rows:
             places, prompts, rooms = zip(*rows, strict=True)
-            run = Run(self.model, self.tokenizer, list(prompts), list(rooms), config, clock)
+            run = Run(self.model, self.tokenizer, list(prompts), list(rooms), config, clock, self.grammars)
             for place, reply in zip(places, run.finish(), strict=True):
                 if isinstance(reply, VLMError) and not return_errors:
                     raise reply

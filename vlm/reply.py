@@ -6,6 +6,7 @@ from typing import Literal
 import torch
 
 from vlm.model import VisionLanguageModel
+from vlm.quantization import quantized_layers
 from vlm.tokenizer import StreamDecoder, Tokenizer
 
 
@@ -69,20 +70,24 @@ class ModelInfo:
     max_tiles: int | None
     reference: Literal["meta", "transformers"]
     """Whose forward pass is computed."""
+    quantize: Literal["int8", "int4"] | None = None
+    """In how many bits the decoder's matrices are kept."""
 
     @classmethod
     def of(cls, model: VisionLanguageModel) -> "ModelInfo":
-        parameters = list(model.parameters())
+        parameters, layers = list(model.parameters()), quantized_layers(model).values()
         vision = model.config.vision
         return cls(
-            num_parameters=sum(parameter.numel() for parameter in parameters),
-            num_bytes=sum(parameter.nbytes for parameter in parameters),
+            num_parameters=sum(parameter.numel() for parameter in parameters)
+            + sum(layer.num_weights for layer in layers),
+            num_bytes=sum(parameter.nbytes for parameter in parameters) + sum(layer.num_bytes for layer in layers),
             dtype=model.decoder.embedding.weight.dtype,
             device=model.decoder.embedding.weight.device,
             max_context=model.config.decoder.max_context,
             tile_size=vision.tile_size if vision else None,
             max_tiles=vision.max_tiles if vision else None,
             reference=model.config.reference,
+            quantize=f"int{min(layer.scheme.bits for layer in layers)}" if layers else None,
         )
 
 

@@ -7,7 +7,8 @@ import torch
 
 from vlm.batch import DecoderPrompt, build_batch
 from vlm.errors import VLMError
-from vlm.generate import BadLogits, decode, not_finite, prefill
+from vlm.generate import BadLogits, decode, prefill
+from vlm.grammar import Grammars
 from vlm.model import VisionLanguageModel
 from vlm.reply import Reply, ReplyText, Timings
 from vlm.sampling import GenerationConfig, Sampler
@@ -25,12 +26,14 @@ class Run:
         rooms: list[int],
         config: GenerationConfig,
         clock: "Clock",
+        grammars: Grammars,
     ):
         self.model, self.tokenizer, self.prompts, self.config, self.clock = model, tokenizer, prompts, config, clock
         self.rooms = rooms
         """Most tokens of each reply."""
         self.texts = [ReplyText(tokenizer, config.stops) for _ in prompts]
-        self.failed: set[int] = set()
+        self.constraints = [grammars.begin(config.schema) for _ in prompts]
+        self.failed: dict[int, VLMError] = {}
         self.encode_s = clock.lap()
         self.prefill_s = self.decode_s = 0.0
 
@@ -41,12 +44,15 @@ class Run:
         # A row whose reply is over goes on being written to until the last one's is.
         prefilled = prefill(model, batch, max(batch.lengths) + max(self.rooms))
         self.prefill_s = self.clock.lap()
-        samplers = [Sampler(self.config, prompt.ids, device) for prompt in self.prompts]
+        samplers = [
+            Sampler(self.config, prompt.ids, device, constraint)
+            for prompt, constraint in zip(self.prompts, self.constraints, strict=True)
+        ]
         ended: set[int] = set()
         for step in decode(model, batch, prefilled, samplers, self.rooms, ended):
             text = self.texts[step.row]
             if isinstance(step, BadLogits):
-                self.failed.add(step.row)
+                self.failed[step.row] = step.error
                 continue
             yield step.row, text.add(step.token_id, step.probability)
             if text.finished:
@@ -88,7 +94,7 @@ class Run:
             tokens_per_s=num_tokens / self.decode_s if self.decode_s else 0.0,
         )
         return [
-            not_finite()
+            self.failed[row]
             if row in self.failed
             else Reply(
                 text=text.text,

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from vlm.errors import VLMError, shown
+from vlm.grammar import Constraint, check_schema
 
 DEFAULT_MAX_NEW_TOKENS = 512
 MAX_STOPS = 64
@@ -35,6 +36,8 @@ class GenerationConfig:
     """Texts before which the reply ends."""
     seed: int | None = None
     """Makes sampling repeat itself; every prompt of a batch starts from it."""
+    schema: dict | None = None
+    """A JSON schema: the reply is JSON of this form, unless its length runs out. Needs the extra `serve`."""
 
     def __post_init__(self):
         _check_integer("max_new_tokens", self.max_new_tokens, 1, optional=True)
@@ -51,6 +54,8 @@ class GenerationConfig:
             raise VLMError("invalid_request", "stop holds something that is no text; give a text or a list of texts")
         if len(self.stops) > MAX_STOPS or any(len(text) > MAX_STOP_CHARS for text in self.stops):
             raise VLMError("invalid_request", f"stop is too much; give at most {MAX_STOPS} texts of {MAX_STOP_CHARS}")
+        if self.schema is not None:
+            check_schema(self.schema)
 
     @property
     def stops(self) -> tuple[str, ...]:
@@ -61,8 +66,16 @@ class GenerationConfig:
 class Sampler:
     """Chooses the tokens of one reply."""
 
-    def __init__(self, config: GenerationConfig, prompt_ids: list[int], device: torch.device):
+    def __init__(
+        self,
+        config: GenerationConfig,
+        prompt_ids: list[int],
+        device: torch.device,
+        constraint: Constraint | None = None,
+    ):
         self.config = config
+        self.constraint = constraint
+        """What holds the reply to a grammar; where it is set, `choose` is given what it leaves."""
         self._generator = torch.Generator(device=device)
         if config.seed is None:
             self._generator.seed()
@@ -71,6 +84,11 @@ class Sampler:
         self._seen = None
         if config.repetition_penalty != 1.0:
             self._seen = torch.tensor(sorted(set(prompt_ids)), dtype=torch.int64, device=device)
+
+    @property
+    def takes_likeliest(self) -> bool:
+        """Whether `choose` is nothing but the place of the largest logit."""
+        return self.config.temperature == 0 and self._seen is None
 
     def choose(self, logits: Tensor) -> int:
         """Return the next id for `logits` [n] in float32."""
@@ -115,8 +133,9 @@ def _likeliest(logits: Tensor, count: int) -> Tensor:
 def _penalise(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
     """Move the logits of ids `seen` towards less likely, no further than the largest finite number."""
     values = logits[seen]
-    values = torch.where(values > 0, values / penalty, values * penalty).nan_to_num()
-    return logits.index_copy(0, seen, values)
+    penalised = torch.where(values > 0, values / penalty, values * penalty).nan_to_num()
+    # What a grammar rules out stays ruled out.
+    return logits.index_copy(0, seen, torch.where(values == -math.inf, values, penalised))
 
 
 def _check_number(name: str, value: object, low: float, high: float) -> None:

@@ -43,24 +43,24 @@ def info(model: str | None, reference: str, as_json: bool):
     """
     from vlm.model_sizes import ModelSizes
 
-    title, config = _config(model)
+    title, config, stored = _config(model)
     sizes = ModelSizes.of(config.with_reference(reference))
     memories = _memories()
-    _show(title, sizes, memories)
+    _show(title, stored, sizes, memories)
     if as_json:
-        say_json(_record(title, sizes, memories))
+        say_json({**_record(title, sizes, memories), "stored": stored})
 
 
-def _config(model: str | None) -> tuple[str, "ModelConfig"]:
-    """Return what to call the model, and its config."""
+def _config(model: str | None) -> tuple[str, "ModelConfig", str | None]:
+    """Return what to call the model, its config, and how its weights are quantised where they are."""
     from vlm import checkpoint
     from vlm.config import PRESETS, preset
     from vlm.pipeline import DEFAULT_MODEL
 
     if model is None:
-        return "the shipped model", checkpoint.read_config(DEFAULT_MODEL)
+        return "the shipped model", checkpoint.read_config(DEFAULT_MODEL), None
     if model in PRESETS:
-        return f"{model} (preset)", preset(model)
+        return f"{model} (preset)", preset(model), None
     if not Path(model).exists():
         raise VLMError(
             "invalid_request",
@@ -68,7 +68,7 @@ def _config(model: str | None) -> tuple[str, "ModelConfig"]:
             f"or one of {', '.join(PRESETS)}",
         )
     folder = checkpoint.resolve(model)
-    return folder.resolve().name, checkpoint.read_config(folder)
+    return folder.resolve().name, checkpoint.read_config(folder), checkpoint.stored_precision(folder)
 
 
 def _memories() -> list[Memory]:
@@ -95,8 +95,8 @@ def _fits(sizes: "ModelSizes", precision: str, memory: Memory) -> bool | None:
     return sizes.needed_bytes(precision, _num_tokens(sizes)) <= memory.free_bytes
 
 
-def _show(title: str, sizes: "ModelSizes", memories: list[Memory]) -> None:
-    from vlm.model_sizes import INT4_GROUP, PRECISIONS, describe, describe_reference
+def _show(title: str, stored: str | None, sizes: "ModelSizes", memories: list[Memory]) -> None:
+    from vlm.model_sizes import PRECISIONS, describe, describe_reference
 
     config = sizes.config
     parts = ", ".join(f"{name} {count:,}" for name, count in sizes.parts.items())
@@ -107,6 +107,8 @@ def _show(title: str, sizes: "ModelSizes", memories: list[Memory]) -> None:
         "text": f"{_bytes(sizes.token_bytes())} of keys and values a token in bfloat16, "
         f"{_bytes(sizes.token_bytes() * config.decoder.max_context)} for the whole context",
     }
+    if stored is not None:
+        lines["stored"] = stored
     if config.vision:
         lines["image"] = f"{_bytes(sizes.tile_bytes())} of keys and values a tile in bfloat16"
     say(title)
@@ -121,7 +123,8 @@ def _show(title: str, sizes: "ModelSizes", memories: list[Memory]) -> None:
         say(f"  {precision:<11} {_bytes(sizes.weight_bytes(precision)):>9}  {_bytes(needed):>9}: {fits}")
     free = ", ".join(f"{_bytes(free) if free else 'unknown'} on {device}" for device, free in memories)
     say(f"  free now    {free}")
-    say(f"  int8 and int4 (groups of {INT4_GROUP}) are of the matrices; the rest stays bfloat16")
+    say("  int8 and int4 (groups of 128 where they divide a row) are of the decoder's matrices, the head always int8;")
+    say("  embedding, norms, gates and vision stay bfloat16")
 
 
 def _record(title: str, sizes: "ModelSizes", memories: list[Memory]) -> dict:

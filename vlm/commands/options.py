@@ -20,6 +20,11 @@ device_option = click.option("--device", default="auto", show_default=True, help
 dtype_option = click.option(
     "--dtype", type=_DTYPE, default="auto", show_default=True, help="Of the weights; auto is the checkpoint's own."
 )
+quantize_option = click.option(
+    "--quantize",
+    type=click.Choice(["int8", "int4"]),
+    help="Keep the decoder's matrices in 8 or 4 bits. [default: as the checkpoint has them]",
+)
 reference_option = click.option(
     "--reference",
     type=_REFERENCE,
@@ -32,7 +37,7 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Make the las
 
 def model_options(command):
     """Add the options that say which model answers, and where."""
-    for option in reversed((model_option, device_option, dtype_option, reference_option)):
+    for option in reversed((model_option, device_option, dtype_option, quantize_option, reference_option)):
         command = option(command)
     return command
 
@@ -71,7 +76,7 @@ def open_model(options: dict) -> "VLM":
     """Return the model that `options`, a command's own, name."""
     from vlm.pipeline import VLM
 
-    names = ("device", "dtype", "reference")
+    names = ("device", "dtype", "quantize", "reference")
     return VLM.from_pretrained(options["model"], **{name: options[name] for name in names})
 
 

@@ -14,15 +14,24 @@ from vlm.errors import VLMError
 if TYPE_CHECKING:
     from vlm.reply import Reply
 
+adapter_option = click.option(
+    "--adapter",
+    "adapters",
+    multiple=True,
+    metavar="FOLDER",
+    help="A low-rank adapter (PEFT's layout) on top of the model; may be given again, they add up.",
+)
+
 _ASK_EXAMPLE = 'vlm ask chart.png "Which year is highest?"'
 
 
 @click.command(cls=Command, short_help="Answer a question about images.")
 @click.argument("images_and_question", metavar="IMAGE [IMAGE ...] QUESTION", nargs=-1)
 @model_options
+@adapter_option
 @generation_options
 @json_option
-def ask(images_and_question: tuple[str, ...], as_json: bool, **options):
+def ask(images_and_question: tuple[str, ...], adapters: tuple[str, ...], as_json: bool, **options):
     """Answer a question about the images, which all stand in one prompt, in this order.
 
     \b
@@ -41,7 +50,10 @@ def ask(images_and_question: tuple[str, ...], as_json: bool, **options):
     check_standard_input(names)
     pictures = [read_picture(name) for name in names]
     config = generation_config(options)
-    reply = open_model(options).chat([image_turn(pictures, question)], config=config)
+    model = open_model(options)
+    for folder in adapters:
+        model.load_adapter(folder)
+    reply = model.chat([image_turn(pictures, question)], config=config)
     say(reply.text)
     if as_json:
         say_json({"replies": [reply_record(names, reply)]})
