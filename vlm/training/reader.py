@@ -119,7 +119,7 @@ STAGES = (
         tile_size=224,
         max_tiles=4,
         diet=Diet(num_images=8, share_pages=0.1, num_questions=6, sheets=True, max_shrink=1.3),
-        num_batches=420,
+        num_batches=250,
         rates=(0.12, 0.0),
         weights=Losses(1.0, 1.0, 0.5, 0.6),
     ),
