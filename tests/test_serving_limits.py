@@ -84,6 +84,8 @@ def test_bodies_of_many_requests_are_bounded_together():
         whole = request("POST", CHAT, chat("a" * (MEGABYTE - 1000)))
         with socket.create_connection(("127.0.0.1", server.port)) as slow:
             slow.sendall(whole[:-10])
+            # Until its bytes have arrived, it is the slow one that another body could crowd out.
+            time.sleep(1)
             small = request("POST", CHAT, chat("a" * 5000))
             wait_until(lambda: status_of(server.send(small)) == 503)
             error = error_of(server.send(small))
