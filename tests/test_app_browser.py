@@ -14,7 +14,7 @@ from tests.demo_process import ANSWER, ROOT, Demo, running_demo
 if importlib.util.find_spec("gradio") is None:
     pytest.skip("not run: gradio", allow_module_level=True)
 
-# A server, a browser and a person's pace: minutes, so not part of every run.
+# A server, a browser and a person's pace: minutes. And three of these have not been seen to pass on a busy machine.
 pytestmark = pytest.mark.full
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

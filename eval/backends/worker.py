@@ -8,16 +8,15 @@ import json
 import os
 import pickle
 import signal
-import socket
 import subprocess
 import sys
 import threading
 import time
 from contextlib import suppress
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vlm.child_process import start_child
 from vlm.errors import VLMError
 
 if TYPE_CHECKING:
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
     from eval.backends.model_answers import ModelAnswers, Request
 
 PARENT_CHECK_S = 0.5
-_ROOT = str(Path(__file__).parents[2])
 
 
 class WorkerLost(Exception):
@@ -37,17 +35,7 @@ class Worker:
 
     def __init__(self, model: "CheckpointModel", *, identify: bool):
         """Start the process; it loads `model`, and with `identify` its digests, while the caller goes on."""
-        ours, theirs = socket.socketpair()
-        with ours, theirs:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "eval.backends.worker", str(theirs.fileno())],
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-                stdout=2,  # what a library prints must not get into the output of the command
-                env=_environment(),
-                start_new_session=True,  # Ctrl-C is the parent's to handle
-            )
-            self._connection = Connection(ours.detach())
+        self._process, self._connection = start_child("eval.backends.worker")
         self._ready: dict | None = None
         self.started_s = 0.0
         """How long the start took."""
@@ -107,13 +95,6 @@ class Worker:
             name = str(-status)
         more = "; out of memory?" if name == "SIGKILL" else ""
         return f"ended its process ({name}{more})"
-
-
-def _environment() -> dict[str, str]:
-    """Return the environment in which the process finds what this one does."""
-    # Threads that wait by spinning slow down everything on a machine that has other work too.
-    waiting = {"OMP_WAIT_POLICY": "passive"}
-    return {**waiting, **os.environ, "PYTHONPATH": os.pathsep.join([_ROOT, *filter(None, sys.path)])}
 
 
 def main() -> None:

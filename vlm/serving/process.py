@@ -1,21 +1,16 @@
 """The server's side of the worker process: starting it, and talking to it without ever holding up the event loop."""
 
 import asyncio
-import os
 import pickle
 import queue
-import socket
 import subprocess
-import sys
 import threading
 from collections.abc import Callable
 from contextlib import suppress
-from multiprocessing.connection import Connection
-from pathlib import Path
 
+from vlm.child_process import start_child
 from vlm.serving.messages import EngineOptions
 
-_ROOT = str(Path(__file__).parents[2])
 END_S = 5.0
 """How long a process may take to end by itself."""
 
@@ -34,17 +29,7 @@ class WorkerProcess:
         self._on_message, self._on_end = on_message, on_end
         self.heard_at = self._loop.time()
         """When it said something last, by the loop's clock."""
-        ours, theirs = socket.socketpair()
-        with ours, theirs:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "vlm.serving.worker", str(theirs.fileno())],
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-                stdout=2,  # what a library prints must not get into the output of the command
-                env=_environment(),
-                start_new_session=True,  # Ctrl-C is the server's to handle
-            )
-            self._connection = Connection(ours.detach())
+        self._process, self._connection = start_child("vlm.serving.worker")
         self._outbox: queue.SimpleQueue = queue.SimpleQueue()
         for work in (self._write, self._read):
             threading.Thread(target=work, name="worker-pipe", daemon=True).start()
@@ -93,10 +78,3 @@ class WorkerProcess:
     def _tell(self, function: Callable, *arguments: object) -> None:
         with suppress(RuntimeError):  # the loop is closed: the server is gone, and nobody is left to tell
             self._loop.call_soon_threadsafe(function, *arguments)
-
-
-def _environment() -> dict[str, str]:
-    """Return the environment in which the process finds what this one does."""
-    # Threads that wait by spinning slow down everything on a machine that has other work too.
-    waiting = {"OMP_WAIT_POLICY": "passive"}
-    return {**waiting, **os.environ, "PYTHONPATH": os.pathsep.join([_ROOT, *filter(None, sys.path)])}

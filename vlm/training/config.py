@@ -48,7 +48,7 @@ class DataSource:
 
 @dataclass(frozen=True, kw_only=True)
 class Lora:
-    """An adapter in place of the weights; see `adapters.lora.LoRAConfig`."""
+    """An adapter in place of the weights: `adapters.lora.LoRAConfig`, here apart since settings need no torch."""
 
     rank: int = 16
     alpha: float = 32.0
