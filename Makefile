@@ -3,22 +3,26 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 FONTS := fonts-liberation fonts-open-sans fonts-roboto-unhinted fonts-lato fonts-noto-core fonts-freefont-ttf \
 	fonts-croscore fonts-crosextra-carlito fonts-crosextra-caladea
 # Small models on few cores: threads that wait by spinning cost more than they give.
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: run test test-full lint demo bench train-default clean
+.PHONY: run test test-slow test-full lint demo bench train-default clean
 
 run: $(VENV)/.run
 	$(BIN)/python examples/run.py
 
 test: $(VENV)/.test lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not full"
+	$(PYTEST) -m "not slow and not full"
+
+test-slow: $(VENV)/.test
+	$(PYTEST) -m "slow and not full"
 
 test-full: $(VENV)/.test lint
 	@date -u
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(PYTEST)
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
