@@ -4,7 +4,7 @@ The full-size benchmark is drawn the same way, in about a minute:
 
     python examples/draw_benchmark.py --questions 1000 --out DIR
 
-Charts and questions are the held-out ones of the shipped model (see `vlm/training/reader_score.py`): no word, number,
+Charts and questions are the held-out ones of the shipped model (see `vlm/training/reader/score.py`): no word, number,
 bar colour or font of theirs was in its training. They are laid out as ChartQA's authors do. The fonts are those that
 come with matplotlib, whatever else the machine has, so that everybody draws the same.
 """
@@ -19,9 +19,9 @@ from pathlib import Path
 import matplotlib
 from PIL import Image
 
-from vlm.training import chart_canvas
-from vlm.training.charts import Question
-from vlm.training.reader_score import held_out_questions
+from vlm.training.reader.score import held_out_questions
+from vlm.training.synthetic import canvas
+from vlm.training.synthetic.charts import Question
 
 FOLDER = Path(__file__).parent / "benchmark" / "chartqa"
 NUM_QUESTIONS = 250
@@ -31,14 +31,14 @@ SEED = 1
 @contextlib.contextmanager
 def only_matplotlibs_fonts() -> Iterator[None]:
     """Keep charts from being drawn with fonts of the system."""
-    system_fonts = chart_canvas.SYSTEM_FONTS
-    chart_canvas.SYSTEM_FONTS = str(Path(matplotlib.get_data_path()) / "fonts" / "ttf")
-    chart_canvas.find_fonts.cache_clear()
+    system_fonts = canvas.SYSTEM_FONTS
+    canvas.SYSTEM_FONTS = str(Path(matplotlib.get_data_path()) / "fonts" / "ttf")
+    canvas.find_fonts.cache_clear()
     try:
         yield
     finally:
-        chart_canvas.SYSTEM_FONTS = system_fonts
-        chart_canvas.find_fonts.cache_clear()
+        canvas.SYSTEM_FONTS = system_fonts
+        canvas.find_fonts.cache_clear()
 
 
 def charts(num_questions: int = NUM_QUESTIONS, seed: int = SEED) -> list[tuple[Image.Image, list[Question]]]:

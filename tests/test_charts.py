@@ -5,9 +5,9 @@ import re
 import numpy as np
 import pytest
 
-from vlm.training.chart_questions import OTHER_KINDS
-from vlm.training.chart_words import in_split, words
-from vlm.training.charts import Character, ask, draw_chart, patch_characters, patch_mask
+from vlm.training.synthetic.charts import Character, ask, draw_chart, patch_characters, patch_mask
+from vlm.training.synthetic.questions import OTHER_KINDS
+from vlm.training.synthetic.words import in_split, words
 
 NUM_CHARTS = 150
 

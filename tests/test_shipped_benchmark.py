@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from eval.tasks import find
-from vlm.training import chart_words, reader_score
+from vlm.training.reader import score as reader_score
+from vlm.training.synthetic import words as chart_words
 
 ROOT = Path(__file__).parent.parent
 BENCHMARK = ROOT / "examples" / "benchmark"
@@ -115,7 +116,7 @@ def test_another_seed_gives_other_letters(script, pages):
 
 
 def test_system_fonts_are_found_again_after_drawing(script):
-    from vlm.training.chart_canvas import find_fonts
+    from vlm.training.synthetic.canvas import find_fonts
 
     before = find_fonts((), True)
     with script("draw_benchmark").only_matplotlibs_fonts():

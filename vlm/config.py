@@ -155,7 +155,7 @@ def _tiny() -> ModelConfig:
 
 
 def _default() -> ModelConfig:
-    """The model that ships: charts; bytes and a few words as tokens (see `vlm.training.reader_vocabulary`)."""
+    """The model that ships: charts; bytes and a few words as tokens (see `vlm.training.reader.vocabulary`)."""
     decoder = DecoderConfig(
         width=192,
         num_layers=4,

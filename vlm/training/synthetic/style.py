@@ -5,9 +5,9 @@ from random import Random
 
 from PIL import Image
 
-from vlm.training.chart_canvas import Colour, Face, find_fonts, load_face
-from vlm.training.chart_spec import LARGE, ChartSpec
-from vlm.training.chart_words import Split
+from vlm.training.synthetic.canvas import Colour, Face, find_fonts, load_face
+from vlm.training.synthetic.spec import LARGE, ChartSpec
+from vlm.training.synthetic.words import Split
 
 COLOURS = {
     "train": {

@@ -9,9 +9,9 @@ from typing import NamedTuple
 import numpy as np
 
 from vlm.tokenizer import Tokenizer
-from vlm.training.chart_canvas import Box
-from vlm.training.chart_questions import Question
-from vlm.training.charts import Chart, patch_mask
+from vlm.training.synthetic.canvas import Box
+from vlm.training.synthetic.charts import Chart, patch_mask
+from vlm.training.synthetic.questions import Question
 
 # What the first printable character is coded as is 1; 0 stands for "no character here".
 FIRST_CODE = ord(" ")
@@ -21,35 +21,61 @@ FIND, COPY, SPELL = slice(0, 2), slice(2, 4), slice(4, 5)
 """Pointers: two places to find (what the question names), two to take the answer from, and the patch of the very
 character that comes next."""
 NUM_POINTERS = 5
+MAX_ORDER = 31
+"""Characters further on in a text than this are told as this."""
 
 
 class PatchLinks(NamedTuple):
-    """Which label and which legend entry each patch is, or is the value of; 0 where there is none. Each int16 [p]."""
+    """What each patch belongs to; 0 where there is none. Each int16 [p].
+
+    A label beside its value and one below it are told apart, for no one head can seek along rows and columns.
+    """
 
     label: np.ndarray
     """The label printed in this patch."""
     entry: np.ndarray
     """The legend entry printed in this patch."""
-    value_label: np.ndarray
-    """The label of the value printed in this patch."""
+    label_beside: np.ndarray
+    """The label of the value printed in this patch, where both stand in a row."""
+    label_below: np.ndarray
+    """The same, where one stands below the other."""
     value_entry: np.ndarray
     """The legend entry of the value printed in this patch."""
+    order: np.ndarray
+    """Which character of its label, value, entry or title is the first in this patch, from 1."""
 
 
 def patch_links(chart: Chart, patch_size: float, grid: tuple[int, int]) -> PatchLinks:
     """Return the links of a chart that lies at the top left of its canvas."""
-    links = PatchLinks(*np.zeros((4, grid[0] * grid[1]), dtype=np.int16))
+    links = no_links(grid)
     labels = {label: index for index, label in enumerate(chart.spec.labels, 1)}
     entries = {name: index for index, name in enumerate(chart.spec.series_names, 1)}
+    boxes = {chart.title_box} if chart.title_box else set()
     for mark in chart.marks:
         label, entry = labels[mark.label], entries[mark.series]
         links.label[_mask(chart, mark.label_box, patch_size, grid)] = label
         value = _mask(chart, mark.value_box, patch_size, grid)
-        links.value_label[value] = label
+        beside = _gap(mark.label_box, mark.value_box, axis=1) < _gap(mark.label_box, mark.value_box, axis=0)
+        (links.label_beside if beside else links.label_below)[value] = label
         if mark.series_box is not None:
             links.entry[_mask(chart, mark.series_box, patch_size, grid)] = entry
             links.value_entry[value] = entry
+        boxes |= {box for box in (mark.label_box, mark.value_box, mark.series_box) if box}
+    for box in boxes:
+        # Backwards, so that the first character in a patch is what stays.
+        for index, (y, x) in reversed(list(enumerate(printed_text(chart, box)[1], 1))):
+            links.order[int(y // patch_size) * grid[1] + int(x // patch_size)] = min(index, MAX_ORDER)
     return links
+
+
+def no_links(grid: tuple[int, int]) -> PatchLinks:
+    """Return the links of a picture that has none."""
+    return PatchLinks(*np.zeros((len(PatchLinks._fields), grid[0] * grid[1]), dtype=np.int16))
+
+
+def _gap(one: Box, other: Box, axis: int) -> float:
+    """Return how far two boxes lie apart along the x axis (0) or the y axis (1); 0 where they overlap."""
+    return max(0.0, one[axis] - other[axis + 2], other[axis] - one[axis + 2])
 
 
 def _mask(chart: Chart, box: Box, patch_size: float, grid: tuple[int, int]) -> np.ndarray:

@@ -1,6 +1,6 @@
 """Measure a reader on drawn charts whose words, numbers, colours and fonts were held out of its training.
 
-    python -m vlm.training.reader_score --questions 1000
+    python -m vlm.training.reader.score --questions 1000
 
 Charts come in the sizes people have, from 224 to 576 pixels, and half or more of the questions ask for a named value.
 """
@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from vlm.pipeline import VLM
 from vlm.sampling import GenerationConfig
-from vlm.training.charts import Question, ask, draw_chart
+from vlm.training.synthetic.charts import Question, ask, draw_chart
 
 MAX_NEW_TOKENS = 128
 MAX_SHARE = {"title": 0.1, "count": 0.1, "comparison": 0.1}

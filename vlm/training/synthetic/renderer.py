@@ -5,10 +5,10 @@ from random import Random
 
 from PIL import Image
 
-from vlm.training.chart_canvas import Box, Canvas, Character, DoesNotFit, age, wrap
-from vlm.training.chart_layouts import LAYOUTS, Sheet
-from vlm.training.chart_spec import ChartSpec
-from vlm.training.chart_style import Style, colour_name
+from vlm.training.synthetic.canvas import Box, Canvas, Character, DoesNotFit, age, wrap
+from vlm.training.synthetic.layouts import LAYOUTS, Sheet
+from vlm.training.synthetic.spec import ChartSpec
+from vlm.training.synthetic.style import Style, colour_name
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,10 +8,10 @@ from random import Random
 
 import numpy as np
 
-from vlm.training.chart_canvas import Box
-from vlm.training.chart_renderer import Chart, Mark
-from vlm.training.chart_spec import bare_number
-from vlm.training.chart_words import YEARS, words
+from vlm.training.synthetic.canvas import Box
+from vlm.training.synthetic.renderer import Chart, Mark
+from vlm.training.synthetic.spec import bare_number
+from vlm.training.synthetic.words import YEARS, words
 
 NAMED_SHARE = 0.55
 OTHER_KINDS = {

@@ -2,6 +2,8 @@
 
 The model's position tables are learned in other checkpoints. Here they are filled once and left alone, so that what is
 learned on small pictures holds anywhere on larger ones: two patches lie to each other as they do everywhere else.
+They have the last third of the width to themselves. Where they share it with what the patches hold, they drown: what
+the layers add grows tenfold, and nothing after the first of them can tell where a patch lies.
 Source: Vaswani et al., arXiv 1706.03762, section 3.5, for rows and columns apart.
 """
 
@@ -10,24 +12,51 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from vision_encoder.config import VisionConfig
 from vision_encoder.encoder import VisionEncoder
 from vision_encoder.positions import PatchPosition, TilePosition
 from vlm.model import VisionLanguageModel
 
-SHORTEST, LONGEST = 3.0, 400.0
+SHORTEST, LONGEST = 3.0, 100.0
 """Wavelengths, in patches."""
+AMPLITUDE = 4.0
 OPEN_GATE = 10.0
 """Its tanh is 1 in float32: positions are those of the table of canvases alone."""
 
 
+def num_position_dims(width: int) -> int:
+    """Return how many of `width` dims, the last ones, hold positions: a third, in fours."""
+    return width // 12 * 4
+
+
 def sinusoids(rows: Tensor, cols: Tensor, width: int) -> Tensor:
-    """Return [..., width] for patches at `rows` and `cols` [...]; `width` is a multiple of 4."""
-    num_waves = width // 4
+    """Return [..., width] for patches at `rows` and `cols` [...]: zeros, then the positions."""
+    num_dims = num_position_dims(width)
+    angles = [places[..., None].float() * _frequencies(num_dims) for places in (rows, cols)]
+    positions = torch.cat([wave for angle in angles for wave in (angle.sin(), angle.cos())], dim=-1)
+    return functional.pad(AMPLITUDE * positions, (width - num_dims, 0))
+
+
+def shift(rows: float, cols: float, width: int) -> Tensor:
+    """Return the square matrix that takes the position of a patch to that of the patch so far before it."""
+    num_dims = num_position_dims(width)
+    blocks = []
+    for steps in (rows, cols):
+        cos, sin = (
+            torch.diag(wave)
+            for wave in ((steps * _frequencies(num_dims)).cos(), (steps * _frequencies(num_dims)).sin())
+        )
+        blocks.append(torch.cat([torch.cat([cos, -sin], 1), torch.cat([sin, cos], 1)]))
+    return torch.block_diag(*blocks)
+
+
+def _frequencies(num_dims: int) -> Tensor:
+    """Return the angle per patch of each wave, [num_dims / 4]."""
+    num_waves = num_dims // 4
     waves = SHORTEST * (LONGEST / SHORTEST) ** (torch.arange(num_waves) / (num_waves - 1))
-    angles = [2 * math.pi * places[..., None].float() / waves for places in (rows, cols)]
-    return torch.cat([wave for angle in angles for wave in (angle.sin(), angle.cos())], dim=-1)
+    return 2 * math.pi / waves
 
 
 @torch.no_grad()

@@ -18,10 +18,10 @@ from vision_encoder.config import VisionConfig
 from vision_encoder.preprocess import ImageProcessor
 from vlm.prompt import Image, Text, Turn, encode_prompt
 from vlm.tokenizer import Tokenizer
-from vlm.training.chart_style import draw_shape
-from vlm.training.charts import Character, Chart, Question, ask, draw_chart, patch_characters, patch_slots
-from vlm.training.reader_targets import PatchLinks, character_codes, patch_links, pointer_targets
-from vlm.training.text_pages import draw_page
+from vlm.training.reader.targets import PatchLinks, character_codes, no_links, patch_links, pointer_targets
+from vlm.training.synthetic.charts import Character, Chart, Question, ask, draw_chart, patch_characters, patch_slots
+from vlm.training.synthetic.style import draw_shape
+from vlm.training.synthetic.text_pages import draw_page
 
 IGNORED = -100
 MAX_GRID = 36
@@ -76,8 +76,8 @@ class Diet:
     """Questions about each chart; none while the encoder learns to read."""
     difficulty: tuple[float, float] = (1.0, 1.0)
     """Of the charts in the first batch and in the last, a straight line between."""
-    sheets: bool = False
-    """Whether pictures come in all sizes up to two by two tiles, rather than one tile large."""
+    share_sheets: float = 0.0
+    """How many batches are of half as many pictures, in all sizes up to two by two tiles rather than one tile large."""
     max_shrink: float = 1.0
     """Half of the pictures are drawn up to so much larger than the model sees them, as publishers' are."""
 
@@ -106,18 +106,19 @@ class ReaderData(Dataset):
     def __getitem__(self, index: int) -> ReaderBatch:
         shared = np.random.default_rng([self.seed, index])
         offset = tuple(int(patches) for patches in shared.integers(0, MAX_GRID - self.config.grid + 1, 2))
-        sheet = _sheet(shared, self.config.tile_size, self._shrink(shared)) if self.diet.sheets else None
+        is_sheet = shared.random() < self.diet.share_sheets
+        sheet = _sheet(shared, self.config.tile_size, self._shrink(shared)) if is_sheet else None
         canvas = self.processor.placement(sheet)[0] if sheet else (1, 1)
         rng = np.random.default_rng([self.seed, index, self.rank])
         first, last = self.diet.difficulty
         difficulty = first + (last - first) * index / self.num_batches
         pixels, characters, links, rows = [], [], [], []
-        for image_index in range(self.diet.num_images // self.num_ranks):
+        for image_index in range(self.diet.num_images // self.num_ranks // (2 if is_sheet else 1)):
             size = sheet or round(self.config.tile_size * self._shrink(rng))
             layout = _Layout(self.config, canvas, self._drawn_patch(size))
             if rng.random() < self.diet.share_pages:
                 image, printed = draw_page(rng, size)
-                links.append(PatchLinks(*np.zeros((4, len(layout.order)), dtype=np.int16)))
+                links.append(no_links(layout.grid))
             else:
                 chart = draw_chart(rng, size, difficulty=difficulty)
                 image, printed = chart.image, chart.characters

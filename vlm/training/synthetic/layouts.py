@@ -4,9 +4,9 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from vlm.training.chart_canvas import Box, Canvas, Colour, DoesNotFit, wrap
-from vlm.training.chart_spec import ChartSpec, NumberFormat
-from vlm.training.chart_style import Style
+from vlm.training.synthetic.canvas import Box, Canvas, Colour, DoesNotFit, wrap
+from vlm.training.synthetic.spec import ChartSpec, NumberFormat
+from vlm.training.synthetic.style import Style
 
 
 @dataclass

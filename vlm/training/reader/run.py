@@ -1,9 +1,6 @@
-"""Train the small reader of charts from nothing, in stages that begin with letters and end with whole charts.
+"""One training run in a folder: it can be stopped at any moment and goes on where it was.
 
-    torchrun --nproc-per-node 2 -m vlm.training.reader --out runs/reader
-
-One process a core: on small matrices two processes of one thread do more than one of two. Run again with the same
---out to go on where it stopped.
+One process a core: on small matrices two processes of one thread do more than one of two.
 """
 
 import copy
@@ -15,10 +12,9 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
-import click
 import torch
 import torch.distributed
 from torch import nn
@@ -28,11 +24,12 @@ from tqdm import tqdm
 
 from vlm.config import preset
 from vlm.pipeline import VLM
-from vlm.training.muon import Muon
-from vlm.training.reader_data import Diet, ReaderBatch, ReaderData
-from vlm.training.reader_model import Losses, Reader
-from vlm.training.reader_vocabulary import reader_tokenizer
-from vlm.training.sinusoids import retile
+from vlm.training.reader.data import ReaderBatch, ReaderData
+from vlm.training.reader.model import Reader
+from vlm.training.reader.muon import Muon
+from vlm.training.reader.sinusoids import retile
+from vlm.training.reader.stages import Stage
+from vlm.training.reader.vocabulary import reader_tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -40,90 +37,6 @@ PEAK_RATES = (1e-2, 2e-3)
 """Of Muon and of AdamW."""
 SAVE_EVERY_S = 240
 LOG_EVERY = 20
-
-
-@dataclass(frozen=True, kw_only=True)
-class Stage:
-    """A part of the training: what is fed, how long, and how fast is learned."""
-
-    name: str
-    tile_size: int
-    max_tiles: int = 1
-    diet: Diet
-    num_batches: int
-    rates: tuple[float, float]
-    """Share of the peak learning rates at the first and at the last batch, a straight line between."""
-    weights: Losses
-    """Of the losses, in their sum."""
-
-
-STAGES = (
-    Stage(
-        name="letters",
-        tile_size=224,
-        diet=Diet(num_images=8, share_pages=1.0, num_questions=0),
-        num_batches=800,
-        rates=(1.0, 1.0),
-        weights=Losses(0.0, 1.0, 0.0, 0.0),
-    ),
-    Stage(
-        name="words",
-        tile_size=224,
-        diet=Diet(num_images=8, share_pages=0.75, num_questions=0, difficulty=(0.3, 1.0)),
-        num_batches=1300,
-        rates=(0.7, 0.35),
-        weights=Losses(0.0, 1.0, 0.3, 0.0),
-    ),
-    Stage(
-        name="charts",
-        tile_size=224,
-        diet=Diet(num_images=16, share_pages=0.15, num_questions=4, difficulty=(0.0, 0.4)),
-        num_batches=815,
-        rates=(0.67, 0.0),
-        weights=Losses(1.0, 0.8, 0.5, 0.6),
-    ),
-    Stage(
-        name="print",
-        tile_size=224,
-        diet=Diet(num_images=8, share_pages=0.75, num_questions=0, difficulty=(0.3, 1.0), max_shrink=1.4),
-        num_batches=1409,
-        rates=(0.7, 0.54),
-        weights=Losses(0.0, 1.0, 0.3, 0.0),
-    ),
-    Stage(
-        name="fine print",
-        tile_size=224,
-        diet=Diet(num_images=16, share_pages=0.7, num_questions=0, difficulty=(0.3, 1.0), max_shrink=1.4),
-        num_batches=800,
-        rates=(0.54, 0.3),
-        weights=Losses(0.0, 1.0, 0.3, 0.0),
-    ),
-    Stage(
-        name="binding",
-        tile_size=224,
-        diet=Diet(num_images=16, share_pages=0.2, num_questions=4, difficulty=(0.3, 1.0), max_shrink=1.4),
-        num_batches=516,
-        rates=(0.4, 0.3),
-        weights=Losses(1.0, 1.0, 0.5, 0.6),
-    ),
-    Stage(
-        name="settling",
-        tile_size=224,
-        diet=Diet(num_images=16, share_pages=0.2, num_questions=4, difficulty=(0.5, 1.0), max_shrink=1.4),
-        num_batches=1250,
-        rates=(0.15, 0.0),
-        weights=Losses(1.0, 1.0, 0.5, 0.6),
-    ),
-    Stage(
-        name="sheets",
-        tile_size=224,
-        max_tiles=4,
-        diet=Diet(num_images=8, share_pages=0.1, num_questions=6, sheets=True, max_shrink=1.3),
-        num_batches=250,
-        rates=(0.12, 0.0),
-        weights=Losses(1.0, 1.0, 0.5, 0.6),
-    ),
-)
 
 
 class Run:
@@ -141,7 +54,7 @@ class Run:
             self.reader.model.load_state_dict(_without_positions(trained), strict=False)
         matrices, others = _split(self.reader)
         self.optimizers = (
-            Muon(matrices, lr=0.0, weight_decay=0.02),
+            Muon(matrices, lr=0.0, weight_decay=0.4),
             torch.optim.AdamW(others, lr=0.0, betas=(0.9, 0.95), weight_decay=0.0, fused=True),
         )
         self.stage_index = self.batch_index = 0
@@ -312,20 +225,3 @@ def _join_processes() -> tuple[int, int]:
     if num_processes > 1:
         torch.distributed.init_process_group("gloo")
     return int(os.environ.get("RANK", "0")), num_processes
-
-
-@click.command()
-@click.option("--out", type=click.Path(path_type=Path), default="runs/reader", show_default=True)
-@click.option("--start", type=click.Path(exists=True, path_type=Path), help="Folder of a reader to train further.")
-@click.option("--stage", type=click.Choice([stage.name for stage in STAGES]), help="The first to go through.")
-@click.option("--seed", type=int, default=0, show_default=True)
-def main(out: Path, start: Path | None, stage: str | None, seed: int) -> None:
-    """Train the small reader of charts from nothing; run again with the same --out to go on."""
-    names = [each.name for each in STAGES]
-    run = Run(out, STAGES[names.index(stage) if stage else 0 :], seed, start)
-    signal.signal(signal.SIGTERM, run.stop)
-    run.train()
-
-
-if __name__ == "__main__":
-    main()

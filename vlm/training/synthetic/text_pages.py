@@ -5,9 +5,9 @@ from random import Random
 import numpy as np
 from PIL import Image
 
-from vlm.training.chart_canvas import Canvas, Character, Colour, DoesNotFit, Face, age, find_fonts, load_face
-from vlm.training.chart_spec import draw_number_format
-from vlm.training.chart_words import YEARS, in_split, pseudo_word, random_string, words
+from vlm.training.synthetic.canvas import Canvas, Character, Colour, DoesNotFit, Face, age, find_fonts, load_face
+from vlm.training.synthetic.spec import draw_number_format
+from vlm.training.synthetic.words import YEARS, in_split, pseudo_word, random_string, words
 
 LISTS = ("country", "place", "product", "sector", "person", "group", "company", "measure", "counted", "rated", "month")
 PAPERS: tuple[Colour, ...] = ((255, 255, 255),) * 5 + ((244, 244, 240), (235, 242, 250), (30, 34, 50), (166, 9, 9))

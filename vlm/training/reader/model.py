@@ -3,13 +3,13 @@
 The answer alone teaches nothing for very long. Four more losses say what stands where and where to look:
 
 - characters: a head on every patch names the characters in it.
-- links: in the first global layer of the encoder one head of a value's patches looks at its label, one at its legend
-  entry, and one of a label's patches at its values.
+- links: in the first global layer of the encoder the patches of a value and of its label look at each other, by one
+  head where they stand in a row and by another where one is below the other; a third looks at the legend entry.
+- order: another head on every patch tells how far into its label, value or title the print in it begins.
 - pointers: in the decoder's first cross-attention layer two heads look at what the question names, in the second at
   what the answer is taken from, in the third at the patch of the very next character.
 """
 
-import math
 from collections import Counter
 from typing import NamedTuple
 
@@ -24,12 +24,14 @@ from vision_encoder.transformer import VisionAttention
 from vlm.attention import attention_weights
 from vlm.config import ModelConfig
 from vlm.model import VisionLanguageModel
-from vlm.training.reader_data import IGNORED, NUM_SLOTS, QuestionBatch, ReaderBatch
-from vlm.training.reader_targets import COPY, FIND, NUM_CODES, SPELL, PatchLinks
-from vlm.training.sinusoids import place_tile, retile
+from vlm.training.reader.data import IGNORED, NUM_SLOTS, QuestionBatch, ReaderBatch
+from vlm.training.reader.sinusoids import place_tile
+from vlm.training.reader.start import initialise
+from vlm.training.reader.targets import COPY, FIND, MAX_ORDER, NUM_CODES, SPELL, PatchLinks
 
-SHARPNESS = 2.0
-"""What the norm of the decoder's queries starts at: with 1 no attention over hundreds of patches can be sharp."""
+POINTING_HEADS = ((FIND, [0, 1]), (COPY, [0, 1]), (SPELL, [0, 2]))
+"""What which heads of each cross-attention layer look for. Two key/value heads spell: one is too narrow for all of the
+characters of a patch."""
 
 
 class Losses(NamedTuple):
@@ -38,6 +40,7 @@ class Losses(NamedTuple):
     answer: Tensor
     characters: Tensor
     links: Tensor
+    order: Tensor
     pointers: Tensor
 
 
@@ -48,9 +51,10 @@ class Reader(nn.Module):
         super().__init__()
         self.model = VisionLanguageModel(config)
         self.character_head = nn.Linear(config.vision.feature_dim, NUM_SLOTS * NUM_CODES)
+        self.order_head = nn.Linear(config.vision.feature_dim, MAX_ORDER + 1)
         self.exact: Counter[tuple[str, bool]] = Counter()
         """How many replies of each kind were predicted whole, and how many not; the caller empties it."""
-        _initialise(self.model)
+        initialise(self.model)
 
     def forward(self, batch: ReaderBatch) -> Losses:
         """Return the losses of `batch`."""
@@ -62,6 +66,7 @@ class Reader(nn.Module):
             features, tokens = self.model.encode(batch.pixels, [batch.canvas] * len(batch.pixels))
         characters = self._character_loss(features[:, :, 1:], batch.characters)
         links = _link_loss(attention, inputs.taken[0], batch.links, num_tiles)
+        order = self._order_loss(features[:, :, 1:], batch.links.order)
         answer = pointers = features.new_zeros(())
         if batch.groups:
             image = self.model.decoder.image_kv(tokens.flatten(1, 2))
@@ -70,7 +75,7 @@ class Reader(nn.Module):
             answer = sum(part[0] for part in parts) / num_tokens
             sums, counts = (torch.stack([part[index] for part in parts]).sum(0) for index in (2, 3))
             pointers = (sums / counts.clamp_min(1)).sum()
-        return Losses(answer, characters, links, pointers)
+        return Losses(answer, characters, links, order, pointers)
 
     def _character_loss(self, features: Tensor, characters: Tensor) -> Tensor:
         logits = rearrange(self.character_head(features), "m t p (i n) -> (m t p i) n", n=NUM_CODES).float()
@@ -78,6 +83,11 @@ class Reader(nn.Module):
         weight = torch.ones(NUM_CODES, device=logits.device)
         weight[0] = 0.05
         return functional.cross_entropy(logits, characters.flatten(), weight=weight)
+
+    def _order_loss(self, features: Tensor, order: Tensor) -> Tensor:
+        logits, order = self.order_head(features).flatten(0, 2).float(), order.flatten().long()
+        printed = order > 0
+        return functional.cross_entropy(logits[printed], order[printed], reduction="sum") / printed.sum().clamp_min(1)
 
     def _question_losses(
         self, group: QuestionBatch, image: ImageKV, num_tiles: int
@@ -92,11 +102,11 @@ class Reader(nn.Module):
         answer = functional.cross_entropy(logits[predicting].float(), group.labels[predicting], reduction="sum")
         self._count(group, logits, predicting)
         sums, counts = [], []
-        for index, (layer, x, places) in enumerate(zip(layers, inputs.taken, (FIND, COPY, SPELL), strict=False)):
-            wanted = group.pointers[:, places]
-            queries = layer.attention.queries(x)[:, : wanted.shape[1]]
-            weights = _patches(attention_weights(queries, own.keys[index, :, :1]), -1, num_tiles)
-            loss, count = _missed_mass(weights, wanted)
+        for index, (layer, x, (places, heads)) in enumerate(zip(layers, inputs.taken, POINTING_HEADS, strict=False)):
+            queries = layer.attention.queries(x)
+            keys = own.keys[index].repeat_interleave(queries.shape[1] // own.keys.shape[2], dim=1)
+            weights = _patches(attention_weights(queries[:, heads], keys[:, heads]), -1, num_tiles)
+            loss, count = _missed_mass(weights, group.pointers[:, places].expand(-1, len(heads), -1, -1))
             sums.append(loss)
             counts.append(count)
         return answer, int(predicting.sum()), torch.stack(sums), torch.stack(counts)
@@ -110,11 +120,12 @@ class Reader(nn.Module):
 
 def _link_loss(attention: VisionAttention, x: Tensor, links: PatchLinks, num_tiles: int) -> Tensor:
     """Return how little three heads of `attention` over rows x [m, rows, v] look where the links say."""
-    values, labels, entries = links.value_label, links.label, links.entry
-    pairs = ((values, labels), (links.value_entry, entries), (labels, values))
-    wanted = torch.stack(
-        [(seeker[:, :, None] == sought[:, None]) & (seeker > 0)[..., None] for seeker, sought in pairs], 1
+    pairs = (
+        _same(links.label_beside, links.label) | _same(links.label, links.label_beside),
+        _same(links.label_below, links.label) | _same(links.label, links.label_below),
+        _same(links.value_entry, links.entry),
     )
+    wanted = torch.stack(pairs, 1)
     # Padding and missing tiles come after the real tiles.
     tokens_per_tile = links.label.shape[1] // num_tiles + 1
     real = x[:, : num_tiles * tokens_per_tile]
@@ -127,6 +138,11 @@ def _link_loss(attention: VisionAttention, x: Tensor, links: PatchLinks, num_til
     weights = attention_weights(query, key)[..., : real.shape[1]]
     loss, count = _missed_mass(_patches(weights, -1, num_tiles), wanted)
     return loss / count.clamp_min(1)
+
+
+def _same(seeker: Tensor, sought: Tensor) -> Tensor:
+    """Return which patches [m, p, p] of `sought` belong to the same as a patch of `seeker`, both [m, p]."""
+    return (seeker[:, :, None] == sought[:, None]) & (seeker > 0)[..., None]
 
 
 def _patches(x: Tensor, dim: int, num_tiles: int) -> Tensor:
@@ -159,33 +175,3 @@ class _Inputs:
     def __exit__(self, *_) -> None:
         for hook in self._hooks:
             hook.remove()
-
-
-def _initialise(model: VisionLanguageModel) -> None:
-    """Open the gates, fix the positions, calm the patch embedding. Shut gates are for a decoder that can speak."""
-    nn.init.normal_(model.decoder.embedding.weight, std=0.05)
-    _calm(model.encoder.patch_embedding.weight)
-    retile(model, model.config.vision)
-    for layer in model.decoder.layers:
-        if isinstance(layer, GatedCrossAttentionLayer):
-            nn.init.ones_(layer.attention_gate)
-            nn.init.ones_(layer.mlp_gate)
-            nn.init.constant_(layer.attention.q_norm.weight, SHARPNESS)
-
-
-@torch.no_grad()
-def _calm(weight: nn.Parameter) -> None:
-    """Train the patch embedding on the strokes of a patch alone; its mean colour keeps a random embedding.
-
-    Paper is white, which is far from zero once normalised: in every step the sum of all weights of a row would go the
-    same way and shake what every patch means.
-    """
-
-    def mean(x: Tensor) -> Tensor:
-        """Return the mean weight of each colour, at the shape of the weight [v, 3 * patch²]."""
-        colours = rearrange(x, "v (c i) -> v c i", c=3)
-        return rearrange(colours.mean(-1, keepdim=True).expand_as(colours), "v c i -> v (c i)")
-
-    num_pixels = weight.shape[1] // 3
-    weight += mean(torch.randn_like(weight)) * 0.5 / math.sqrt(num_pixels) - mean(weight)
-    weight.register_hook(lambda gradient: gradient - mean(gradient))

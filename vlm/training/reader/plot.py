@@ -1,6 +1,6 @@
 """Draw the learning curves of a run from its log.
 
-python -m vlm.training.reader_plot runs/reader/log.jsonl docs/learning_curves.png
+python -m vlm.training.reader.plot runs/reader/log.jsonl docs/learning_curves.png
 """
 
 import itertools

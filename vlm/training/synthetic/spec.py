@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass, replace
 from random import Random
 
-from vlm.training.chart_words import (
+from vlm.training.synthetic.words import (
     YEARS,
     Split,
     in_split,

@@ -1,6 +1,6 @@
 """Draw charts from a seed, with where everything printed stands: what the small reader is trained on.
 
-`draw_chart` makes a chart, `ask` (in `chart_questions`) makes questions with their evidence, `patch_characters` and
+`draw_chart` makes a chart, `ask` (in `questions`) makes questions with their evidence, `patch_characters` and
 `patch_mask` turn characters and boxes into targets for the patches of a tile. The same seed gives the same chart as
 long as the same fonts are installed; with Pillow alone it is Pillow's own.
 """
@@ -11,12 +11,12 @@ from random import Random
 import numpy as np
 from einops import rearrange
 
-from vlm.training.chart_canvas import Box, Character, DoesNotFit
-from vlm.training.chart_questions import Question, ask
-from vlm.training.chart_renderer import Chart, Mark, render
-from vlm.training.chart_spec import draw_spec
-from vlm.training.chart_style import draw_shape, draw_style
-from vlm.training.chart_words import Split
+from vlm.training.synthetic.canvas import Box, Character, DoesNotFit
+from vlm.training.synthetic.questions import Question, ask
+from vlm.training.synthetic.renderer import Chart, Mark, render
+from vlm.training.synthetic.spec import draw_spec
+from vlm.training.synthetic.style import draw_shape, draw_style
+from vlm.training.synthetic.words import Split
 
 __all__ = [
     "Character",

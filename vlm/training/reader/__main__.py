@@ -1,0 +1,31 @@
+"""Train the small reader of charts from nothing.
+
+    torchrun --nproc-per-node 2 -m vlm.training.reader --out runs/reader
+
+Run again with the same --out to go on where it stopped.
+"""
+
+import signal
+from pathlib import Path
+
+import click
+
+from vlm.training.reader.run import Run
+from vlm.training.reader.stages import STAGES
+
+
+@click.command()
+@click.option("--out", type=click.Path(path_type=Path), default="runs/reader", show_default=True)
+@click.option("--start", type=click.Path(exists=True, path_type=Path), help="Folder of a reader to train further.")
+@click.option("--stage", type=click.Choice([stage.name for stage in STAGES]), help="The first to go through.")
+@click.option("--seed", type=int, default=0, show_default=True)
+def main(out: Path, start: Path | None, stage: str | None, seed: int) -> None:
+    """Train the small reader of charts from nothing; run again with the same --out to go on."""
+    names = [each.name for each in STAGES]
+    run = Run(out, STAGES[names.index(stage) if stage else 0 :], seed, start)
+    signal.signal(signal.SIGTERM, run.stop)
+    run.train()
+
+
+if __name__ == "__main__":
+    main()

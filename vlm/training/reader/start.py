@@ -1,0 +1,107 @@
+"""How the reader starts: gates open, positions kept apart, and heads that already look at neighbours.
+
+A transformer left to itself spends most of a short training on finding out what lies beside what. Only where the
+heads begin is set here; all of them are trained.
+"""
+
+import math
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from adapters.cross_attention import GatedCrossAttentionLayer
+from vision_encoder.encoder import VisionEncoder
+from vision_encoder.transformer import VisionAttention
+from vlm.model import VisionLanguageModel
+from vlm.training.reader.sinusoids import num_position_dims, retile, shift
+
+SHARPNESS = 2.0
+"""What the norm of the decoder's queries starts at: with 1 no attention over hundreds of patches can be sharp."""
+NEIGHBOURS = (((0, -1), (0, 1)), ((0, -2), (0, 2)), ((0, -1), (0, 1)), ((-1, 0), (1, 0)), ((0, -1), (0, 1)))
+"""(rows, cols) from a patch to what the first two heads of each local layer look at."""
+LOUDNESS = 4.0
+"""Of the patch embedding, beside torch's own start: as loud as the positions."""
+PROMINENCE = 4.0
+"""Of the positions in what the layers hand on, beside what a patch holds: the layers add to the latter."""
+LOOK = 1.5
+"""Weight of a position in queries and keys."""
+
+
+@torch.no_grad()
+def initialise(model: VisionLanguageModel) -> None:
+    """Set where training starts; the weights not named here keep torch's own start."""
+    nn.init.normal_(model.decoder.embedding.weight, std=0.05)
+    encoder = model.encoder
+    retile(model, model.config.vision)
+    _calm(encoder.patch_embedding.weight)
+    _keep_positions(encoder)
+    for layer, neighbours in zip(encoder.local_layers, NEIGHBOURS, strict=False):
+        for head, steps in enumerate(neighbours):
+            _look(layer.attention, head, shift(*steps, encoder.config.width))
+    along_rows, along_cols = _axes(encoder.config.width)
+    for layer in encoder.global_layers:
+        _look(layer.attention, 0, along_rows)
+        _look(layer.attention, 1, along_cols)
+    for layer in model.decoder.layers:
+        if isinstance(layer, GatedCrossAttentionLayer):
+            nn.init.ones_(layer.attention_gate)
+            nn.init.ones_(layer.mlp_gate)
+            nn.init.constant_(layer.attention.q_norm.weight, SHARPNESS)
+
+
+def _keep_positions(encoder: VisionEncoder) -> None:
+    """Let nothing write where the positions are."""
+    kept = encoder.config.width - num_position_dims(encoder.config.width)
+    encoder.norm_before.weight[kept:] = PROMINENCE
+    first = encoder.local_layers[0]
+    for norm in (first.attention_norm, first.mlp_norm):
+        norm.weight[:kept] = PROMINENCE / 2
+    writers = [encoder.patch_embedding.weight]
+    for layer in (*encoder.local_layers, *encoder.global_layers):
+        writers += [layer.attention.o_proj.weight, layer.fc2.weight, layer.fc2.bias]
+    for weight in writers:
+        weight[kept:] = 0
+        weight.register_hook(
+            lambda gradient, kept=kept: torch.cat([gradient[:kept], torch.zeros_like(gradient[kept:])])
+        )
+
+
+def _look(attention: VisionAttention, head: int, sought: Tensor) -> None:
+    """Have a head start by looking from each patch to those whose position, times `sought`, is most like its own."""
+    width = attention.q_proj.weight.shape[1]
+    head_dim, num_dims = width // attention.num_heads, len(sought)
+    if head_dim < num_dims:
+        raise ValueError(f"heads are {head_dim} wide; a look at positions needs {num_dims}")
+    rows = slice(head * head_dim, head * head_dim + num_dims)
+    seen = sought.abs().sum(0) > 0
+    for projection, matrix in ((attention.q_proj, torch.diag(seen.float())), (attention.k_proj, sought)):
+        part = projection.weight[rows]
+        part[seen] = 0
+        part[:, width - num_dims :] = LOOK * matrix
+
+
+def _axes(width: int) -> tuple[Tensor, Tensor]:
+    """Return what keeps of a position its row alone, and its column alone."""
+    half = num_position_dims(width) // 2
+    ones, zeros = torch.ones(half), torch.zeros(half)
+    return torch.diag(torch.cat([ones, zeros])), torch.diag(torch.cat([zeros, ones]))
+
+
+@torch.no_grad()
+def _calm(weight: nn.Parameter) -> None:
+    """Train the patch embedding on the strokes of a patch alone; its mean colour keeps a random embedding.
+
+    Paper is white, which is far from zero once normalised: in every step the sum of all weights of a row would go the
+    same way and shake what every patch means.
+    """
+
+    def mean(x: Tensor) -> Tensor:
+        """Return the mean weight of each colour, at the shape of the weight [v, 3 * patch²]."""
+        colours = rearrange(x, "v (c i) -> v c i", c=3)
+        return rearrange(colours.mean(-1, keepdim=True).expand_as(colours), "v c i -> v (c i)")
+
+    num_pixels = weight.shape[1] // 3
+    weight *= LOUDNESS
+    weight += mean(torch.randn_like(weight)) * LOUDNESS / 2 / math.sqrt(num_pixels) - mean(weight)
+    weight.register_hook(lambda gradient: gradient - mean(gradient))
