@@ -17,7 +17,7 @@ import click
 import gradio as gr
 
 from vlm.demo.desk import Desk
-from vlm.demo.handlers import ALL_LAYERS, Conversation, Handlers, hidden
+from vlm.demo.handlers import ALL_LAYERS, Conversation, Handlers
 from vlm.demo.launch import launch
 from vlm.demo.models import ModelShelf
 from vlm.demo.talk import Talk
@@ -29,6 +29,8 @@ MAX_QUESTION_CHARS = 4000
 
 QUEUED = {"concurrency_id": "model", "concurrency_limit": 1, "api_visibility": "private"}
 """One call of a model at a time; the others wait."""
+CHECKED = {"concurrency_id": "pictures", "concurrency_limit": 1, "show_progress": "hidden", "api_visibility": "private"}
+"""Pictures are read one after the other, but wait for no model."""
 AT_ONCE = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 
 
@@ -38,7 +40,7 @@ class Page:
     def __init__(self, shelf: ModelShelf, handlers: Handlers, examples: list[tuple[str, str]]):
         self.shelf, self.handlers, self.known = shelf, handlers, examples
         with gr.Blocks(title="Sightline", analytics_enabled=False, delete_cache=(3600, 3600)) as self.blocks:
-            self.talk = gr.State(Talk())
+            self.talk, self.known_paths = gr.State(Talk()), gr.State(())
             gr.HTML(HEADER, padding=False)
             self.notice = gr.HTML(visible=False, elem_id="notice", padding=False)
             with gr.Row(equal_height=False):
@@ -88,7 +90,9 @@ class Page:
         self.chat = gr.Chatbot(
             label="Conversation",
             show_label=False,
-            height=260,
+            height=None,
+            min_height=160,
+            max_height=420,
             # What a model writes is text, whatever it looks like: no Markdown, and the handlers escape HTML.
             render_markdown=False,
             allow_tags=False,
@@ -121,8 +125,9 @@ class Page:
                     elem_id="words",
                 )
                 self.layer = gr.Dropdown(
-                    [ALL_LAYERS], value=ALL_LAYERS, label="Layers", min_width=120, scale=1, elem_id="layer"
+                    [ALL_LAYERS], value=ALL_LAYERS, label="Layer", min_width=130, scale=1, elem_id="layer"
                 )
+            self.place = gr.HTML(elem_id="place", padding=False)
             self.heat = gr.Gallery(
                 label="Where it looked",
                 show_label=False,
@@ -131,10 +136,9 @@ class Page:
                 object_fit="contain",
                 allow_preview=False,
                 interactive=False,
-                buttons=["download"],
+                buttons=[],
                 elem_id="heat",
             )
-            self.place = gr.HTML(elem_id="place", padding=False)
 
     def _lay_caption(self) -> None:
         self.describe = gr.Button("Describe the pictures", variant="primary")
@@ -180,10 +184,15 @@ class Page:
         for event in (asked.success, again.success, self.words.input, self.layer.input):
             event(**look)
 
-        changed = self.pictures.change(on.begin_again, None, talking, cancels=[asked, again], **AT_ONCE)
-        changed.then(on.check, [self.pictures, *chosen], [self.pictures, self.notice], **streamed)
-        self.pictures.upload(hidden, None, self.notice, **AT_ONCE)
-        self.examples.select(self.take_example, None, [self.pictures, self.question, self.notice], **AT_ONCE)
+        changed = self.pictures.change(
+            on.new_pictures,
+            [self.pictures, self.known_paths],
+            [*talking, self.pictures, self.known_paths],
+            cancels=[asked, again],
+            **CHECKED,
+        )
+        changed.success(on.prepare, [self.pictures, *chosen], self.notice, **streamed)
+        self.examples.select(self.take_example, None, [self.pictures, self.question], **AT_ONCE)
 
         self.describe.click(
             on.describe, [self.pictures, *settings], [self.caption, self.caption_status, self.notice], **QUEUED
@@ -200,7 +209,7 @@ class Page:
     def take_example(self, event: gr.SelectData) -> tuple:
         """Put an example in the place of the pictures, with a question about it."""
         path, question = self.known[event.index]
-        return [path], question, hidden()
+        return [path], question
 
 
 def make_page(shelf: ModelShelf, work: Path) -> Page:

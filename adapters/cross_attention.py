@@ -3,6 +3,7 @@
 Source: llama-models models/llama3/multimodal/model.py, CrossAttentionTransformerBlock.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -23,16 +24,36 @@ class ImageKV(NamedTuple):
         return ImageKV(self.keys[index], self.values[index])
 
 
+def attend(q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None) -> Tensor:
+    """Return [b, h, s, e] for queries [b, h, s, e] and keys and values [b, g, l, e] that `mask` lets be seen."""
+    return functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True)
+
+
+def plain_linear(in_features: int, out_features: int) -> nn.Linear:
+    """Return torch's linear layer without a bias."""
+    return nn.Linear(in_features, out_features, bias=False)
+
+
+class LayerParts(NamedTuple):
+    """What a layer is built of; a decoder that has quicker ones passes its own."""
+
+    linear: Callable[[int, int], nn.Linear] = plain_linear
+    norm: Callable[..., nn.RMSNorm] = nn.RMSNorm
+    attend: Callable[..., Tensor] = attend
+
+
 class CrossAttention(nn.Module):
     """Grouped-query attention of text to image tokens: queries and keys normalised per head, no rotary positions."""
 
-    def __init__(self, width: int, num_heads: int, num_kv_heads: int, head_dim: int, norm_eps: float):
+    def __init__(
+        self, width: int, num_heads: int, num_kv_heads: int, head_dim: int, norm_eps: float, parts: LayerParts
+    ):
         super().__init__()
-        self.head_dim = head_dim
-        self.q_proj = nn.Linear(width, num_heads * head_dim, bias=False)
-        self.k_proj = nn.Linear(width, num_kv_heads * head_dim, bias=False)
-        self.v_proj = nn.Linear(width, num_kv_heads * head_dim, bias=False)
-        self.o_proj = nn.Linear(num_heads * head_dim, width, bias=False)
+        self.head_dim, self.attend = head_dim, parts.attend
+        self.q_proj = parts.linear(width, num_heads * head_dim)
+        self.k_proj = parts.linear(width, num_kv_heads * head_dim)
+        self.v_proj = parts.linear(width, num_kv_heads * head_dim)
+        self.o_proj = parts.linear(num_heads * head_dim, width)
         self.q_norm = nn.RMSNorm(head_dim, eps=norm_eps)
         self.k_norm = nn.RMSNorm(head_dim, eps=norm_eps)
 
@@ -46,9 +67,7 @@ class CrossAttention(nn.Module):
 
     def forward(self, x: Tensor, image: ImageKV, mask: CrossMask) -> Tensor:
         """Map text x [b, s, d] to what it takes from the images, the same shape."""
-        attended = functional.scaled_dot_product_attention(
-            self.queries(x), image.keys, image.values, attn_mask=mask.keys, enable_gqa=True
-        )
+        attended = self.attend(self.queries(x), image.keys, image.values, mask=mask.keys)
         return self.o_proj(attended.transpose(1, 2).flatten(2))
 
     def _heads(self, x: Tensor) -> Tensor:
@@ -69,12 +88,13 @@ class GatedCrossAttentionLayer(nn.Module):
         feed_forward: nn.Module,
         *,
         leak_attention: bool = False,
+        parts: LayerParts = LayerParts(),  # noqa: B008
     ):
         super().__init__()
-        self.attention_norm = nn.RMSNorm(width, eps=norm_eps)
-        self.attention = CrossAttention(width, num_heads, num_kv_heads, head_dim, norm_eps)
+        self.attention_norm = parts.norm(width, eps=norm_eps)
+        self.attention = CrossAttention(width, num_heads, num_kv_heads, head_dim, norm_eps, parts)
         self.attention_gate = nn.Parameter(torch.zeros(1))
-        self.mlp_norm = nn.RMSNorm(width, eps=norm_eps)
+        self.mlp_norm = parts.norm(width, eps=norm_eps)
         self.mlp = feed_forward
         self.mlp_gate = nn.Parameter(torch.zeros(1))
         self.leak_attention = leak_attention

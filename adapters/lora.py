@@ -123,15 +123,10 @@ def find_layers(names: Iterable[str], targets: Iterable[str]) -> list[str]:
     return [name for name in names if name in found]
 
 
-def add_adapter(
-    model: nn.Module, config: LoRAConfig, *, name: str = "default", exclude: Iterable[str] = ()
-) -> dict[str, LowRank]:
-    """Give the layers that `config.targets` names a fresh adapter each, and return these by layer.
-
-    exclude: layers that are never called as modules and so cannot be adapted.
-    """
+def add_adapter(model: nn.Module, config: LoRAConfig, *, name: str = "default") -> dict[str, LowRank]:
+    """Give the layers that `config.targets` names a fresh adapter each, and return these by layer."""
     layers = linear_layers(model)
-    chosen = find_layers([layer for layer in layers if layer not in set(exclude)], config.targets)
+    chosen = find_layers(layers, config.targets)
     adapters = {layer: LowRank.fresh(layers[layer], config) for layer in chosen}
     attach(model, name, adapters)
     return adapters

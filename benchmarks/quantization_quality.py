@@ -8,7 +8,7 @@ relative to it; `nats` the Kullback-Leibler divergence of the next token's distr
 structure, so the numbers compare parts and group sizes; what they cost a trained model only its answers tell.
 
 Then the chart questions of examples/benchmark: the share of the shipped model's answers that stay letter for letter
-what they were, and of those that are right. The last line is JSON.
+what they were, and of those that are right by the evaluation's own rule. The last line is JSON.
 """
 
 import argparse
@@ -21,10 +21,13 @@ from torch import Tensor, nn
 
 from adapters.cross_attention import GatedCrossAttentionLayer
 from adapters.masks import CrossMask
-from vlm import VLM, GenerationConfig, preset
+from eval import score
+from vlm import VLM, GenerationConfig, Tokenizer, preset
+from vlm.checkpoint import load_model
 from vlm.config import DecoderConfig
 from vlm.decoder import FeedForward, SelfAttentionLayer, _SelfContext
-from vlm.quantization import GROUP_SIZES, PRECISIONS, Scheme, dequantize, quantize
+from vlm.pipeline import DEFAULT_MODEL
+from vlm.quantization import GROUP_SIZES, Scheme, dequantize, quantize
 from vlm.rope import rotation
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -111,22 +114,26 @@ def _nats(plain: Tensor, changed: Tensor) -> float:
 
 
 def agreement(most: int) -> dict[str, dict[str, float]]:
-    """Return for each precision the share of answers that stay as they were, and that are right."""
+    """Return for each precision and group size the share of answers that stay as they were, and that are right."""
     questions = _questions(most)
+    asked = [(image, question) for image, question, _ in questions]
     config = GenerationConfig(max_new_tokens=24)
     expected: list[str] = []
     found: dict[str, dict[str, float]] = {}
-    print(f"\n{'shipped model':20}{'questions':>10}{'same answer':>13}{'right':>8}")
-    for precision in (None, *PRECISIONS):
-        model = VLM.from_pretrained(quantize=precision)
-        replies = model.answer_many([(image, question) for image, question, _ in questions], config=config)
-        answers = [reply.text.strip() for reply in replies]
+    print(f"\n{'shipped model':24}{'questions':>10}{'same answer':>13}{'right':>8}")
+    for precision, size in ((None, 128), ("int8", 128), *(("int4", size) for size in GROUP_SIZES)):
+        weights = load_model(DEFAULT_MODEL, quantize=precision, group_size=size)
+        model = VLM(weights, Tokenizer.from_folder(DEFAULT_MODEL))
+        answers = [reply.text.strip() for reply in model.answer_many(asked, config=config)]
         expected = expected or answers
         same = sum(map(str.__eq__, answers, expected)) / len(answers)
-        right = sum(answer.lower() == label.lower() for answer, (_, _, label) in zip(answers, questions, strict=True))
-        name = precision or str(model.info.dtype).removeprefix("torch.")
+        right = sum(
+            score("chartqa", "ours", answer, label) or 0
+            for answer, (_, _, label) in zip(answers, questions, strict=True)
+        )
+        name = f"int4, groups up to {size}" if precision == "int4" else precision or "bfloat16"
         found[name] = {"questions": len(answers), "same": same, "right": right / len(answers)}
-        print(f"{name:20}{len(answers):10}{same:13.3f}{right / len(answers):8.3f}", flush=True)
+        print(f"{name:24}{len(answers):10}{same:13.3f}{right / len(answers):8.3f}", flush=True)
     return found
 
 

@@ -1,5 +1,6 @@
 """What a run knows of each sample: what its journals say already, and what is written of an answer that comes."""
 
+import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
@@ -45,7 +46,8 @@ class AnswerLog:
         self._questions = {name_of(question): _Known(question, asked) for question, asked in questions}
         self._open = set(self._questions)
         """Those without an answer; it only shrinks, so that a long run needs no more memory than a short one."""
-        self._journal, self._progress, self._run, self._digests = journal, progress, digest(run), digests
+        self._journal, self._progress, self._digests = journal, progress, digests
+        self._run = digest(json.dumps(run, sort_keys=True))
 
     @property
     def num_known(self) -> int:

@@ -1,18 +1,15 @@
 """Digests of what decides an answer: equal digests, equal answer."""
 
 import hashlib
-import json
 from collections.abc import Iterable
 
 from eval.records import Prompt, Sample
 
-# ASCII also holds halves of surrogate pairs, which UTF-8 cannot.
-_encode = json.JSONEncoder(sort_keys=True).encode
-
 
 def digest(*parts: object) -> str:
-    """Return 32 hex digits for `parts`, which JSON can hold."""
-    return hashlib.sha256(_encode(parts).encode("ascii")).hexdigest()[:32]
+    """Return 32 hex digits for `parts`: texts, numbers, None, and tuples and lists of these."""
+    # As Python writes them, in a third of the time that JSON takes; ASCII also holds halves of surrogate pairs.
+    return hashlib.sha256(ascii(parts).encode("ascii")).hexdigest()[:32]
 
 
 def samples_digest(samples: Iterable[Sample]) -> str:
@@ -35,4 +32,4 @@ def record_key(asked: str, images: list[str], run: str) -> str:
 
 def _said(sample: Sample) -> tuple:
     images = [image.id for image in sample.images]
-    return sample.id, images, sample.question, sample.targets, sample.options, dict(sample.fields)
+    return sample.id, images, sample.question, sample.targets, sample.options, sorted(sample.fields.items())

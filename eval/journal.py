@@ -18,6 +18,7 @@ from vlm.errors import VLMError
 
 _BLOCK_BYTES = 2**16
 Record = TypeVar("Record")
+_scan = json.JSONDecoder().scan_once
 
 
 class Journal:
@@ -85,9 +86,11 @@ class RecordHead(NamedTuple):
     def from_json(cls, line: bytes) -> "RecordHead":
         """Return the head of the record that a line holds. Raises: VLMError (invalid_request) for any other line."""
         try:
-            record = json.loads(line)
-            return cls(record["task"], record["id"], record["key"], record["error"])
-        except (ValueError, LookupError, TypeError):
+            # Lines as we write them; without what json.loads does before and after, in half of its time.
+            record, end = _scan(line.decode("ascii"), 0)
+            if end == len(line) - 1:
+                return cls(record["task"], record["id"], record["key"], record["error"])
+        except (ValueError, LookupError, TypeError, StopIteration):
             pass
         whole = Prediction.from_json(line)  # which says what is wrong
         return cls(whole.task, whole.id, whole.key, whole.error)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from vlm.errors import VLMError
 
-FORMAT = 2
+FORMAT = 3
 LIBRARIES = ("sightline-vlm", "torch", "torchvision", "numpy", "pillow", "einops", "safetensors", "tiktoken")
 """Those that shape an answer."""
 FREE = frozenset({"command", "created", "data", "batch_size"})

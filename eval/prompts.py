@@ -55,6 +55,8 @@ class Preset:
 
 def list_options(sample: Sample, form: str) -> str:
     """Return the options, one a line; a letter without a text is not offered."""
+    if not sample.options:
+        return ""
     lines = [
         form.format(letter=chr(ord("A") + place), number=place + 1, text=text)
         for place, text in enumerate(sample.options)

@@ -4,6 +4,7 @@ These are values. Where they come from stands in `datasets` and `tasks`, who ans
 `scorers`.
 """
 
+import errno
 import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
@@ -38,11 +39,15 @@ class ImageRef:
         if self.load is not None:
             return self.load()
         try:
+            # Of a pipe or a device there is no end to read to.
+            if self.path.exists() and not self.path.is_file():
+                raise OSError(errno.EINVAL, "no regular file")
             return self.path.read_bytes()
-        except OSError as error:
+        except (OSError, ValueError) as error:  # ValueError: a zero byte in the path
+            why = error.strerror if isinstance(error, OSError) else error
             raise VLMError(
                 "invalid_request",
-                f"image file {self.path.name!r} cannot be read ({error.strerror}); expected a picture; put it back",
+                f"image file {self.path.name[:80]!r} cannot be read ({why}); expected a picture; put it back",
             ) from None
 
 

@@ -209,6 +209,8 @@ def _batches_left(
     mine: list[Question], wanted: set[Name], given_up: set[Name], batch_size: int
 ) -> Iterator[list[Question]]:
     """Yield every batch of which something is wanted, whole: in other company the last bits would be others."""
+    if not wanted:
+        return
     for batch in planned((question for question in mine if question.sample.problem is None), batch_size):
         if any(name_of(question) in wanted for question in batch):
             yield [question for question in batch if name_of(question) not in given_up]

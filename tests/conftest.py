@@ -8,6 +8,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 from vlm.config import ModelConfig, preset
 from vlm.model import VisionLanguageModel
@@ -15,6 +16,9 @@ from vlm.pipeline import VLM
 from vlm.tokenizer import Tokenizer
 
 torch.set_num_threads(1)
+# On a busy machine it is not the test that is slow.
+settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("busy")
 
 
 def random_model(config: ModelConfig, seed: int = 0) -> VisionLanguageModel:

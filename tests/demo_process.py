@@ -15,7 +15,8 @@ import httpx
 
 ROOT = Path(__file__).parent.parent
 ANSWER = 'about 495 <img src=x onerror="window.harmed=1"> **é**'
-"""What the model writes, whatever it is asked."""
+"""What the model writes, unless a test wants something else."""
+LONGEST_WAIT_S = 120
 
 
 class Demo(NamedTuple):
@@ -31,8 +32,15 @@ class Demo(NamedTuple):
 
     def delay(self, seconds: float) -> None:
         """Let the model wait so long before each token."""
-        (self.controls / "delay.new").write_text(str(seconds))
-        os.replace(self.controls / "delay.new", self.controls / "delay")
+        self._control("delay", str(seconds))
+
+    def answer(self, text: str) -> None:
+        """Let the model write this from now on; with a | in it, it is one that says it can write tables."""
+        self._control("answer", text)
+
+    def _control(self, name: str, text: str) -> None:
+        (self.controls / "new").write_text(text)
+        os.replace(self.controls / "new", self.controls / name)
 
     @property
     def outside(self) -> list[str]:
@@ -56,8 +64,10 @@ class Demo(NamedTuple):
 
     def messages(self, session: str) -> Iterator[dict]:
         """Yield what the queue tells a session, until all of its calls are done."""
+        deadline = time.monotonic() + LONGEST_WAIT_S
         with self.client.stream("GET", "/gradio_api/queue/data", params={"session_hash": session}) as answer:
             for line in answer.iter_lines():
+                assert time.monotonic() < deadline
                 if line.startswith("data: "):
                     yield json.loads(line[6:])
 
@@ -75,6 +85,7 @@ def running_demo(folder: Path) -> Iterator[Demo]:
     work.mkdir()
     controls.mkdir()
     (controls / "delay").write_text("0")
+    (controls / "answer").write_text(ANSWER)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -83,7 +94,7 @@ def running_demo(folder: Path) -> Iterator[Demo]:
     process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log)
     url = f"http://127.0.0.1:{port}"
     try:
-        with httpx.Client(base_url=url, timeout=120) as client:
+        with httpx.Client(base_url=url, timeout=LONGEST_WAIT_S) as client:
             yield Demo(url, work, controls, process, client, _config(client, process, folder / "log"))
     finally:
         process.terminate()

@@ -1,7 +1,7 @@
 """The demo on a tiny model that writes what a test wants, in a process of its own: `python -m tests.demo_server`.
 
-Arguments: a folder to work in, a port, and a folder of controls, in which `delay` holds seconds to wait at each token,
-and `outside` gets a line for each connection that is attempted to anything but this machine.
+Arguments: a folder to work in, a port, and a folder of controls: `delay` holds seconds to wait at each token, `answer`
+what is written, and `outside` gets a line for each connection that is attempted to anything but this machine.
 """
 
 import ipaddress
@@ -11,7 +11,6 @@ from pathlib import Path
 
 import app
 from tests.conftest import random_model
-from tests.demo_process import ANSWER
 from vlm import VLM, Tokenizer, preset
 from vlm.demo.models import ModelShelf
 
@@ -23,18 +22,22 @@ class OneModel(ModelShelf):
         super().__init__([], ["auto"])
         self.model = model
 
+    def writes_tables(self, name: str) -> bool:
+        return "|" in (controls / "answer").read_text()
+
     def get(self, name: str, dtype: str) -> VLM:
         return self.model
 
 
-def scripted(model: VLM, text: str, controls: Path) -> None:
-    """Make `model` write `text` in answer to everything."""
+def scripted(model: VLM, controls: Path) -> None:
+    """Make `model` write what is in `answer`, whatever it is asked."""
     decoder = model.model.decoder
-    given, steps, place = decoder.logits, [*text.encode(), model.tokenizer.eot_id], [0]
+    given, steps, place = decoder.logits, [], [0]
 
     def begin(_, inputs) -> None:
         if inputs[0].shape[1] > 1:
             place[0] = 0
+            steps[:] = [*(controls / "answer").read_bytes(), model.tokenizer.eot_id]
 
     def logits(hidden):
         time.sleep(float((controls / "delay").read_text()))
@@ -70,6 +73,6 @@ if __name__ == "__main__":
     work, port, controls = Path(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
     tell_of_connections(controls)
     vlm = VLM(random_model(preset("tiny")), Tokenizer.bytes_only())
-    scripted(vlm, ANSWER, controls)
+    scripted(vlm, controls)
     page = app.make_page(OneModel(vlm), work)
     app.launch(page.blocks, page.handlers.folder, host="127.0.0.1", port=port)

@@ -4,11 +4,10 @@ import http.client
 import importlib.util
 import itertools
 import json
+import os
 import re
-import threading
+from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import quote, urlsplit
 
 import httpx
@@ -17,9 +16,14 @@ import pytest
 from tests.conversations import FOUR_TILES
 from tests.demo_process import ANSWER, ROOT, Demo, running_demo
 from tests.image_files import encode
+from tests.listening import listening
+from vlm.demo.guard import MAX_FILE_BYTES, MAX_FOLDER_BYTES
 
 if importlib.util.find_spec("gradio") is None:
     pytest.skip("not run: gradio", allow_module_level=True)
+
+# Gradio's server takes ten seconds to start.
+pytestmark = pytest.mark.slow
 
 CANARY = "canary-6f1d"
 NAMES = itertools.count()
@@ -158,26 +162,6 @@ def test_other_methods_on_these_paths_are_refused_too(demo):
 # G2: forged calls
 
 
-@contextmanager
-def listening() -> Iterator[tuple[str, list[str]]]:
-    """A server on this machine: its address, and what it is asked for."""
-    heard = []
-
-    class Ear(BaseHTTPRequestHandler):
-        def do_GET(self):
-            heard.append(self.path)
-            self.send_error(404)
-
-        def log_message(self, *arguments):
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Ear)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}/x.png", heard
-    server.shutdown()
-    server.server_close()
-
-
 def test_forged_pictures_are_refused_and_nothing_is_fetched(demo):
     with listening() as (address, heard):
         for path in (
@@ -262,6 +246,16 @@ def test_uploads_come_back_as_downloads_or_pictures(demo, name, content):
     assert "sandbox" in headers["content-security-policy"]
 
 
+def test_ten_thousand_ranges_of_a_file_are_no_more_work_than_the_file(demo):
+    """H3."""
+    content = encode(FOUR_TILES, "PNG")
+    path = demo.upload("a.png", content)
+    ranges = "bytes=" + ",".join(f"{number}-{number}" for number in range(10_000))
+    status, _, body = raw(demo, "GET", f"/gradio_api/file={quote(path)}", Range=ranges)
+    assert status in (200, 400, 416, 431)
+    assert len(body) <= len(content)
+
+
 # G4: other origins
 
 
@@ -342,3 +336,16 @@ def test_equal_uploads_take_their_room_once(demo):
 def test_nothing_is_left_in_the_working_folder(demo):
     assert [each.name for each in (demo.work / "empty").iterdir()] == ["secret.txt"]
     assert [each for each in (demo.work / "parts").iterdir() if each.is_file()] == []
+
+
+@pytest.mark.full
+def test_a_thousand_uploads_of_ten_megabytes_stay_within_the_room(demo):
+    """G6. The last test: it leaves no room."""
+    block, statuses = os.urandom(MAX_FILE_BYTES - 4), Counter()
+    for number in range(1000):
+        files = {"files": ("a.png", number.to_bytes(4) + block)}
+        statuses[demo.client.post("/gradio_api/upload", files=files).status_code] += 1
+    used = sum(path.stat().st_size for path in demo.work.rglob("*") if path.is_file())
+    print(f"{dict(statuses)}, {used / 2**20:.0f} MB on the disk")
+    assert set(statuses) == {200, 503}
+    assert used <= MAX_FOLDER_BYTES + MAX_FILE_BYTES

@@ -1,6 +1,9 @@
 """The demo in a real browser: a chart goes in, the answer streams, a word is chosen, and where it was read shows."""
 
+import base64
+import csv
 import importlib.util
+import json
 import re
 import shutil
 from collections.abc import Iterator
@@ -14,12 +17,16 @@ from tests.demo_process import ANSWER, ROOT, Demo, running_demo
 if importlib.util.find_spec("gradio") is None:
     pytest.skip("not run: gradio", allow_module_level=True)
 
-# A server, a browser and a person's pace: minutes. And three of these have not been seen to pass on a busy machine.
-pytestmark = pytest.mark.full
+# A server, a browser and a person's pace.
+pytestmark = pytest.mark.slow
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 CHART, OTHER = ROOT / "examples" / "river_level.png", ROOT / "examples" / "commute.png"
+CAMERA = ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
+CHROMIUM_ARGUMENTS = ["--no-sandbox", "--disable-gpu", *CAMERA]
 SECONDS = 1000
+LONGEST_WAIT = 120 * SECONDS
+"""For whatever is to be seen: on a busy machine the browser alone takes half a minute to draw the page."""
 
 
 class View(NamedTuple):
@@ -30,12 +37,28 @@ class View(NamedTuple):
     requests: list[str]
 
     def add(self, *files: Path) -> None:
-        """Upload pictures as a person does, and wait until they are shown."""
+        """Upload pictures as a person does, and wait until they are shown and read."""
         shown = self.count("#pictures .thumbnail-item")
-        self.page.locator("#pictures input[type=file]").first.set_input_files([str(file) for file in files])
-        self.page.wait_for_function(
-            f"document.querySelectorAll('#pictures .thumbnail-item img').length == {shown + len(files)}"
+        with self.told_of_pictures():
+            self.page.locator("#pictures input[type=file]").first.set_input_files([str(file) for file in files])
+        self.wait_until(f"document.querySelectorAll('#pictures .thumbnail-item img').length == {shown + len(files)}")
+
+    def told_of_pictures(self):
+        """Wait, at the end of a block, until the page has told the server of other pictures.
+
+        Gradio cannot take back a question while it is being sent; who asks within that moment asks in vain.
+        """
+        return self.page.expect_response(
+            lambda response: "queue/join" in response.url and "FileData" in (response.request.post_data or "")
         )
+
+    def wait_until(self, expression: str) -> None:
+        """Wait until something is true in the page; at most `LONGEST_WAIT`."""
+        try:
+            self.page.wait_for_function(expression)
+        except Exception as error:
+            seen = self.page.locator("body").inner_text()
+            raise AssertionError(f"{expression}\ndid not come true\n{seen}\n{self.complaints}") from error
 
     def ask(self, question: str) -> None:
         box = self.page.locator("#question textarea")
@@ -51,7 +74,8 @@ class View(NamedTuple):
         tab.first.click()
 
     def wait_for(self, text: str, selector: str = "body") -> None:
-        self.page.locator(selector).filter(has_text=text).first.wait_for()
+        shown = f"[...document.querySelectorAll({json.dumps(selector)})]"
+        self.wait_until(f"{shown}.some((each) => each.innerText.includes({json.dumps(text)}))")
 
     def answer(self, question: str) -> None:
         """Ask, and wait for the end of the answer."""
@@ -62,9 +86,8 @@ class View(NamedTuple):
         """Wait for the end of an answer."""
         self.wait_for("confidence", "#status")
         # What is drawn may come a moment after what is told.
-        self.page.wait_for_function(
-            "[...document.querySelectorAll('#chat .bot.message')].at(-1)?.innerText.trim().endsWith('**')"
-        )
+        last = "[...document.querySelectorAll('#chat .bot.message')].at(-1)?.innerText.trim()"
+        self.wait_until(f"{last} == {json.dumps(ANSWER)}")
 
     def count(self, selector: str) -> int:
         return self.page.locator(selector).count()
@@ -88,16 +111,25 @@ def browser():
     if CHROMIUM is None:
         pytest.skip("not run: chromium")
     with sync_api.sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        started = playwright.chromium.launch(executable_path=CHROMIUM, args=CHROMIUM_ARGUMENTS)
         yield started
         started.close()
 
 
-def opened(browser, demo: Demo, **context) -> Iterator[View]:
+@pytest.fixture(scope="module")
+def desk(browser, demo):
+    """A wide window, whose cache holds the page's scripts from the second page on."""
+    context = browser.new_context(viewport={"width": 1280, "height": 900}, reduced_motion="reduce")
+    context.grant_permissions(["camera", "clipboard-read", "clipboard-write"], origin=demo.url)
+    yield context
+    context.close()
+
+
+def opened(context, demo: Demo) -> Iterator[View]:
     demo.delay(0)
-    made = browser.new_context(**context)
-    page = made.new_page()
-    page.set_default_timeout(150 * SECONDS)
+    demo.answer(ANSWER)
+    page = context.new_page()
+    page.set_default_timeout(LONGEST_WAIT)
     view = View(page, [], [])
     page.on("pageerror", lambda error: view.complaints.append(str(error)))
     page.on("console", lambda message: view.complaints.append(message.text) if message.type == "error" else None)
@@ -107,28 +139,29 @@ def opened(browser, demo: Demo, **context) -> Iterator[View]:
     page.wait_for_selector("#examples img")
     yield view
     demo.delay(0)
-    foreign = [url for url in view.requests if not url.startswith((demo.url, "data:", "blob:"))]
-    made.close()
-    assert foreign == []
+    page.close()
+    assert [url for url in view.requests if not url.startswith((demo.url, "data:", "blob:"))] == []
 
 
 @pytest.fixture
-def view(browser, demo) -> Iterator[View]:
-    yield from opened(browser, demo, viewport={"width": 1280, "height": 900})
+def view(desk, demo) -> Iterator[View]:
+    yield from opened(desk, demo)
 
 
 @pytest.fixture
 def phone(browser, demo) -> Iterator[View]:
-    yield from opened(
-        browser, demo, viewport={"width": 360, "height": 740}, has_touch=True, is_mobile=True, color_scheme="dark"
+    context = browser.new_context(
+        viewport={"width": 360, "height": 740}, has_touch=True, is_mobile=True, color_scheme="dark"
     )
+    yield from opened(context, demo)
+    context.close()
 
 
 def test_a_chart_is_asked_about_and_a_word_shows_where_it_was_read(view, demo):
     view.add(CHART)
     demo.delay(0.2)
     view.ask("How high in April?")
-    view.page.wait_for_function("document.querySelector('#chat .bot.message')?.innerText.includes('ab')")
+    view.wait_until("document.querySelector('#chat .bot.message')?.innerText.includes('ab')")
     growing = view.answers()[-1]
     demo.delay(0)
     view.finish()
@@ -141,10 +174,10 @@ def test_a_chart_is_asked_about_and_a_word_shows_where_it_was_read(view, demo):
     first = view.page.locator("#heat img").get_attribute("src")
     assert view.page.locator("#words input:checked").count() == 1
     view.page.locator("#words label").filter(has_text="about").click()
-    view.page.wait_for_function(f"document.querySelector('#heat img')?.getAttribute('src') != {first!r}")
-    view.page.wait_for_function("!document.querySelector('#place').innerText.includes('ring')")
+    view.wait_until(f"document.querySelector('#heat img')?.getAttribute('src') != {first!r}")
+    view.wait_until("!document.querySelector('#place').innerText.includes('ring')")
     assert "Strongest in the" in view.page.locator("#place").inner_text()
-    view.page.wait_for_function("document.querySelector('#heat img').naturalWidth > 300")
+    view.wait_until("document.querySelector('#heat img').naturalWidth > 300")
     assert view.complaints == []
 
 
@@ -155,8 +188,7 @@ def test_what_the_model_writes_is_text(view):
     assert view.answers() == [ANSWER]
     view.tab("Caption")
     view.page.get_by_role("button", name="Describe the pictures").click()
-    view.page.wait_for_function("document.querySelector('#caption textarea').value.endsWith('**')")
-    assert view.page.locator("#caption textarea").input_value() == ANSWER
+    view.wait_until(f"document.querySelector('#caption textarea').value == {json.dumps(ANSWER)}")
     assert view.page.evaluate("window.harmed") is None
     assert view.count("img[src=x]") == 0
     assert view.count("#chat .bot.message strong") == 0
@@ -168,11 +200,10 @@ def test_a_corrupt_file_ends_in_one_friendly_sentence(view, tmp_path):
     broken.write_bytes(CHART.read_bytes()[:5000])
     view.page.locator("#pictures input[type=file]").first.set_input_files(str(broken))
     view.page.wait_for_selector("#notice [role=alert]")
-    said = view.page.locator("#notice").inner_text()
-    assert len(said) <= 300
-    assert not re.search(r"0x[0-9a-f]{6,}|Traceback|/tmp|\.py", said)
-    view.page.wait_for_function("document.querySelectorAll('#pictures .thumbnail-item').length == 0")
-    assert view.page.locator("#notice").inner_text() == said
+    said = view.page.locator("#notice [role=alert]").inner_text()
+    assert said == "Part of this picture's file is missing; send it again."
+    view.wait_until("document.querySelectorAll('#pictures .thumbnail-item').length == 0")
+    assert view.page.locator("#notice [role=alert]").inner_text() == said
     # And on it goes.
     view.add(CHART)
     view.answer("?")
@@ -192,27 +223,63 @@ def test_without_a_picture_or_a_question_it_says_what_is_missing(view):
 def test_an_example_is_one_click_away(view):
     view.page.locator("#examples button").nth(3).click()
     view.page.wait_for_selector("#pictures .thumbnail-item img")
-    view.page.wait_for_function("document.querySelector('#question textarea').value.endsWith('?')")
+    view.wait_until("document.querySelector('#question textarea').value.endsWith('?')")
     view.page.locator("#question textarea").press("Enter")
     view.finish()
     assert view.answers() == [ANSWER]
+
+
+def test_a_picture_can_be_pasted_and_photographed(view):
+    copied = base64.b64encode(CHART.read_bytes()).decode()
+    view.page.evaluate(
+        """async (content) => {
+            const picture = await (await fetch("data:image/png;base64," + content)).blob();
+            await navigator.clipboard.write([new ClipboardItem({"image/png": picture})]);
+        }""",
+        copied,
+    )
+    for number, button in ((1, "Paste from clipboard"), (2, "Paste from Clipboard"), (3, "Take a photograph")):
+        with view.told_of_pictures():
+            view.page.locator("#pictures").get_by_label(button, exact=True).click()
+            if number == 3:
+                view.page.get_by_text("Click to Access Webcam").click()
+                view.page.locator("#pictures").get_by_label("capture photo").click()
+        view.wait_until(f"document.querySelectorAll('#pictures .thumbnail-item img').length == {number}")
+    view.answer("which?")
+    view.wait_until("document.querySelectorAll('#heat img').length == 3")
+    assert view.complaints == []
+
+
+def test_a_chart_becomes_a_table_and_a_file(view, demo):
+    demo.answer("year | visitors\n2018 | 627\n2019 | =1+1")
+    view.page.reload()
+    view.page.wait_for_selector("#examples img")
+    view.add(CHART)
+    view.tab("Chart to table")
+    view.page.get_by_role("button", name="Read the chart as a table").click()
+    view.wait_for("627", "#table")
+    with view.page.expect_download() as download:
+        view.page.get_by_text("Download as CSV").click()
+    rows = [*csv.reader(Path(download.value.path()).read_text().splitlines())]
+    assert rows == [["year", "visitors"], ["2018", "627"], ["2019", "'=1+1"]]
+    assert view.complaints == []
 
 
 def test_questions_follow_each_other_and_can_be_asked_again(view, demo):
     view.add(CHART)
     for number in (1, 2):
         view.answer(f"question {number}")
-        view.page.wait_for_function(f"document.querySelectorAll('#chat .bot.message').length == {number}")
+        view.wait_until(f"document.querySelectorAll('#chat .bot.message').length == {number}")
     demo.delay(0.3)
     view.page.locator("#chat").get_by_label("Retry").last.click()
-    view.page.wait_for_function("!document.querySelector('#status').innerText.includes('confidence')")
+    view.wait_until("!document.querySelector('#status').innerText.includes('confidence')")
     demo.delay(0)
     view.finish()
     assert view.answers() == [ANSWER] * 2
     view.add(OTHER)
-    view.page.wait_for_function("document.querySelectorAll('#chat .bot.message').length == 0")
+    view.wait_until("document.querySelectorAll('#chat .bot.message').length == 0")
     view.answer("which?")
-    view.page.wait_for_function("document.querySelectorAll('#heat img').length == 2")
+    view.wait_until("document.querySelectorAll('#heat img').length == 2")
     assert re.search(r"picture 1: \d+% of the attention", view.page.locator("#heat").inner_text())
     assert re.search(r"of picture [12]", view.page.locator("#place").inner_text())
 
@@ -221,7 +288,7 @@ def test_an_answer_can_be_stopped(view, demo):
     view.add(CHART)
     demo.delay(0.3)
     view.ask("?")
-    view.page.wait_for_function("document.querySelector('#chat .bot.message')?.innerText.includes('a')")
+    view.wait_until("document.querySelector('#chat .bot.message')?.innerText.includes('a')")
     view.page.locator("#question .stop-button").click()
     view.wait_for("stopped", "#status")
     demo.delay(0)
@@ -231,6 +298,9 @@ def test_an_answer_can_be_stopped(view, demo):
     assert len(stopped[0]) < len(ANSWER)
     view.answer("and?")
     assert view.answers()[-1] == ANSWER
+    view.page.locator("#chat").get_by_label("Clear").click()
+    view.wait_until("document.querySelectorAll('#chat .message').length == 0")
+    view.page.locator("#heat").wait_for(state="hidden")
 
 
 def test_a_full_queue_is_told_and_the_page_is_not_stuck(view, demo):
@@ -264,7 +334,7 @@ def test_it_works_with_the_keyboard_alone(view):
     view.page.locator("#words input:checked").focus()
     view.page.keyboard.press("Shift+Tab")
     view.page.keyboard.press("Space")
-    view.page.wait_for_function(f"document.querySelector('#heat img')?.getAttribute('src') != {before!r}")
+    view.wait_until(f"document.querySelector('#heat img')?.getAttribute('src') != {before!r}")
     assert (
         view.page.locator("#words label").first.evaluate("(label) => getComputedStyle(label).outlineStyle") == "solid"
     )

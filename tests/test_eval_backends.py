@@ -13,6 +13,7 @@ from eval.backends import Answer, Failure
 from eval.backends.checkpoint_model import CheckpointModel, describe
 from eval.backends.local import LocalBackend, _Images
 from eval.backends.model_answers import OUT_OF_MEMORY, ModelAnswers, Request
+from eval.backends.worker import WorkerLost
 from eval.batching import planned
 from eval.records import ImageRef
 from tests.eval_models import HarmfulModel, image, picture, question, save_tiny_model
@@ -102,7 +103,8 @@ def test_answers_are_those_of_the_model_and_bad_samples_leave_their_neighbours_a
     assert_only_these_fail(outcomes, model, questions, **codes)
 
 
-def test_a_sample_that_ends_the_process_is_tried_once_more_and_alone(folder, model, tmp_path):
+@pytest.mark.slow
+def test_a_sample_that_ends_a_real_process_is_tried_once_more_and_alone(folder, model, tmp_path):
     """B5: killed, crashed and hung, the last sample of all among them."""
     calls = tmp_path / "calls"
     questions = [question(number) for number in range(NUM)]
@@ -114,7 +116,8 @@ def test_a_sample_that_ends_the_process_is_tried_once_more_and_alone(folder, mod
     assert calls.read_text().split() == ["4", *"1111", "4", *"1111", "2", *"11"]
 
 
-def test_a_device_that_is_gone_is_no_sample_s_fault(folder, tmp_path):
+@pytest.mark.slow
+def test_a_real_process_that_ends_at_once_stops_the_run(folder, tmp_path):
     """B7: three new starts, then the end; the questions that were being answered are left for the next run."""
     calls = tmp_path / "calls"
     model_that_dies = HarmfulModel(source=str(folder), calls=calls, dies_after=0)
@@ -126,7 +129,8 @@ def test_a_device_that_is_gone_is_no_sample_s_fault(folder, tmp_path):
     assert len(calls.read_text().split()) == 4
 
 
-def test_a_process_that_dies_now_and_then_is_started_again(folder, model):
+@pytest.mark.slow
+def test_a_real_process_that_dies_now_and_then_is_started_again(folder, model):
     """More often than it may in a row; and whole batches that do not get through are asked in smaller ones."""
     questions = [question(number) for number in range(5)]
     outcomes = answered(LocalBackend(HarmfulModel(source=str(folder), dies_after=1), max_restarts=1), questions, 1)
@@ -139,6 +143,7 @@ def test_a_model_that_cannot_be_opened_is_refused():
         backend.describe()
 
 
+@pytest.mark.slow
 def test_the_process_ends_with_its_parent(folder, tmp_path):
     """A run that is killed leaves nothing that goes on computing."""
     program = (
@@ -153,6 +158,92 @@ def test_the_process_ends_with_its_parent(folder, tmp_path):
     while os.path.exists(f"/proc/{int(found.stdout)}"):
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+# With a stand-in for the process
+
+
+LOST_AT = {"KILL": "ended its process (SIGKILL)", "HANG": "gave no answer", "CRASH": "raises ZeroDivisionError"}
+
+
+class StandIn:
+    """Takes the place of a process: answers with what is asked, and is lost where a real one would be."""
+
+    started_s = 0.0
+
+    def __init__(self, monkeypatch, *, dies_after: int | None = None):
+        """dies_after: it is lost at every request after so many since its start."""
+        self.rows: list[int] = []
+        self.waits: list[float] = []
+        self.num_starts = self._since_start = 0
+        self._dies_after = dies_after
+        monkeypatch.setattr("eval.backends.local.Worker", self)
+
+    def __call__(self, model, *, identify: bool) -> "StandIn":
+        self.num_starts, self._since_start = self.num_starts + 1, 0
+        return self
+
+    def ready(self) -> dict:
+        return {"model": {}, "rows": 4}
+
+    def ask(self, request: Request, timeout_s: float) -> list[dict]:
+        self.rows.append(len(request.conversations))
+        self.waits.append(timeout_s)
+        self._since_start += 1
+        texts = [messages[0]["content"][-1]["text"] for messages in request.conversations]
+        for word, reason in LOST_AT.items():
+            if any(word in text for text in texts):
+                raise WorkerLost(reason)
+        if self._dies_after is not None and self._since_start > self._dies_after:
+            raise WorkerLost("ended its process (SIGKILL)")
+        return [{"text": text, "token_ids": [1], "finish_reason": "stop", "confidence": 1.0} for text in texts]
+
+    def stop(self) -> None:
+        pass
+
+
+def assert_answered(outcomes: dict, questions, **reasons: str) -> None:
+    """Each question has its own words as its answer, but for those with a reason to fail."""
+    assert set(outcomes) == {each.sample.id for each in questions}
+    for each in questions:
+        outcome = outcomes[each.sample.id]
+        if each.sample.id in reasons:
+            assert reasons[each.sample.id] in outcome.reason
+        else:
+            assert outcome.text == each.prompt.messages[0]["content"][-1]["text"]
+
+
+def test_a_sample_that_ends_the_process_is_tried_once_more_and_alone(monkeypatch):
+    """B5: killed, hung and crashed, the last sample of all among them."""
+    process = StandIn(monkeypatch)
+    questions = [question(number) for number in range(NUM)]
+    questions[1], questions[5], questions[9] = question(1, "KILL"), question(5, "HANG"), question(9, "CRASH")
+    outcomes = answered(LocalBackend(timeout_s=40), questions)
+    reasons = {"q1": "SIGKILL", "q5": "gave no answer", "q9": "raises ZeroDivisionError"}
+    assert_answered(outcomes, questions, **reasons)
+    # Each batch, then its questions one by one.
+    assert process.rows == [4, 1, 1, 1, 1, 4, 1, 1, 1, 1, 2, 1, 1]
+    assert process.num_starts == 7
+    assert process.waits[5] + process.waits[7] == 40, "a sample that hangs costs the time-out in all"
+
+
+def test_a_device_that_is_gone_is_no_sample_s_fault(monkeypatch):
+    """B7: three new starts, then the end; the questions that were being answered are left for the next run."""
+    process = StandIn(monkeypatch, dies_after=0)
+    with LocalBackend() as backend:
+        answers = backend.answers(planned([question(number) for number in range(NUM)], 4))
+        with pytest.raises(VLMError, match="4 times in a row") as caught:
+            next(answers)
+    assert caught.value.code == "device_unavailable"
+    assert process.num_starts == 4
+
+
+def test_a_process_that_dies_now_and_then_is_started_again(monkeypatch):
+    """More often than it may in a row."""
+    process = StandIn(monkeypatch, dies_after=1)
+    questions = [question(number) for number in range(5)]
+    assert_answered(answered(LocalBackend(max_restarts=1), questions, 1), questions)
+    assert process.num_starts == 5
 
 
 # In this process

@@ -1,6 +1,7 @@
 """B4: damaged samples become error records that say why, their neighbours are answered, and what is mended goes on."""
 
 import json
+import os
 from dataclasses import replace
 
 import pytest
@@ -9,6 +10,7 @@ from eval.runner import Outcome, RunSettings, run
 from eval.scoring import score_folder
 from tests.eval_data_sets import picture
 from tests.eval_models import EchoBackend, write_chart_questions
+from vlm import VLMError
 
 NUM = 15
 BAD_UTF8 = b'{"id": "q7", "image": "2.png", "question": "Value \xff?", "answer": "7", "split": "human"}'
@@ -64,3 +66,26 @@ def test_a_picture_that_is_put_back_is_asked_about_again(settings):
     again = EchoBackend()
     assert run(replace(settings, retry_errors=True), again).num_errors == 4
     assert [record["prediction"] for record in records(settings) if record["id"] == "q3"] == [None, "3"]
+
+
+@pytest.mark.parametrize(
+    ("changed", "reason"),
+    [
+        ({"image": "zero\0.png"}, "cannot be read"),
+        ({"image": "pipe"}, "is empty"),
+        ({"image": "/dev/zero"}, "is no picture"),
+        ({"answer": float("nan")}, "column 'answer': found nothing"),
+    ],
+)
+def test_what_has_no_end_or_says_nothing_is_an_error_row_and_not_waited_for(tmp_path, changed, reason):
+    path = write_chart_questions(tmp_path / "data", 3, changed={1: changed})
+    os.mkfifo(path.parent / "pipe")
+    chosen = RunSettings(data={"chartqa": path}, out=tmp_path / "run")
+    assert run(chosen, EchoBackend()).num_errors == 1
+    assert [reason in record["error"] for record in records(chosen) if record["error"]] == [True]
+
+
+def test_an_empty_file_is_refused(tmp_path):
+    (tmp_path / "test.jsonl").write_text("\n \n")
+    with pytest.raises(VLMError, match=r"test\.jsonl is empty; expected ChartQA as"):
+        run(RunSettings(data={"chartqa": tmp_path / "test.jsonl"}, out=tmp_path / "run"), EchoBackend())

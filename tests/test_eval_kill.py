@@ -1,4 +1,7 @@
-"""Real runs that are killed, interrupted and starved of disk: nothing that was answered is lost or done twice."""
+"""Real runs that are killed, interrupted and starved of disk: nothing that was answered is lost or done twice.
+
+Those with a model start several processes that import torch, and are slow for that alone.
+"""
 
 import json
 import random
@@ -74,6 +77,36 @@ def assert_equal(out: Path, whole: Path, num_samples: int) -> None:
     assert (out / "scores.json").read_bytes() == (whole / "scores.json").read_bytes()
 
 
+WITHOUT_A_MODEL = """
+import sys
+from pathlib import Path
+from eval.runner import RunSettings, run
+from tests.mortal_backend import MortalBackend
+
+data, out, notes = map(Path, sys.argv[1:4])
+run(RunSettings(data={"chartqa": data}, out=out), MortalBackend(notes, dies_at=sys.argv[4]), show_progress=False)
+"""
+
+
+def run_without_a_model(data: Path, out: Path, notes: Path, dies_at: str = "") -> int:
+    notes.mkdir()
+    program = [sys.executable, "-c", WITHOUT_A_MODEL, str(data), str(out), str(notes), dies_at]
+    return subprocess.run(program, timeout=300).returncode
+
+
+def test_a_process_that_is_killed_in_the_middle_loses_nothing_and_repeats_nothing(tmp_path):
+    """B1 without a model: killed at two samples, then left alone."""
+    data, out = write_chart_questions(tmp_path / "data", 12), tmp_path / "run"
+    assert run_without_a_model(data, tmp_path / "whole", tmp_path / "notes") == 0
+    for number in (3, 7):
+        killed = run_without_a_model(data, out, tmp_path / f"notes{number}", f"q{number}")
+        assert killed == -signal.SIGKILL
+        assert [json.loads(line)["id"] for line in lines(out)] == [f"q{each}" for each in range(number)]
+    assert run_without_a_model(data, out, tmp_path / "notes-end") == 0
+    assert lines(out) == lines(tmp_path / "whole")
+
+
+@pytest.mark.slow
 def test_a_run_that_is_killed_goes_on_and_ends_as_if_it_never_was(folder, tmp_path):
     """B1, short: three times, as soon as something new is written."""
     out = tmp_path / "run"
@@ -120,6 +153,7 @@ def test_fifty_kills_at_random_times(folder, tmp_path):
     print(f"50 kills, {working} of them while answers were written, after {counts[-1]} of 500; 0 lost, 0 double")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "when"), [("SIGTERM", "answering"), ("SIGINT", "loading"), ("SIGHUP", "loading")])
 def test_a_signal_leaves_a_run_that_can_be_resumed_and_says_how(folder, tmp_path, name, when):
     """B3."""
@@ -137,6 +171,7 @@ def test_a_signal_leaves_a_run_that_can_be_resumed_and_says_how(folder, tmp_path
     assert all(line.endswith(b"\n") and json.loads(line) for line in lines(out))
 
 
+@pytest.mark.slow
 def test_a_second_process_is_refused_at_once(folder, tmp_path):
     """B10."""
     lock = tmp_path / "predictions.lock"
@@ -150,6 +185,7 @@ def test_a_second_process_is_refused_at_once(folder, tmp_path):
     first.communicate()
 
 
+@pytest.mark.slow
 def test_a_full_disk_ends_the_run_which_goes_on_when_there_is_room(folder, tmp_path):
     """B8: no file may grow past a few records."""
     out = tmp_path / "run"

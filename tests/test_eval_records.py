@@ -3,7 +3,7 @@
 import dataclasses
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from eval.records import ImageRef, Prediction, Prompt, Sample
@@ -63,6 +63,7 @@ PREDICTIONS = st.builds(
 )
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # on a busy machine
 @given(prediction=PREDICTIONS)
 def test_a_prediction_is_one_line_and_comes_back(prediction):
     line = prediction.to_json()

@@ -460,7 +460,7 @@ def refs(contents: list[bytes]) -> list[ImageRef]:
 
 @pytest.mark.parametrize("max_bytes", [0, 500, 20_000, 150_000, 10_000_000])
 def test_pictures_stay_within_their_bytes_whatever_they_are(max_bytes):
-    contents = [noise(number, (400, 300)) for number in range(6)] + [chart(number) for number in range(6)]
+    contents = [noise(number, (240, 180)) for number in range(6)] + [chart(number) for number in range(6)]
     found = shrink(refs(contents), max_bytes)
     assert sum(len(each.content or b"") for each in found) <= max_bytes
     assert all(each.content or each.problem == NO_ROOM for each in found)
@@ -470,7 +470,7 @@ def test_pictures_stay_within_their_bytes_whatever_they_are(max_bytes):
 
 def test_what_pictures_like_all_others_is_not_made_smaller_for_the_sake_of_one():
     """One picture of chance among drawings: it gives way, they do not."""
-    found = shrink(refs([chart(number, (600, 400)) for number in range(20)] + [noise(1)]), 150_000)
+    found = shrink(refs([chart(number, (600, 400)) for number in range(20)] + [noise(1, (800, 600))]), 150_000)
     assert {each.side for each in found[:-1]} == {LEVELS[0].side}
     assert 0 < found[-1].side < LEVELS[0].side
 
@@ -536,9 +536,9 @@ def test_a_report_stays_under_its_limit_whatever_the_pictures_and_texts(tmp_path
     monkeypatch.setattr(page, "MAX_BYTES", 1_000_000)
     monkeypatch.setattr(page, "_RESERVED_BYTES", 250_000)
     monkeypatch.setattr(page_data, "MAX_TEXT_BYTES", 300_000)
-    report = Report(tmp_path / "report.html", write_large(tmp_path, 40, (500, 400), 15_000))
+    report = Report(tmp_path / "report.html", write_large(tmp_path, 16, (500, 400), 15_000))
     assert 500_000 < len(report.html) < 1_000_000
-    assert len(report.pictures) == 40
+    assert len(report.pictures) == 16
     assert all(outcome["reply"].endswith("FINAL ANSWER: 5") for row in report.rows["rows"] for outcome in row["runs"])
     assert "characters are shown without their middle" in report.elements.text()
 

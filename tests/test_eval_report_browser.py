@@ -2,10 +2,7 @@
 
 import re
 import shutil
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,6 +13,7 @@ from eval.report.run import read_runs
 from eval.scoring import verdicts
 from tests.eval_data_sets import write_ai2d
 from tests.eval_reports import HOSTILE, some_differ, write_questions, write_run
+from tests.listening import listening
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
@@ -130,26 +128,6 @@ def test_a_planted_script_and_a_planted_request_are_refused(view, folder):
         view.page.locator("main > b").click()
         assert view.page.evaluate("window.harmed") == 2
         assert heard == ["/picture"]
-
-
-@contextmanager
-def listening() -> Iterator[tuple[str, list[str]]]:
-    """A server on this machine: its address, and the paths that it is asked for."""
-    heard = []
-
-    class Ear(BaseHTTPRequestHandler):
-        def do_GET(self):
-            heard.append(self.path)
-            self.send_error(404)
-
-        def log_message(self, *arguments):
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Ear)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}/picture", heard
-    server.shutdown()
-    server.server_close()
 
 
 def test_the_list_begins_with_one_page_of_samples(view, folder):

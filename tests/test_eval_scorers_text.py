@@ -40,19 +40,20 @@ def test_the_edit_distance_holds_beyond_the_bits_of_a_machine_word(size, edits):
 
 RRC = {"rrc_script_in_qwen_vl", "lmms_eval", "vlmevalkit"}
 WORDS = "llama_stack_docvqa_normalised_match"
-DISTANCES = RRC | {"pix2struct", "molmo", "mistral", "ours"}
+FOLDED = "vlmevalkit_folded_length"
+DISTANCES = RRC | {FOLDED, "pix2struct", "molmo", "mistral", "ours"}
 ANLS = [
     ("Invoice", ["invoice"], {1: DISTANCES | {WORDS}}),
     ("invoices", ["invoice"], {7 / 8: DISTANCES}),
     ("abcdyz", ["abcdef", "zzz"], {4 / 6: DISTANCES}),
     # One half is kept by some; less is nothing, but for the one without a threshold.
-    ("abyz", ["abcd"], {1 / 2: RRC | {"mistral", "ours"}}),
+    ("abyz", ["abcd"], {1 / 2: RRC | {FOLDED, "mistral", "ours"}}),
     ("axyz", ["abcd"], {1 / 4: {"mistral"}}),
     # Blanks: collapsed and yet counted in the length, counted as characters, or gone before anything is counted.
-    ("ab  cx", ["ab cd"], {5 / 6: RRC, 4 / 6: {"pix2struct"}, 4 / 5: {"molmo", "mistral", "ours"}}),
-    ("total\n", ["total"], {1: RRC | {"molmo", "mistral", "ours", WORDS}, 5 / 6: {"pix2struct"}}),
+    ("ab  cx", ["ab cd"], {5 / 6: RRC, 4 / 6: {"pix2struct"}, 4 / 5: {FOLDED, "molmo", "mistral", "ours"}}),
+    ("total\n", ["total"], {1: RRC | {FOLDED, "molmo", "mistral", "ours", WORDS}, 5 / 6: {"pix2struct"}}),
     # End punctuation.
-    ("total.", ["total"], {5 / 6: RRC | {"pix2struct", "molmo", "ours"}, 1: {"mistral", WORDS}}),
+    ("total.", ["total"], {5 / 6: RRC | {FOLDED, "pix2struct", "molmo", "ours"}, 1: {"mistral", WORDS}}),
     # Normalised words are equal, characters are not.
     ("the two-way", ["2 way"], {1: {WORDS}, 4 / 11: {"mistral"}}),
     ("in the to", ["by a"], {1: {WORDS}, 1 / 9: {"mistral"}}),

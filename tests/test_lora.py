@@ -68,7 +68,7 @@ def test_a_fresh_adapter_changes_nothing(plain):
 
 @pytest.mark.parametrize("rslora", [False, True])
 def test_merged_equals_unmerged_and_unmerging_gives_every_bit_back(plain, rslora):
-    model = adapted(LoRAConfig(rank=4, alpha=3, rslora=rslora, targets=("*_proj", "fc1", "projector")))
+    model = adapted(LoRAConfig(rank=4, alpha=3, rslora=rslora, targets=tuple(linear_layers(plain))))
     apart = ours.logits(model, CASE)
     merge(model)
     assert difference(ours.logits(model, CASE), apart) < TOLERANCE
@@ -307,6 +307,68 @@ def test_ask_answers_with_an_adapter(pipeline_adapter, tmp_path):
     assert adapted_run.stdout.rstrip("\n") == reply.rstrip("\n") != plain_reply
 
 
+def test_ask_adds_adapters_up(pipeline_adapter, tmp_path):
+    """Given twice the adapter counts twice."""
+    source, folder = pipeline_adapter
+    from PIL import Image
+
+    Image.new("RGB", (40, 30), (9, 90, 200)).save(tmp_path / "a.png")
+    arguments = ["ask", str(tmp_path / "a.png"), "?", "--model", str(source), "--max-new-tokens", "6"]
+    stacked = CliRunner().invoke(main, [*arguments, "--adapter", str(folder), "--adapter", str(folder)])
+    vlm = VLM.from_pretrained(source)
+    vlm.load_adapter(folder, strength=2.0)
+    reply = vlm.answer(tmp_path / "a.png", "?", config=GenerationConfig(max_new_tokens=6)).text
+    assert stacked.exit_code == 0, stacked.output
+    assert stacked.stdout.rstrip("\n") == reply.rstrip("\n")
+
+
+# torchtune's files
+
+# A layer there, the same layer here. Source: torchtune models/llama3_2_vision/_convert_weights.py.
+TORCHTUNE = {
+    "decoder.layers.0.attn.q_proj": "decoder.layers.0.attention.q_proj",
+    "decoder.layers.1.attn.k_proj": "decoder.layers.2.attention.k_proj",
+    "decoder.layers.3.attn.output_proj": "decoder.layers.5.attention.o_proj",
+    "decoder.layers.1.fusion_layer.attn.q_proj": "decoder.layers.1.attention.q_proj",
+    "decoder.layers.3.fusion_layer.mlp.w2": "decoder.layers.4.mlp.down_proj",
+    "decoder.layers.2.mlp.w1": "decoder.layers.3.mlp.gate_proj",
+    "decoder.layers.2.mlp.w3": "decoder.layers.3.mlp.up_proj",
+    "decoder.output": "decoder.head",
+    "encoder.clip.layers.1.attn.v_proj": "encoder.local_layers.1.attention.v_proj",
+    "encoder.clip.layers.0.mlp.w1": "encoder.local_layers.0.fc1",
+    "encoder.projection.layers.1.mlp.w2": "encoder.global_layers.1.fc2",
+    "encoder.projection.output": "projector",
+}
+
+
+def write_torchtune(model: nn.Module, folder: Path) -> None:
+    tensors = {}
+    for theirs, place in TORCHTUNE.items():
+        adapter = adapters_of(model, "default")[place]
+        up = adapter.up.detach()
+        if theirs in ("decoder.layers.0.attn.q_proj", "decoder.layers.1.attn.k_proj"):
+            # Neighbouring rows of a head are turned together there.
+            heads = 4 if "q_proj" in theirs else 2
+            up = up.unflatten(0, (heads, 2, -1)).transpose(1, 2).flatten(0, 2)
+        tensors |= {f"{theirs}.lora_a.weight": adapter.down.detach(), f"{theirs}.lora_b.weight": up.contiguous()}
+    torch.save(tensors, folder / "adapter_model.pt")
+
+
+def test_an_adapter_of_torchtunes_gives_the_same_logits(tmp_path, plain):
+    model = adapted(LoRAConfig(rank=4, alpha=8, targets=tuple(TORCHTUNE.values())))
+    write_torchtune(model, tmp_path)
+    again = copy.deepcopy(plain)
+    with pytest.raises(VLMError, match="does not say how strong the adapter is; write beside it adapter_config"):
+        load_adapter(again, tmp_path)
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA", "lora_alpha": 8}')
+    load_adapter(again, tmp_path)
+    assert set(adapters_of(again, "adapter1")) == set(TORCHTUNE.values())
+    assert torch.equal(ours.logits(again, CASE), ours.logits(model, CASE))
+    torch.save({"decoder.layers.9.attn.q_proj.lora_a.weight": torch.zeros(2, 2)}, tmp_path / "adapter_model.pt")
+    with pytest.raises(VLMError, match="1 tensors that are no pair of lora_a and lora_b of this model"):
+        load_adapter(copy.deepcopy(plain), tmp_path)
+
+
 # Beside the library
 
 
@@ -320,6 +382,7 @@ def peft_model(**settings):
 SETTINGS = [
     {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj"]},
     {"r": 4, "lora_alpha": 3, "use_rslora": True, "target_modules": ["k_proj", "o_proj", "gate_proj", "fc1"]},
+    {"r": 4, "target_modules": ["lm_head", "patch_embedding", "fc2"]},
     {
         "r": 4,
         "target_modules": ["down_proj", "up_proj", "multi_modal_projector"],

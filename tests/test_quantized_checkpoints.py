@@ -163,13 +163,15 @@ def test_a_weight_is_stored_bit_for_bit_as_the_format_has_it(folders):
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}},
-         "bitsandbytes (nf4)"),
-        ({"quantization_config": {"quant_method": "gptq", "bits": 4, "group_size": 128}}, "gptq"),
-        ({"quantization_config": {"quant_method": "awq", "bits": 4}}, "awq"),
-        ({"quantization_config": {"quant_method": "fp8", "fmt": "e4m3"}}, "fp8 (e4m3)"),
-        ({"quantization": {"group_size": 64, "bits": 4}}, "MLX"),
-        ({"quantization_config": {"group_size": 64, "bits": 4}}, "MLX"),
+        ({"quantization_config": {"quant_method": "gptq", "bits": 4, "group_size": 128}},
+         "gptq, which cannot be read; have the program that made it write it expanded"),
+        ({"quantization_config": {"quant_method": "awq", "bits": 4}}, "awq, which cannot be read; make it a comp"),
+        ({"quantization_config": {"quant_method": "exl2", "bits": 4.25}}, "exl2, which"),
+        ({"quantization_config": {"quant_method": "hqq"}}, "hqq, which"),
+        ({"quantization_config": {"quant_method": "fp8", "fmt": "e4m3"}}, "fp8 (e4m3), which cannot be read; expand"),
+        ({"quantization_config": {"quant_method": "bitsandbytes", "load_in_8bit": True}}, "bitsandbytes, which"),
+        ({"quantization": {"group_size": 32, "bits": 8, "mode": "mxfp8"}}, "MLX as mxfp8"),
+        ({"quantization": "4 bits"}, "MLX as str"),
         ({"quantization_config": {"quant_method": "compressed-tensors", "format": "nvfp4-pack-quantized"}}, "nvfp4"),
         ({"quantization_config": "int4"}, "of type str"),
     ],
@@ -184,9 +186,13 @@ def test_every_other_format_is_refused_by_name(folders, tmp_path, settings, said
     assert "give the original weights" in error.message
 
 
-def test_a_folder_of_gguf_files_is_refused_by_name(tmp_path):
-    (tmp_path / "model-q4.gguf").write_bytes(b"GGUF")
-    assert "GGUF" in refusal(load_model, tmp_path).message
+@pytest.mark.parametrize(
+    ("end", "program"), [("qweight", "AWQ or GPTQ"), ("q_weight", "EXL2"), ("trellis", "EXL3"), ("W_q", "HQQ")]
+)
+def test_it_is_told_from_the_tensors_where_the_settings_are_silent(folders, tmp_path, end, program):
+    (tmp_path / "config.json").write_bytes((folders / "plain" / "config.json").read_bytes())
+    save_file({f"{_MODULE}.{end}": torch.zeros(4, 4, dtype=torch.int32)}, tmp_path / "model.safetensors")
+    assert f"quantised by {program}, which cannot be read" in refusal(load_model, tmp_path).message
 
 
 @pytest.mark.parametrize(

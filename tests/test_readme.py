@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "vlm" / "default_model" / "README.md"]
 NOT_RUN_IN_FULL = re.compile(
-    r"make (test|test-slow|test-full|demo|bench|train-default)\b|python app\.py|python -m benchmarks|python -m vlm.training"
+    r"make (test|test-slow|test-full|demo|bench|train-default)\b|python app\.py|python -m (benchmarks|vlm\.training)"
 )
 """Too long for a test or the test itself: only looked up. Each is run in full by other means."""
 

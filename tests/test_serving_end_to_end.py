@@ -26,6 +26,9 @@ from tests.serving_engine import request, status_of, wait_until
 from tests.serving_process import KEY, SLOTS, ServerProcess
 from vlm import VLM, GenerationConfig
 
+# Two processes with a model in each beside this one.
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):

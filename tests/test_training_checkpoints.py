@@ -18,18 +18,20 @@ ROOT = Path(__file__).parent.parent
 
 
 def state(step: int) -> State:
-    return State(step, {"w": torch.full((50, 50), float(step))}, [{"state": {}, "step": step}], {"loss": 1.0})
+    weights = {"w": torch.full((50, 50), float(step))}
+    remembered = {"step": torch.tensor(float(step)), "exp_avg": torch.ones(50, 50)}
+    return State(step, weights, {"w": remembered}, {"loss": 1.0})
 
 
 def spoil(path: Path, how: str) -> None:
-    content = bytearray((path / "trained.safetensors").read_bytes())
+    content = bytearray((path / "state.safetensors").read_bytes())
     if how == "flip":
         content[-7] ^= 4
     elif how == "truncate":
         del content[-100:]
-    (path / "trained.safetensors").write_bytes(content)
+    (path / "state.safetensors").write_bytes(content)
     if how == "missing":
-        (path / "optimizers.pt").unlink()
+        (path / "state.safetensors").unlink()
 
 
 @pytest.mark.parametrize("how", ["flip", "truncate", "missing"])
@@ -75,7 +77,7 @@ print("ready", flush=True)
 while True:
     step += 1
     weights = {str(place): torch.full((300, 300), float(step)) for place in range(8)}
-    folder.save(State(step, weights, [{"step": torch.tensor(step)}], {}))
+    folder.save(State(step, weights, {"0": {"step": torch.tensor(float(step))}}, {}))
     print(step, flush=True)
 """
 

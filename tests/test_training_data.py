@@ -11,10 +11,10 @@ from vision_encoder.preprocess import ImageProcessor
 from vlm import Tokenizer, VLMError, preset
 from vlm.prompt import Image, Text, Turn
 from vlm.training.data.batches import Example, Poison, Source, StepBatches
-from vlm.training.data.jsonl import JsonLines
 from vlm.training.data.layouts import read_sample
 from vlm.training.data.order import Order
 from vlm.training.data.samples import Conversation, Document, Preference
+from vlm.training.data.text_files import JsonLines
 from vlm.training.objectives import SupervisedReplies
 
 FOLDER = Path("pictures")

@@ -178,7 +178,7 @@ def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(place, tmp_pat
         assert outcome.skipped == (number in bad)
         if number in bad:
             assert same_state(weights, weights_after)
-            assert same_state([part["state"] for part in state], [part["state"] for part in state_after])
+            assert same_state(state, state_after)
         else:
             assert not same_state(weights, weights_after)
     assert [row["step"] for row in log_of(tmp_path / "run") if row["skipped"]] == [7, 8, 10]
@@ -207,9 +207,12 @@ def test_poison_is_named_once_and_counted(place, tmp_path, caplog):
 
 
 def test_a_step_with_nothing_to_learn_is_no_bad_step(place, tmp_path):
-    write_jsonl(tmp_path / "poison.jsonl", [{"id": "x", "text": "no conversation"}])
-    report = Training(settings(place, tmp_path / "run", data=[{"path": str(tmp_path / "poison.jsonl")}])).train()
-    assert (report.loss, report.bad_steps, report.poison) == (None, 0, 1)
+    good = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    write_jsonl(tmp_path / "half.jsonl", [{"id": "x", "text": "no conversation"}, {"messages": good}])
+    changes = {"data": [{"path": str(tmp_path / "half.jsonl")}], "batch_size": 1, "shuffle": False, "steps": 4}
+    report = Training(settings(place, tmp_path / "run", **changes)).train()
+    assert [row["loss"] is None for row in log_of(tmp_path / "run")] == [True, False, True, False]
+    assert (report.bad_steps, report.poison) == (0, 1)
 
 
 # Going on (F1, F5)

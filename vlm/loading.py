@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 from pathlib import Path
 
 import torch
@@ -47,18 +48,24 @@ def _named(value: object) -> str:
 
 
 def load(
-    folder: Path, device: torch.device, dtype: torch.dtype | None, reference: str, quantize: str | None = None
+    folder: Path, device: str | torch.device, dtype: torch.dtype | None, reference: str, quantize: str | None = None
 ) -> tuple[VisionLanguageModel, Tokenizer]:
-    """Return the model and the tokenizer of a checkpoint folder."""
+    """Return the model and the tokenizer of a checkpoint folder; "auto" on several processes shares it among them."""
+    shared = device == "auto" and int(os.environ.get("WORLD_SIZE", "1")) > 1
+    device = torch.device("cpu") if shared else choose_device(device)
     config = checkpoint.read_config(folder).with_reference(reference)
     tokenizer = read_tokenizer(folder, config)
     model = checkpoint.load_model(folder, config=config, dtype=dtype or "auto", device=device, quantize=quantize)
+    if shared:
+        from vlm.training.parallel.tensor import share_for_inference
+
+        model = share_for_inference(model, choose_device("auto"))
     return model, tokenizer
 
 
 def read_tokenizer(folder: Path, config: ModelConfig) -> Tokenizer:
     """Return the tokenizer of a checkpoint folder. Raises: VLMError where it is not its model's."""
-    tokenizer = Tokenizer.from_folder(folder)
+    tokenizer = checkpoint.read_tokenizer(folder)
     if tokenizer.vocab_size > config.decoder.vocab_size:
         raise VLMError(
             "checkpoint_invalid",

@@ -20,7 +20,7 @@ from vlm.fetch import Fetcher
 from vlm.grammar import Grammars
 from vlm.image_cache import EncodedImage
 from vlm.image_source import DEFAULT_CACHE_BYTES, ImageSource
-from vlm.loading import choose_device, choose_dtype, load, warn_of_other_template
+from vlm.loading import choose_dtype, load, warn_of_other_template
 from vlm.model import VisionLanguageModel
 from vlm.quantization import check_precision
 from vlm.reply import ModelInfo, Reply, Score
@@ -75,7 +75,8 @@ class VLM:
     ) -> "VLM":
         """Load the shipped model (`source=None`), a folder, or a model of the Hugging Face Hub by name.
 
-        device: "auto" takes an accelerator when there is one. dtype: "auto" is the checkpoint's own.
+        device: "auto" takes an accelerator when there is one, and shares the layers among torchrun's processes.
+        dtype: "auto" is the checkpoint's own.
         quantize: "int8" or "int4" keeps the decoder's matrices so; a checkpoint that is quantised stays as it is.
         reference: "meta" computes what Meta's code computes, "transformers" what stock transformers computes since
             about 4.56; fine-tunes trained there have learned its features.
@@ -87,7 +88,7 @@ class VLM:
         if not isinstance(source, str | os.PathLike | None):
             raise VLMError("invalid_request", f"source is {shown(source)}; give a folder or the name of a model")
         folder = DEFAULT_MODEL if source is None else checkpoint.resolve(source, revision=revision)
-        model, tokenizer = load(folder, choose_device(device), choose_dtype(dtype), reference, quantize)
+        model, tokenizer = load(folder, device, choose_dtype(dtype), reference, quantize)
         warn_of_other_template(folder)
         return cls(model, tokenizer, allow_urls=allow_urls, cache_bytes=cache_bytes)
 

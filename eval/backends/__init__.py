@@ -71,8 +71,13 @@ class Backend(Protocol):
 
 def shown_images(prompt: Prompt) -> list[ImageRef]:
     """Return the images of `prompt` in its order."""
-    contents = [message["content"] for message in prompt.messages if not isinstance(message["content"], str)]
-    return [part["image"] for content in contents for part in content if part["type"] == "image"]
+    return [
+        part["image"]
+        for message in prompt.messages
+        if not isinstance(message["content"], str)
+        for part in message["content"]
+        if part["type"] == "image"
+    ]
 
 
 def conversation(prompt: Prompt, image_part: Callable[[ImageRef], dict]) -> list[dict]:

@@ -40,8 +40,8 @@ def find_tables(path: Path, kinds: Collection[Kind]) -> list[Table]:
     for kind, suffix in _SUFFIXES.items():
         if kind in kinds:
             # Data sets of the Hugging Face Hub lie in folders, the others beside each other.
-            files = sorted(_files(path) if kind == "parquet" else path.iterdir())
-            tables += [_opened(file, kind) for file in files if file.suffix.lower() == suffix and file.is_file()]
+            files = sorted(_files(path, suffix, depth=_MAX_DEPTH if kind == "parquet" else 0))
+            tables += [_opened(file, kind) for file in files if file.is_file()]
     if "chartqa folder" in kinds:
         tables += chartqa_tables(path)
     if "ai2d folder" in kinds:
@@ -92,8 +92,12 @@ def _opened(file: Path, kind: Kind) -> Table:
         return Table(kind=kind, path=file, columns=(), part=part_of(file), read=lambda wanted: iter(()), error=error)
 
 
-def _files(folder: Path) -> Iterator[Path]:
+def _files(folder: Path, suffix: str | None = None, *, depth: int = _MAX_DEPTH) -> Iterator[Path]:
+    """Yield the files in `folder` and at most `depth` folders further down, with `suffix` only those that end in it."""
     for place, folders, names in os.walk(folder):
-        depth = len(Path(place).relative_to(folder).parts)
-        folders[:] = [] if depth >= _MAX_DEPTH else sorted(each for each in folders if not each.startswith("."))
-        yield from (Path(place) / name for name in names if not name.startswith("."))
+        at_end = len(Path(place).relative_to(folder).parts) >= depth
+        folders[:] = [] if at_end else sorted(each for each in folders if not each.startswith("."))
+        for name in names:
+            # Beside a table there may be a hundred thousand pictures: no Path is made of those.
+            if not name.startswith(".") and suffix in (None, os.path.splitext(name)[1].lower()):
+                yield Path(place) / name

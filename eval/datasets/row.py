@@ -36,9 +36,9 @@ class Row:
         return damaged(self.file, self.number, column, found, expected)
 
     def text(self, column: str) -> str:
-        """Return a text that must be there; a number is written out."""
+        """Return a text that must be there; a number is written out, but for NaN, which stands for nothing."""
         value = self.values.get(column)
-        if isinstance(value, int | float):
+        if isinstance(value, int | float) and value == value:
             return str(value)
         if not isinstance(value, str) or not value:
             raise self.damaged(column, _found(value), "a text")
@@ -120,6 +120,6 @@ def a_kind(value: object) -> str:
 
 
 def _found(value: object) -> str:
-    if value is None or value == "":
+    if value is None or value == "" or value != value:
         return "nothing"
     return shown(value) if isinstance(value, str | int | float) else a_kind(value)

@@ -4,6 +4,8 @@ Harnesses differ in what they divide by, in what they keep at the threshold of o
 public benchmarks under the name of DocVQA is no ANLS but equality after normalisation; it stands here beside them.
 """
 
+from collections.abc import Iterable
+
 from eval.scorers.answer import short_answer
 from eval.scorers.chartqa import molmo_answer
 from eval.scorers.chartqa_mistral import without_end_punctuation
@@ -74,14 +76,22 @@ def above_half(answer: str, target: str, length: int) -> float:
     return 1 - distance if distance < THRESHOLD else 0.0
 
 
+def _nearness(answer: str, targets: Iterable[str]) -> float:
+    """Return one minus the edit distance to the nearest of `targets`, over the length of the longer of the two."""
+    lengths = [(target, max(len(answer), len(target))) for target in targets]
+    return 1 - min(edit_distance(answer, target) / length if length else 0.0 for target, length in lengths)
+
+
 def mistral(case: Case) -> Verdict:
     """Folded, without end punctuation, and without any threshold."""
     answer = without_end_punctuation(folded(case.prediction))
-    distances = []
-    for target in (without_end_punctuation(folded(target)) for target in case.targets):
-        length = max(len(answer), len(target))
-        distances.append(edit_distance(answer, target) / length if length else 0.0)
-    return Verdict(1 - min(distances), answer)
+    return Verdict(_nearness(answer, [without_end_punctuation(folded(target)) for target in case.targets]), answer)
+
+
+def vlmevalkit_folded(case: Case) -> Verdict:
+    """As newer versions of VLMEvalKit: over the length of the folded texts, where older ones took the raw."""
+    score = _nearness(folded(case.prediction), map(folded, case.targets))
+    return Verdict(score if score >= THRESHOLD else 0.0, case.prediction)
 
 
 def llama_stack(case: Case) -> Verdict:
@@ -105,6 +115,7 @@ SCORERS = tuple(
         ("rrc_script_in_qwen_vl", rrc, "QwenLM/Qwen-VL: eval_mm/infographicsvqa_eval.py"),
         ("lmms_eval", lmms_eval, "EvolvingLMMs-Lab/lmms-eval: api/metrics.py, anls"),
         ("vlmevalkit", rrc, "open-compass/VLMEvalKit: vlmeval/dataset/utils/vqa_eval.py"),
+        ("vlmevalkit_folded_length", vlmevalkit_folded, "open-compass/VLMEvalKit: the same file as of commit 0a04a1d"),
         ("pix2struct", pix2struct, "google-research/pix2struct: pix2struct/metrics.py, anls_metric"),
         ("molmo", molmo, "allenai/molmo: olmo/eval/vqa.py, anls_metric"),
         ("mistral", mistral, "mistralai/mistral-evals: eval/metrics.py, ANLS"),

@@ -8,7 +8,6 @@ HuggingFaceM4/ChartQA; vis-nlp/ChartQA (folder).
 """
 
 from collections.abc import Iterator
-from dataclasses import replace
 
 from eval.datasets.row import Row
 from eval.datasets.table import part_named
@@ -56,9 +55,8 @@ def _fields(row: Row, half: str) -> dict[str, Field]:
 
 
 def _jsonl(row: Row) -> Iterator[Sample]:
-    found = jsonl_sample(row, "chartqa")
     has_half = "split" in row.values and part_named(row.text("split")) is None
-    yield replace(found, fields={**found.fields, **_fields(row, "split")}) if has_half else found
+    yield jsonl_sample(row, "chartqa", _fields(row, "split") if has_half else {})
 
 
 TASK = Task(

@@ -93,7 +93,9 @@ def _recognise(task: Task, path: Path) -> tuple[Format, list[Table]]:
 
 def _unrecognised(task: Task, path: Path, tables: list[Table]) -> VLMError:
     found = contents(path)
-    if tables:
+    if tables and not tables[0].columns:
+        found = f"{tables[0].path.name:.60} is empty"
+    elif tables:
         names = ", ".join(tables[0].columns)
         found = f"{tables[0].path.name:.40} has the columns {names:.60}" + ("…" if len(names) > 60 else "")
     kinds = ", ".join(dict.fromkeys(layout.said for layout in task.formats))

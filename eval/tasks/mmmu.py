@@ -64,9 +64,7 @@ def _tsv(row: Row) -> Iterator[Sample]:
 
 
 def _jsonl(row: Row) -> Iterator[Sample]:
-    found = jsonl_sample(row, "mmmu")
-    kind = {"question_type": "multiple-choice" if found.options else "open"}
-    yield replace(found, fields={**found.fields, **kind})
+    yield jsonl_sample(row, "mmmu", {"question_type": "multiple-choice" if row.texts("options") else "open"})
 
 
 def _lmms(sample: Sample) -> str:

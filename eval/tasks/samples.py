@@ -1,7 +1,8 @@
 """Steps that several tasks share on the way from a row to a sample."""
 
 import string
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 
 from eval.datasets.pictures import Picture
 from eval.datasets.row import Row
@@ -32,24 +33,25 @@ def sample(
     The part of the data that it belongs to is the field "split", unless the task has another use for that.
     """
     images = tuple(images)
+    problems = [image.problem for image in images if image.problem]
     part = {} if row.part is None else {"split": row.part}
     return Sample(
         id=id,
         task=task,
-        images=tuple(image.ref for image in images if image.ref is not None),
+        images=tuple([image.ref for image in images if image.ref is not None]),
         question=question,
         targets=tuple(targets),
         options=tuple(options),
         fields=part | (fields or {}),
-        problem=next((image.problem for image in images if image.problem), None),
+        problem=problems[0] if problems else None,
     )
 
 
-def jsonl_sample(row: Row, task: str) -> Sample:
+def jsonl_sample(row: Row, task: str, fields: Mapping[str, Field] = MappingProxyType({})) -> Sample:
     """Return the sample of a row of JSON lines; docs/adding_a_task.md lists the fields.
 
     `answer` is a text or a list of accepted ones (also `answers`); with `options` it is a letter, or the place counted
-    from 0 as a number. What else is short goes into the fields.
+    from 0 as a number. What else is short goes into the fields; `fields` is added to them.
     """
     options = row.texts("options")
     own_split = row.fields("split") if row.part is None else {}
@@ -62,7 +64,7 @@ def jsonl_sample(row: Row, task: str) -> Sample:
         question=row.text("question"),
         targets=accepted,
         options=options,
-        fields=own_split | row.fields(*(name for name in row.values if name not in _NO_FIELDS)),
+        fields={**own_split, **row.fields(*[name for name in row.values if name not in _NO_FIELDS]), **fields},
     )
 
 

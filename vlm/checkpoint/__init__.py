@@ -10,12 +10,14 @@ from vlm.checkpoint.hub import resolve
 from vlm.checkpoint.loading import load_model, read_config, stored_precision
 from vlm.checkpoint.saving import save_model
 from vlm.checkpoint.staging import staged
+from vlm.checkpoint.tokenizers import read_tokenizer
 
 __all__ = [
     "convert_to_hf",
     "empty_model",
     "load_model",
     "read_config",
+    "read_tokenizer",
     "resolve",
     "save_model",
     "staged",

@@ -95,11 +95,12 @@ _GATES: Rows = (
     ("{ours}.{place}.mlp_gate", "{theirs}.{place}.gate_ffn"),
 )
 
-# The published checkpoints' prefixes and those of transformers >= 4.52, whose loader takes either. We write the
-# published ones, which older versions and other programs know too.
+# The published checkpoints' prefixes and those of transformers >= 4.52, whose loader takes either, and of mlx-vlm. We
+# write the published ones, which older versions and other programs know too.
 _GENERATIONS = (
     ("model.language_model.", "language_model.model."),
     ("model.vision_model.", "vision_model."),
+    ("vision_tower.", "vision_model."),
     ("model.multi_modal_projector.", "multi_modal_projector."),
     ("lm_head.", "language_model.lm_head."),
 )

@@ -73,17 +73,22 @@ _DTYPES = ("float32", "float16", "bfloat16")
 def read_config(folder: Path) -> ModelConfig:
     """Return the config of a folder with a config.json of `mllama` or `llama`."""
     found = read_json(folder, CONFIG)
-    kind = found.get("model_type")
     try:
         quantization_config.quantization_of(found)
-        if kind == "mllama":
-            return _read_mllama(found)
-        if kind == "llama":
-            decoder = _decoder(found, "it", 2, num_cross=0, tied=_flag(found, "tie_word_embeddings"))
-            return ModelConfig(decoder=decoder)
+        return parse_config(found)
     except ValueError as error:
         raise invalid(f"{CONFIG}: {error}") from None
-    raise invalid(f'{CONFIG} has model_type {kind!r:.60}; expected "mllama" (Llama 3.2 Vision) or "llama" (text only)')
+
+
+def parse_config(found: dict) -> ModelConfig:
+    """Return the config that the settings of a config.json give. Raises ValueError that says what is wrong."""
+    kind = found.get("model_type")
+    if kind == "mllama":
+        return _read_mllama(found)
+    if kind == "llama":
+        decoder = _decoder(found, "it", 2, num_cross=0, tied=_flag(found, "tie_word_embeddings"))
+        return ModelConfig(decoder=decoder)
+    raise ValueError(f'it has model_type {kind!r:.60}; expected "mllama" (Llama 3.2 Vision) or "llama" (text only)')
 
 
 def read_dtype(folder: Path) -> torch.dtype | None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from vlm.checkpoint import hf_config
+from vlm.checkpoint import hf_config, ollama
 from vlm.checkpoint.files import invalid
 from vlm.checkpoint.memory import check_memory
 from vlm.checkpoint.opened import OpenCheckpoint, format_of
@@ -30,8 +30,13 @@ def stored_precision(folder: Path) -> str | None:
     """Return in words how the weights of a folder are quantised; None where they are not."""
     folder = Path(folder).absolute()
     with readable(folder):
-        found = hf_config.quantization(folder) if format_of(folder)[1] is hf_config else None
-    return None if found is None else found.kinds
+        settings = format_of(folder)[1]
+        if settings is ollama:
+            return f"{ollama.stored_kinds(folder)} (GGUF), expanded when read"
+        found = hf_config.quantization(folder) if settings is hf_config else None
+    if found is None:
+        return None
+    return found.kinds if found.stays else f"{found.kinds}, expanded when read"
 
 
 def load_model(

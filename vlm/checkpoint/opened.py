@@ -8,17 +8,31 @@ from types import ModuleType
 import torch
 from torch import Tensor, nn
 
-from vlm.checkpoint import hf, hf_config, meta, meta_config
+from vlm.checkpoint import (
+    bitsandbytes_tensors,
+    hf,
+    hf_config,
+    meta,
+    meta_config,
+    mlx_tensors,
+    ollama,
+    quantized_tensors,
+)
 from vlm.checkpoint.empty import empty_model
 from vlm.checkpoint.files import invalid
 from vlm.checkpoint.keys import Key
-from vlm.checkpoint.quantized_tensors import Float8Tensor, PackedTensor, fold
-from vlm.checkpoint.stored import StoredTensor
+from vlm.checkpoint.quantization_config import BITSANDBYTES, METHOD, MLX
+from vlm.checkpoint.quantized_tensors import PackedTensor
+from vlm.checkpoint.stored import QuantizedTensor, StoredTensor
 from vlm.config import ModelConfig
 from vlm.errors import VLMError
 from vlm.quantization import QuantizedWeight, Scheme, check_precision, plan, quantize
 
 logger = logging.getLogger(__name__)
+
+# What tensors end with that other programs quantised, where the settings do not say so.
+_OTHERS = {".qweight": "AWQ or GPTQ", ".q_weight": "EXL2", ".trellis": "EXL3", ".W_q": "HQQ"}
+_FOLDS = {METHOD: quantized_tensors.fold, BITSANDBYTES: bitsandbytes_tensors.fold, MLX: mlx_tensors.fold}
 
 
 class OpenCheckpoint:
@@ -37,7 +51,8 @@ class OpenCheckpoint:
         self.quantization = hf_config.quantization(folder) if tables is hf else None
         """What the settings say of quantised weights."""
         if self.quantization is not None:
-            self._stored = fold(self._stored, _theirs(keys, self.shapes, self.config), folder.name)
+            shapes = _theirs(keys, self.shapes, self.config)
+            self._stored = _FOLDS[self.quantization.method](self._stored, shapes, folder.name)
         _compare(folder, keys, self.shapes, self._stored, self.config)
         self._keys: dict[str, list[Key]] = {}
         for key in keys:
@@ -111,12 +126,12 @@ class OpenCheckpoint:
         return self._stored[next(key.theirs for key in self._keys[name] if not key.alias)]
 
     def _say_what_is_expanded(self, kept: set[str]) -> None:
-        quantized = [name for name in self._keys if isinstance(self._first(name), PackedTensor | Float8Tensor)]
+        quantized = [name for name in self._keys if isinstance(self._first(name), QuantizedTensor)]
         expanded = [name for name in quantized if name.removesuffix(".weight") not in kept]
         if expanded:
-            logger.info("%d quantised tensors are expanded, for they are not the decoder's or are 8-bit floats",
-                        len(expanded))  # fmt: skip
-        if quantized and self.quantization.of_activations:
+            logger.info("%d quantised tensors are expanded when they are read, for they are stored in a way that no "
+                        "layer here computes with", len(expanded))  # fmt: skip
+        if quantized and self.quantization is not None and self.quantization.of_activations:
             logger.warning(
                 "this checkpoint was made for quantised activations or caches; here only its weights are quantised"
             )
@@ -128,12 +143,11 @@ def format_of(folder: Path) -> tuple[ModuleType, ModuleType]:
         return hf, hf_config
     if (folder / meta_config.CONFIG).exists():
         return meta, meta_config
-    if any(folder.glob("*.gguf")):
-        raise invalid(
-            f"{folder.name} holds GGUF files, which cannot be read; give the original weights with "
-            'quantize="int8" or "int4", or a compressed-tensors checkpoint'
-        )
-    raise invalid(f"{folder.name} holds neither config.json nor params.json; give the folder of a checkpoint")
+    if any(folder.glob(f"*{ollama.SUFFIX}")):
+        return ollama, ollama
+    raise invalid(
+        f"{folder.name} holds neither config.json nor params.json, nor a GGUF file; give the folder of a checkpoint"
+    )
 
 
 def _theirs(keys: list[Key], shapes: dict[str, Tensor], config: ModelConfig) -> dict[str, tuple[int, ...]]:
@@ -147,6 +161,12 @@ def _compare(
     expected = _theirs(keys, shapes, config)
     missing = [key.theirs for key in keys if key.theirs not in stored and not key.alias]
     unexpected = [name for name in stored if name not in expected]
+    for end, program in _OTHERS.items():
+        if any(name.endswith(end) for name in unexpected):
+            raise invalid(
+                f"{folder.name} holds weights that are quantised by {program}, which cannot be read; have the program "
+                'that made it write it expanded, or give the original weights with quantize="int8" or "int4"'
+            )
     misshapen = []
     for name, shape in expected.items():
         found = stored.get(name)

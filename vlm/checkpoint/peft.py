@@ -1,5 +1,7 @@
 """Folders of low-rank adapters as the library PEFT has them: `adapter_config.json` and `adapter_model.safetensors`.
 
+Those of torchtune are read too, see `vlm.checkpoint.torchtune`.
+
 Which layers are adapted, and with which rank, is read from the weights; the settings give the strength. What would
 change the computation and is not offered here is refused.
 Source: peft, tuners/lora/config.py and utils/save_and_load.py.
@@ -15,9 +17,8 @@ from pathlib import Path
 import torch
 
 from adapters.lora import AdapterError, LoRAConfig, LowRank, adapter_names, adapters_of, attach, set_strength
-from vlm.checkpoint import hf
+from vlm.checkpoint import hf, torchtune
 from vlm.checkpoint.files import invalid, read_json
-from vlm.checkpoint.keys import SAME
 from vlm.checkpoint.safetensors_file import open_safetensors, write_safetensors
 from vlm.checkpoint.staging import staged
 from vlm.checkpoint.stored import StoredTensor
@@ -30,6 +31,8 @@ WEIGHTS = "adapter_model.safetensors"
 
 _PREFIX = "base_model.model."
 _KEY = re.compile(r"base_model\.model\.(?P<layer>.+)\.lora_(?P<half>[AB])(?:\.[^.]+)?\.weight")
+# Where the head is adapted peft puts its own weight, which is frozen, beside the adapter.
+_FROZEN_HEAD = re.compile(r"base_model\.model\.(.+\.)?lm_head\.base_layer\.weight")
 # Beside plain low-rank matrices: not offered.
 _FEATURES = (
     "use_dora", "use_qalora", "use_bdlora", "lora_bias", "modules_to_save", "trainable_token_indices",
@@ -37,8 +40,8 @@ _FEATURES = (
 )  # fmt: skip
 # Ways to begin that leave the layer's own weights alone; others store the difference to changed weights.
 _PLAIN_STARTS = (True, False, None, "gaussian", "orthogonal", "eva")
-_UNCALLED = "decoder.head"
-"""The decoder reads the weight of its head, and a tied one has none: an adapter there would have no effect."""
+_PATCHES = "encoder.patch_embedding"
+"""A linear layer here, a convolution over there."""
 
 
 @public
@@ -50,12 +53,20 @@ def load_adapter(
     Raises: VLMError (checkpoint_invalid) for what is no such adapter, or one of another model.
     """
     folder = Path(folder)
+    if torchtune.is_adapter(folder) and not (folder / CONFIG).exists():
+        raise invalid(
+            f"{folder.name} is torchtune's and does not say how strong the adapter is; write beside it {CONFIG} with "
+            '{"peft_type": "LORA", "lora_alpha": ...} as in the recipe'
+        )
     settings = read_json(folder, CONFIG)
     _check_settings(settings)
     layers = _layer_names(model.config)
     ours = {theirs: name for name, theirs in layers.items()}
     with ExitStack() as opened:
-        halves = _halves(open_safetensors(folder, WEIGHTS, opened))
+        if torchtune.is_adapter(folder):
+            halves = torchtune.read_halves(folder, model.config, opened, layers)
+        else:
+            halves = _halves(open_safetensors(folder, WEIGHTS, opened))
         unknown = [layer for layer in halves if layer not in ours]
         if unknown:
             raise invalid(
@@ -83,28 +94,25 @@ def save_adapter(
     tensors = {}
     for place, adapter in chosen.items():
         layer = _today(names[place]) if model.config.vision is not None else names[place]
-        tensors[f"{_PREFIX}{layer}.lora_A.weight"] = adapter.down
-        tensors[f"{_PREFIX}{layer}.lora_B.weight"] = adapter.up
+        down, up = adapter.down, adapter.up
+        if place == _PATCHES:
+            # Patches are flattened as (c y x).
+            size = model.config.vision.patch_size
+            down, up = down.unflatten(1, (3, size, size)), up[:, :, None, None]
+        tensors[f"{_PREFIX}{layer}.lora_A.weight"] = down
+        tensors[f"{_PREFIX}{layer}.lora_B.weight"] = up
     settings = _settings(names, chosen, model.config, base)
     with staged(Path(folder), last=(CONFIG,)) as staging:
         write_safetensors(staging / WEIGHTS, tensors)
         (staging / CONFIG).write_text(json.dumps(settings, indent=2) + "\n")
 
 
-def uncalled_layers() -> tuple[str, ...]:
-    """Return the linear layers that no adapter can stand on."""
-    return (_UNCALLED,)
-
-
 def _layer_names(config: ModelConfig) -> dict[str, str]:
-    """Return the published name of every linear layer by ours. Patches are cut by a convolution over there."""
+    """Return the published name of every linear layer by ours."""
     return {
         key.ours.removesuffix(".weight"): key.theirs.removesuffix(".weight")
         for key in hf.keys(config)
-        if key.layout is SAME
-        and not key.alias
-        and key.ours != f"{_UNCALLED}.weight"
-        and re.search(r"(_proj|fc[12]|projector)\.weight$", key.ours)
+        if re.search(r"(_proj|fc[12]|projector|head|patch_embedding)\.weight$", key.ours)
     }
 
 
@@ -138,6 +146,8 @@ def _halves(stored: dict[str, StoredTensor]) -> dict[str, dict[str, StoredTensor
     halves: dict[str, dict[str, StoredTensor]] = {}
     odd = []
     for key, tensor in stored.items():
+        if _FROZEN_HEAD.fullmatch(key):
+            continue
         match = _KEY.fullmatch(key)
         if match is None:
             odd.append(key)
@@ -153,7 +163,8 @@ def _halves(stored: dict[str, StoredTensor]) -> dict[str, dict[str, StoredTensor
 
 def _read(layer: str, pair: dict[str, StoredTensor], settings: dict, model: VisionLanguageModel) -> LowRank:
     down, up = pair["A"], pair["B"]
-    if len(down.shape) != 2 or len(up.shape) != 2 or down.shape[0] != up.shape[1]:
+    # A convolution's second half is one of single points.
+    if len(down.shape) not in (2, 4) or up.shape[2:] != (1,) * (len(down.shape) - 2) or down.shape[0] != up.shape[1]:
         raise invalid(f"{layer} has matrices of {list(down.shape)} and {list(up.shape)}; expected [r, in] and [out, r]")
     config = LoRAConfig(
         rank=down.shape[0],
@@ -167,7 +178,7 @@ def _read(layer: str, pair: dict[str, StoredTensor], settings: dict, model: Visi
         raise invalid(f"{layer} has rank {config.rank} and {CONFIG} says {rank}; settings and weights are not one's")
     device = model.decoder.embedding.weight.device
     with torch.inference_mode(False):
-        return LowRank(down.load().to(device), up.load().to(device), config)
+        return LowRank(down.load().flatten(1).to(device), up.load().flatten(1).to(device), config)
 
 
 def _number(settings: dict, name: str, default: float, patterns: str | None = None, layer: str = "") -> float:

@@ -1,6 +1,7 @@
-"""What config.json says about quantised weights: compressed-tensors' settings, and other tools' that are refused.
+"""What config.json says about quantised weights, whichever program made them; what cannot be read is refused by name.
 
-Source: compressed-tensors quantization/quant_config.py; transformers utils/quantization_config.py for other methods.
+Source: compressed-tensors quantization/quant_config.py; transformers utils/quantization_config.py for other methods;
+mlx-vlm quant_utils.py, `quantize_model`.
 """
 
 import re
@@ -9,21 +10,35 @@ from typing import NamedTuple
 
 from vlm.quantization import Scheme
 
-METHOD = "compressed-tensors"
+METHOD, BITSANDBYTES, MLX = "compressed-tensors", "bitsandbytes", "MLX"
 _PACKED = "pack-quantized"
 _FORMATS = (_PACKED, "int-quantized", "float-quantized", "naive-quantized", "mixed-precision")
 _PRESETS = ("W4A16", "W4A16_ASYM", "W8A16", "W8A8", "INT8", "FP8", "FP8_DYNAMIC", "FP8_BLOCK")
 _ACTIVATIONS = ("input_activations", "output_activations")
-_ELSE = 'give the original weights with quantize="int8" or "int4", or a compressed-tensors checkpoint'
+_ELSE = 'give the original weights with quantize="int8" or "int4"'
+# What makes of another method's weights some that can be read.
+_CONVERTED = {
+    "awq": "make it a compressed-tensors checkpoint with that library's AutoAWQConverter",
+    "fp8": "expand it with compressed-tensors' FP8BlockDequantizer",
+    BITSANDBYTES: "load it in transformers, call model.dequantize() and save it",
+}
+_EXPANDED = "have the program that made it write it expanded"
 
 
 class Quantization(NamedTuple):
     """How a checkpoint's weights are quantised, as far as its settings say."""
 
+    method: str
+    """Whose way of storing them it is."""
     kinds: str
     """In words."""
-    of_activations: bool
+    of_activations: bool = False
     """Whether it was made for quantised activations or caches too."""
+
+    @property
+    def stays(self) -> bool:
+        """Whether layers here compute with weights as they are stored: whole numbers of compressed-tensors."""
+        return self.method == METHOD and not self.kinds.startswith(("float", "FP8"))
 
 
 def quantization_of(settings: Mapping) -> Quantization | None:
@@ -35,7 +50,7 @@ def quantization_of(settings: Mapping) -> Quantization | None:
     found = settings.get("compression_config") if found is None else found
     is_mlx = isinstance(found, dict) and {"bits", "group_size"} <= set(found) and "quant_method" not in found
     if is_mlx or settings.get("quantization") is not None:
-        raise ValueError(f"its weights are quantised by MLX, which cannot be read; {_ELSE}")
+        return _of_mlx(found if is_mlx else settings["quantization"])
     if found is None:
         return None
     if not isinstance(found, dict):
@@ -43,10 +58,14 @@ def quantization_of(settings: Mapping) -> Quantization | None:
     method = found.get("quant_method", METHOD if "config_groups" in found else None)
     if method is None:
         raise ValueError(f"it sets quantization_config to dict without a quant_method; {_ELSE}")
+    kind = found.get("bnb_4bit_quant_type") if found.get("load_in_4bit") else found.get("fmt")
+    if method == BITSANDBYTES and kind in ("nf4", "fp4"):
+        nested = " with double quantisation" if found.get("bnb_4bit_use_double_quant") else ""
+        return Quantization(BITSANDBYTES, f"{kind}{nested} ({BITSANDBYTES})")
     if method != METHOD:
-        kind = found.get("bnb_4bit_quant_type") if found.get("load_in_4bit") else found.get("fmt")
         kind = f" ({kind!s:.20})" if kind else ""
-        raise ValueError(f"its weights are quantised by {method!s:.40}{kind}, which cannot be read; {_ELSE}")
+        raise ValueError(f"its weights are quantised by {method!s:.40}{kind}, which cannot be read; "
+                         f"{_CONVERTED.get(method, _EXPANDED)}, or {_ELSE}")  # fmt: skip
     if found.get("format") not in _FORMATS:
         raise ValueError(f"its weights are in {METHOD}' format {found.get('format')!r:.40}; expected one of "
                          f"{', '.join(_FORMATS)}: {_ELSE}")  # fmt: skip
@@ -58,7 +77,20 @@ def quantization_of(settings: Mapping) -> Quantization | None:
         raise ValueError("quantization_config has no config_groups; download config.json again")
     for name, group in groups.items():
         _check_group(name, group)
-    return Quantization(_kinds(found), _is_of_activations(found))
+    return Quantization(METHOD, _kinds(found), _is_of_activations(found))
+
+
+def _of_mlx(found: object) -> Quantization:
+    """Read MLX's settings, where a layer that is quantised otherwise stands beside them under its name."""
+    layers = [found, *found.values()] if isinstance(found, dict) else [{"mode": type(found).__name__}]
+    layers = [layer for layer in layers if isinstance(layer, dict)]
+    modes = {str(layer.get("mode", "affine")) for layer in layers} - {"affine"}
+    if modes:
+        raise ValueError(f"its weights are quantised by MLX as {min(modes):.40}, which cannot be read; "
+                         f"expected affine: {_EXPANDED}, or {_ELSE}")  # fmt: skip
+    kinds = [f"{layer['bits']!s:.9} bits in groups of {layer.get('group_size')!s:.9}" for layer in layers
+             if "bits" in layer]  # fmt: skip
+    return Quantization(MLX, f"{' and '.join(dict.fromkeys(kinds)) or 'some layers'} ({MLX})")
 
 
 def _check_group(name: str, group: object) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from vlm.checkpoint.files import invalid
-from vlm.checkpoint.stored import ComputedTensor, StoredTensor
+from vlm.checkpoint.stored import ComputedTensor, Parts, QuantizedTensor, StoredTensor, join_parts
 from vlm.quantization import GROUP_SIZES, QuantizedWeight, Scheme, dequantize
 from vlm.quantization.weight import pack_halves, unpack_halves
 
@@ -22,8 +22,8 @@ _PASSED_OVER = ("input_scale", "output_scale", "input_zero_point", "output_zero_
 _BLOCK = 128
 
 
-class PackedTensor(StoredTensor):
-    """A weight stored as whole numbers with scales. Read as any other it is expanded."""
+class PackedTensor(QuantizedTensor):
+    """A weight stored as whole numbers with scales."""
 
     def __init__(self, shape, codes: StoredTensor, scales: StoredTensor, zeros: StoredTensor | None, scheme: Scheme):
         super().__init__(tuple(shape), scales.dtype, codes.place)
@@ -51,7 +51,7 @@ class PackedTensor(StoredTensor):
         return QuantizedWeight(codes, scales, zeros)
 
 
-class Float8Tensor(StoredTensor):
+class Float8Tensor(QuantizedTensor):
     """A weight of 8-bit floats and their scales: one, one a row, or one a block."""
 
     def __init__(self, values: StoredTensor, scales: StoredTensor):
@@ -80,16 +80,16 @@ def fold(
 
     Raises VLMError that lists every weight of which a part is missing or misshapen.
     """
-    modules: dict[str, dict[str, StoredTensor]] = {}
+    weights: dict[str, Parts] = {}
     for tensor in stored:
         module, _, part = tensor.rpartition(".")
         if part in (PACKED, SCALE) and f"{module}.weight" in shapes:
-            modules[module] = {}
-    folded, wrong = {}, []
+            weights[f"{module}.weight"] = {}
+    folded = {}
     for tensor, found in stored.items():
         module, _, part = tensor.rpartition(".")
-        if module in modules and part in (PACKED, SCALE, SHAPE, ZEROS, "weight"):
-            modules[module][part] = found
+        if f"{module}.weight" in weights and part in (PACKED, SCALE, SHAPE, ZEROS, "weight"):
+            weights[f"{module}.weight"][part] = found
         elif part == "weight_g_idx":
             raise invalid(
                 f"{name} was quantised in the order of activations (weight_g_idx), which cannot be read; give one "
@@ -97,16 +97,7 @@ def fold(
             )
         elif part not in _PASSED_OVER:
             folded[tensor] = found
-    for module, parts in modules.items():
-        try:
-            folded[f"{module}.weight"] = _weight(parts, shapes[f"{module}.weight"])
-        except ValueError as error:
-            wrong.append(f"{module}: {error}")
-    if wrong:
-        raise invalid(
-            f"{name} has {len(wrong)} quantised weights that do not fit; download them again: {'; '.join(wrong)}"
-        )
-    return folded
+    return folded | join_parts(weights, _weight, shapes, name)
 
 
 def unfold(
@@ -141,7 +132,7 @@ class _Take(NamedTuple):
         return self.take(self.part)
 
 
-def _weight(parts: dict[str, StoredTensor], shape: tuple[int, ...]) -> StoredTensor:
+def _weight(parts: Parts, shape: tuple[int, ...]) -> StoredTensor:
     """Return the one tensor that `parts` stand for. Raises ValueError where they are not those of such a weight."""
     codes, scales, zeros = parts.get(PACKED, parts.get("weight")), parts.get(SCALE), parts.get(ZEROS)
     missing = [part for part, found in ((PACKED, codes), (SCALE, scales)) if found is None]

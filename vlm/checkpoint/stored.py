@@ -1,10 +1,12 @@
 """Tensors that still lie in a file: what is known of them before any weight is read, and how they are read."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from vlm.checkpoint.files import invalid
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,6 +31,10 @@ class StoredTensor:
         out = torch.empty(self.shape, dtype=self.dtype)
         self.copy_to(out)
         return out
+
+
+class QuantizedTensor(StoredTensor):
+    """A weight that is stored in few bits; read as any other it is expanded."""
 
 
 class SplitTensor(StoredTensor):
@@ -60,3 +66,34 @@ class ComputedTensor(StoredTensor):
 
     def load(self) -> Tensor:
         return self.compute()
+
+
+Parts = dict[str, StoredTensor]
+"""The tensors of a file that stand for one weight, by what they are."""
+
+
+def join_parts(
+    weights: Mapping[str, Parts],
+    join: Callable[[Parts, tuple[int, ...]], StoredTensor],
+    shapes: Mapping[str, tuple[int, ...]],
+    name: str,
+) -> dict[str, StoredTensor]:
+    """Return one tensor for the parts of each weight, by the weight's name.
+
+    join: makes it from the parts and the weight's shape, and raises ValueError where these do not fit together.
+    shapes: those of the weights, by name.
+    name: of the folder.
+
+    Raises VLMError that lists every weight of which a part is missing or misshapen.
+    """
+    joined, wrong = {}, []
+    for weight, parts in weights.items():
+        try:
+            joined[weight] = join(parts, shapes.get(weight, ()))
+        except ValueError as error:
+            wrong.append(f"{weight.removesuffix('.weight')}: {error}")
+    if wrong:
+        raise invalid(
+            f"{name} has {len(wrong)} quantised weights that do not fit; download them again: {'; '.join(wrong)}"
+        )
+    return joined

@@ -1,6 +1,7 @@
 """`vlm train`: a run from a file of settings."""
 
 import signal
+import sys
 from pathlib import Path
 
 import click
@@ -24,6 +25,9 @@ def train(config: Path, overrides: tuple[str, ...], as_json: bool):
     Run it again to go on where it stopped: after a kill, a crash or Ctrl-C, bit for bit as if nothing had happened.
     The keys are listed in docs/training.md.
     """
+    # A reward function may lie in a module of the folder where the command is run.
+    sys.path.insert(0, "")
+
     from vlm.training.config import TrainConfig
     from vlm.training.settings import read_settings
 
@@ -32,7 +36,7 @@ def train(config: Path, overrides: tuple[str, ...], as_json: bool):
     from vlm.training.loop import Training
 
     training = Training(settings)
-    if training.num_done > 0:
+    if training.num_done > 0 and training.world.is_main:
         say(f"going on after step {training.num_done} of {training.num_steps}")
     handlers = {kind: signal.signal(kind, training.stop) for kind in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -40,6 +44,9 @@ def train(config: Path, overrides: tuple[str, ...], as_json: bool):
     finally:
         for kind, handler in handlers.items():
             signal.signal(kind, handler)
+    training.world.leave()
+    if not training.world.is_main:
+        return
     loss = "none" if report.loss is None else f"{report.loss:.4f}"
     say(f"{report.steps} steps, loss {loss}; {report.bad_steps} steps and {report.poison} samples were left out")
     if report.failed_saves:

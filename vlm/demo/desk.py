@@ -47,18 +47,23 @@ class Desk:
     def close(self) -> None:
         self._worker.close()
 
-    def checked(self, model: VLM, paths: list[str]) -> tuple[list[str], VLMError | None]:
-        """Return the `paths` that hold a picture, encoded for the first question, and what is wrong with another."""
+    def checked(self, paths: tuple[str, ...]) -> tuple[tuple[str, ...], VLMError | None]:
+        """Return the `paths` that hold a picture, and what is wrong with another."""
         good, wrong = [], None
         for path in paths[:MAX_PICTURES]:
             try:
-                model.encode_image(self.read(path))
+                self.read(path)
                 good.append(path)
             except VLMError as error:
                 wrong = error
         if len(paths) > MAX_PICTURES:
             wrong = VLMError("invalid_request", f"{len(paths)} pictures are too many; give at most {MAX_PICTURES}")
-        return good, wrong
+        return tuple(good), wrong
+
+    def prepare(self, model: VLM, paths: tuple[str, ...]) -> None:
+        """Encode pictures, so that the first question about them need not wait for it. Raises: VLMError."""
+        for path in paths:
+            model.encode_image(self.read(path))
 
     def answers(self, model: VLM, talk: Talk, config: GenerationConfig) -> Iterator[Talk]:
         """Yield `talk` again and again, as the answer to its last question grows.

@@ -13,6 +13,7 @@ import gradio as gr
 
 from vlm.demo.desk import Desk
 from vlm.demo.models import ModelShelf
+from vlm.demo.notices import hidden, notice, quiet, wrong_notice
 from vlm.demo.table import TABLE_REQUEST, read_table
 from vlm.demo.talk import Talk
 from vlm.demo.words import first_number, words_of
@@ -89,7 +90,7 @@ class Handlers:
         except VLMError as error:
             question, before = asked.turns[-1].question, asked.without_last()
             asking = gr.Textbox(value=question, submit_btn=True, stop_btn=False)
-            yield Conversation(before, _history(before), asking, "", notice(error.message))
+            yield Conversation(before, _history(before), asking, "", wrong_notice(error))
             return
         words = words_of(model.tokenizer, talk.reply.token_ids)[:MAX_WORDS]
         choices = [(word.text, index) for index, word in enumerate(words)]
@@ -124,7 +125,7 @@ class Handlers:
             chosen = None if layer == ALL_LAYERS else int(layer) - 1
             found = self.desk.look(self.shelf.get(model, dtype), talk, place, chosen)
         except VLMError as error:
-            return [], "", notice(error.message)
+            return [], "", wrong_notice(error)
         several = len(found.pictures) > 1
         shown = [
             (picture, f"picture {index}: {share:.0%} of the attention" if several else None)
@@ -134,14 +135,25 @@ class Handlers:
         ring = ", marked by the ring: there this number was most likely read." if found.is_marked else "."
         return shown, quiet(where + ring), hidden()
 
-    def check(self, pictures, model, dtype) -> tuple:
-        """Read new pictures while the question is still being written; leave out what is none, with a notice."""
-        paths = list(_paths(pictures))
+    def new_pictures(self, pictures, known) -> tuple:
+        """Begin again with other pictures, without what is none: the conversation, pictures, the known paths.
+
+        Gradio tells of one change several times, and tells of what is left out here too: of known paths nothing is new.
+        """
+        paths = _paths(pictures)
+        if paths == known:
+            return *Conversation(), gr.skip(), gr.skip()
+        good, wrong = self.desk.checked(paths)
+        told = wrong_notice(wrong) if wrong else hidden()
+        return *self.begin_again()._replace(notice=told), list(good) if wrong else gr.skip(), good
+
+    def prepare(self, pictures, model, dtype) -> gr.HTML:
+        """Encode pictures while the question is still being written: a notice."""
         try:
-            good, wrong = self.desk.checked(self.shelf.get(model, dtype), paths)
+            self.desk.prepare(self.shelf.get(model, dtype), _paths(pictures))
         except VLMError as error:
-            good, wrong = paths, error
-        return good if len(good) < len(paths) else gr.skip(), notice(wrong.message) if wrong else gr.skip()
+            return wrong_notice(error)
+        return gr.skip()
 
     # The other tabs
 
@@ -160,7 +172,7 @@ class Handlers:
                 lines.append(heading + talk.reply.text)
             yield "\n".join(lines), quiet(_told(talk.reply)), gr.skip()
         except VLMError as error:
-            yield "\n".join(lines), "", notice(error.message)
+            yield "\n".join(lines), "", wrong_notice(error)
 
     def read_chart(self, pictures, *settings) -> tuple:
         """Turn the first picture into a table and a file: table, download, status, notice."""
@@ -171,7 +183,7 @@ class Handlers:
         try:
             *_, talk = self.desk.answers(self._model(settings), Talk(paths[:1]).asked(TABLE_REQUEST), settings.config)
         except VLMError as error:
-            return *nothing, "", notice(error.message)
+            return *nothing, "", wrong_notice(error)
         table = read_table(talk.reply.text)
         if table is None:
             return *nothing, quiet(f"The model wrote no table. It wrote: {talk.reply.text:.500}"), hidden()
@@ -186,11 +198,11 @@ class Handlers:
             model, writes_tables = self.shelf.get(name, dtype), self.shelf.writes_tables(name)
             card = self.shelf.card(name) or "This model has no card."
         except VLMError as error:
-            return *[gr.skip()] * 5, notice(error.message)
+            return *[gr.skip()] * 5, wrong_notice(error)
         info, adapter = model.info, model.model.config.adapter
         millions = info.num_parameters / 1e6
         size = f"{millions:.1f} million" if millions < 1000 else f"{millions / 1000:.1f} billion"
-        layers = [("all layers", ALL_LAYERS)]
+        layers = [("average", ALL_LAYERS)]
         layers += (
             [
                 (f"{number} of {len(adapter.cross_layers)}", str(number))
@@ -205,19 +217,6 @@ class Handlers:
 
     def _model(self, settings: Settings) -> VLM:
         return self.shelf.get(settings.model, settings.dtype)
-
-
-def quiet(text: str) -> str:
-    return f'<p class="quiet">{html.escape(text)}</p>'
-
-
-def notice(text: str) -> gr.HTML:
-    """Return one friendly sentence where it is seen."""
-    return gr.HTML(f'<p role="alert">{html.escape(text)}</p>', visible=True)
-
-
-def hidden() -> gr.HTML:
-    return gr.HTML(visible=False)
 
 
 def _history(talk: Talk) -> list[dict]:

@@ -15,6 +15,8 @@ SOFTNESS = 0.02
 COOL, HOT = np.array([255, 196, 64]), np.array([214, 28, 44])
 STRONGEST = 0.78
 """How much of the picture the colour hides where attention is strongest."""
+CONTRAST = 0.6
+"""Of the picture's own, what is left under the map: on a paler picture the colour stands out."""
 
 
 class Place(NamedTuple):
@@ -25,9 +27,9 @@ class Place(NamedTuple):
 
     def __str__(self) -> str:
         """Return it in words, as a person would say where to look."""
-        vertical = ("upper", "", "lower")[min(2, int(self.down * 3))]
-        horizontal = ("left", "", "right")[min(2, int(self.across * 3))]
-        return " ".join(filter(None, (vertical, horizontal))) or "middle"
+        vertical = ("upper", "middle", "lower")[min(2, int(self.down * 3))]
+        horizontal = ("left", "middle", "right")[min(2, int(self.across * 3))]
+        return "middle" if vertical == horizontal else f"{vertical} {horizontal}"
 
 
 def preview(picture: Image.Image) -> Image.Image:
@@ -52,7 +54,7 @@ def _run(line: np.ndarray) -> int:
 
 
 def overlay(picture: Image.Image, weights: np.ndarray, strongest: float, mark: Place | None = None) -> Image.Image:
-    """Return `picture` in grey with `weights` [height, width] over it as colour; `strongest` is the largest of all.
+    """Return `picture` in pale grey, `weights` [height, width] over it as colour; `strongest` is the largest of all.
 
     With `mark` a ring is drawn around that place.
     """
@@ -63,7 +65,7 @@ def overlay(picture: Image.Image, weights: np.ndarray, strongest: float, mark: P
         picture.size, Image.Resampling.BICUBIC
     )
     heat = np.asarray(heat, dtype=np.float32)[..., None] / 255
-    grey = np.asarray(picture.convert("L"), dtype=np.float32)[..., None]
+    grey = 255 - CONTRAST * (255 - np.asarray(picture.convert("L"), dtype=np.float32)[..., None])
     hidden = STRONGEST * heat**0.7
     out = Image.fromarray((grey * (1 - hidden) + (COOL + (HOT - COOL) * heat) * hidden).round().astype(np.uint8))
     if mark is not None:

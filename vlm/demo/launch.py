@@ -6,7 +6,7 @@ import gradio as gr
 from starlette.middleware import Middleware
 
 from vlm.demo.guard import MAX_FILE_BYTES, Guard
-from vlm.demo.theme import CSS, THEME
+from vlm.demo.theme import CSS, THEME, WORDS
 
 MAX_WAITING = 32
 """Calls that wait for the model; one more is told so at once."""
@@ -31,6 +31,7 @@ def launch(blocks: gr.Blocks, folder: Path, *, host: str, port: int) -> None:
         app_kwargs={"middleware": [Middleware(Guard, folder=folder)]},
         theme=THEME,
         css=CSS,
+        i18n=WORDS,
         footer_links=[],
         run_history=False,
         enable_monitoring=False,

@@ -1,14 +1,15 @@
-"""torch's own products with quantised weights: where each is right, and how it wants the weights arranged.
+"""Products with quantised weights: which one is right where. Of torch's own, how they want the weights arranged.
 
 Source: pytorch aten/src/ATen/native/cpu/int8mm_kernel.cpp and int4mm_kernel.cpp, aten/src/ATen/native/cuda/int4mm.cu.
 """
 
 import functools
-from abc import ABC, abstractmethod
 
 import torch
 from torch import Tensor
 
+from vlm.quantization.kernel import Kernel
+from vlm.quantization.product import OwnKernel
 from vlm.quantization.scheme import Scheme
 from vlm.quantization.weight import CHUNK, QuantizedWeight
 
@@ -16,25 +17,6 @@ _OPS = torch.ops.aten
 _HALF = (torch.bfloat16, torch.float16)
 # Rows packed at a time: each such block of the result depends on its own rows alone.
 _BLOCK = 64
-
-
-class Kernel(ABC):
-    """One product x · wᵀ of torch's for one device and dtype."""
-
-    max_rows: int
-    """Rows of x up to which it is sooner done than expanding the weights is."""
-
-    @abstractmethod
-    def arrange(self, weight: QuantizedWeight) -> tuple[Tensor, Tensor]:
-        """Return numbers and scales as the product wants them."""
-
-    @abstractmethod
-    def restore(self, codes: Tensor, scales: Tensor, scheme: Scheme, rows: slice) -> QuantizedWeight:
-        """Return the weights of `rows`, a multiple of 64 to begin with, from what `arrange` made."""
-
-    @abstractmethod
-    def product(self, x: Tensor, codes: Tensor, scales: Tensor, scheme: Scheme) -> Tensor:
-        """Return x [rows, in] times the weights, [rows, out]."""
 
 
 def find_kernel(scheme: Scheme, weight: QuantizedWeight) -> Kernel | None:
@@ -47,6 +29,8 @@ def find_kernel(scheme: Scheme, weight: QuantizedWeight) -> Kernel | None:
     cols = weight.codes.shape[1] * 8 // scheme.bits
     if device.type not in ("cpu", "cuda") or dtype not in (torch.float32, *_HALF) or rows == 0 or cols % 32:
         return None
+    if device.type == "cpu" and (kernel := OwnKernel.of(scheme, weight)) is not None:
+        return kernel
     kinds = _KINDS[scheme.bits, device.type]
     if not all(torch._C._dispatch_has_kernel_for_dispatch_key(f"aten::{name}", kinds.KEY) for name in kinds.NAMES):
         return None

@@ -47,8 +47,9 @@ class QuantizedLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map x [..., in] to [..., out]."""
         rows = x.reshape(-1, self.in_features)
-        kernel = self.kernel
-        if kernel is not None and x.dtype == self.scales.dtype and len(rows) <= kernel.max_rows:
+        kernel = self.kernel if x.dtype == self.scales.dtype else None
+        has_gradient = torch.is_grad_enabled() and x.requires_grad
+        if kernel is not None and len(rows) <= kernel.max_rows and not has_gradient:
             out = kernel.product(rows.contiguous(), self.codes, self.scales, self.scheme)
         else:
             out = self.expanded_product(rows)

@@ -128,6 +128,8 @@ def _config(app: ASGIApp, settings: ServerSettings) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         http=protocol,
+        # Whatever else is installed, what runs is what is tested.
+        loop="asyncio",
         ws="none",
         lifespan="on",
         log_config=None,

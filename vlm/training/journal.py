@@ -6,18 +6,25 @@ from pathlib import Path
 
 from vlm.tokenizer_files.disk import write_whole
 from vlm.training.data.batches import Poison
+from vlm.training.optional import needed
 
 logger = logging.getLogger(__name__)
 
-LOG, SKIPPED, CURVES = "log.jsonl", "skipped_samples.jsonl", "curves.png"
+LOG, SKIPPED, CURVES, BOARD = "log.jsonl", "skipped_samples.jsonl", "curves.png", "tensorboard"
 
 
 class Journal:
     """The log of the run in `folder`."""
 
-    def __init__(self, folder: Path, *, num_done: int):
+    def __init__(self, folder: Path, *, num_done: int, tensorboard: bool = False):
         """Go on after `num_done` steps: lines of later ones, which will be done again, are dropped."""
         self.folder = folder
+        self._board = None
+        if tensorboard:
+            needed("tensorboard", "curves for TensorBoard")
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._board = SummaryWriter(str(folder / BOARD), purge_step=num_done + 1)
         rows = [row for row in read_lines(folder / LOG) if row["step"] <= num_done]
         write_whole(folder / LOG, "".join(json.dumps(row) + "\n" for row in rows).encode())
         self._poison = {row["id"] for row in read_lines(folder / SKIPPED)}
@@ -28,7 +35,13 @@ class Journal:
         return len(self._poison)
 
     def write(self, row: dict) -> None:
+        """Write the line of a step."""
         self._append(LOG, row)
+        if self._board is not None:
+            for name, value in row.items():
+                if isinstance(value, int | float) and name != "step":
+                    self._board.add_scalar(name, value, row["step"])
+            self._board.flush()
 
     def poison(self, sample: Poison) -> None:
         """Name a sample that was left out, once."""
@@ -51,18 +64,17 @@ def read_lines(path: Path) -> list[dict]:
 
 
 def draw_curves(folder: Path) -> Path | None:
-    """Draw loss, gradient norm and learning rate over the steps; None where matplotlib is not installed."""
+    """Draw loss, gradient norm, learning rate and reward over the steps; None where matplotlib is not installed."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
         return None
 
     rows = [row for row in read_lines(folder / LOG) if row["loss"] is not None]
-    figure = Figure(figsize=(11, 3.4), layout="constrained")
-    panels = figure.subplots(1, 3)
-    for axes, (name, title) in zip(
-        panels, (("loss", "loss"), ("grad_norm", "norm of the gradient"), ("lr", "learning rate")), strict=True
-    ):
+    titles = {"loss": "loss", "grad_norm": "norm of the gradient", "lr": "learning rate", "reward": "mean reward"}
+    titles = {name: title for name, title in titles.items() if name != "reward" or (rows and name in rows[0])}
+    figure = Figure(figsize=(3.7 * len(titles), 3.4), layout="constrained")
+    for axes, (name, title) in zip(figure.subplots(1, len(titles)), titles.items(), strict=True):
         axes.plot([row["step"] for row in rows], [row[name] for row in rows], color="tab:blue", linewidth=1)
         axes.set(title=title, xlabel="step")
         axes.grid(alpha=0.3)

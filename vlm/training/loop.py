@@ -1,32 +1,40 @@
 """The one loop: samples to gradients to steps, with a checkpoint now and then; what is learned is the objective's."""
 
+import contextlib
 import functools
 import logging
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
 from vlm.checkpoint.peft import save_adapter
 from vlm.errors import VLMError
-from vlm.loading import DTYPES
+from vlm.loading import DTYPES, choose_device
 from vlm.model import VisionLanguageModel
 from vlm.pipeline import VLM
+from vlm.training.answers import Answers
 from vlm.training.checkpoints import CheckpointFolder, State
 from vlm.training.config import TrainConfig
 from vlm.training.data.batches import Example, StepData
 from vlm.training.journal import Journal, draw_curves
-from vlm.training.objectives import DirectPreference, Objective
+from vlm.training.objectives import DirectPreference, Objective, PolicyGradient, StartModel
 from vlm.training.optimizers import Optimizers
+from vlm.training.parallel.placement import place
+from vlm.training.parallel.shares import Counts, added, counted, evened, in_parts, share_of
+from vlm.training.parallel.world import Silent, World
 from vlm.training.reference import reference_margins
-from vlm.training.run_folder import open_folder
+from vlm.training.run_folder import lock_folder, open_folder
 from vlm.training.setup import num_steps, open_data, open_model, open_objective
+from vlm.training.speed import Speed
 from vlm.training.trained import ADAPTER, trained_weights
 
 logger = logging.getLogger(__name__)
@@ -61,24 +69,37 @@ class Training:
 
     def __init__(self, config: TrainConfig):
         self.config, self.out = config, Path(config.out)
-        self.vlm = open_model(config)
+        self.world = World(config.parallel, choose_device(config.device))
+        with self.world.main_first():
+            self.lock = lock_folder(self.out) if self.world.is_main else None
+        # Several processes take a model apart before they put it on their devices.
+        self.vlm = open_model(config if self.world.size == 1 else replace(config, device="cpu"))
         self.model = self.vlm.model
         self.objective: Objective = open_objective(config, self.vlm)
-        self.data = open_data(config, self.vlm, self.objective)
+        with self.world.main_first():
+            self.data = open_data(config, self.vlm, self.objective)
         self.num_steps = num_steps(config, self.data)
-        self.weights = trained_weights(self.model)
-        self.optimizers = Optimizers(self.weights, config.optimizer)
         self.num_done = self.bad_steps = self.bad_in_row = self.failed_saves = 0
         self.loss: float | None = None
         self.elapsed_s = 0.0
         self.stopping = False
-        open_folder(self.out, config, {"samples": self.data.order.sizes})
-        self.checkpoints = CheckpointFolder(self.out / "checkpoints", keep=config.checkpoints.keep)
+        with self.world.main_first():
+            open_folder(self.out, config, {"samples": self.data.order.sizes})
+        self.checkpoints = CheckpointFolder(self.out / "checkpoints", keep=config.checkpoints.keep, world=self.world)
         self.checkpoints.clean()
         if isinstance(self.objective, DirectPreference) and config.objective.reference == "start":
             self.objective.reference = reference_margins(self.model, self.objective, self.data, self.out)
+        if isinstance(self.objective, PolicyGradient) and config.objective.reference == "start":
+            self.objective.reference = StartModel(self.model)
+        self.learner, self.weights, self.names, optimizer = place(config, self.world, self.model, self.objective)
+        self.weights, self.names = {**self.weights, **self.objective.weights}, self.names | set(self.objective.weights)
+        self.optimizers = Optimizers(self.weights, optimizer, self.world)
         self._take_up()
-        self.journal = Journal(self.out, num_done=self.num_done)
+        self.journal = Silent()
+        if self.world.is_main:
+            self.journal = Journal(self.out, num_done=self.num_done, tensorboard=config.tensorboard)
+        self.answers = Answers(config.samples, self.vlm, self.out, num_done=self.num_done)
+        self.speed: Speed | None = None
         if config.recompute:
             recompute_layers(self.model)
 
@@ -91,14 +112,22 @@ class Training:
 
         Raises: VLMError after `max_bad_steps` bad steps in a row; KeyboardInterrupt after `stop`, once it is saved.
         """
-        steps = Subset(self.data, range(self.num_done, self.num_steps))
+        with self.world.watch():
+            return self._train()
+
+    def _train(self) -> Report:
+        steps = Subset(share_of(self.data, self.world), range(self.num_done, self.num_steps))
         ahead = {"num_workers": self.config.workers} if self.config.workers else {}
         device = self.vlm.device
         devices = [] if device.type == "cpu" else [device.index or 0]
         self.model.train()
         # What a step draws depends on the seed and the step alone; the caller's generator is left as it was.
         with torch.random.fork_rng(devices, device_type="cuda" if device.type == "cpu" else device.type):
-            bar = tqdm(total=self.num_steps, initial=self.num_done, unit="step", disable=None)
+            bar = tqdm(
+                total=self.num_steps, initial=self.num_done, unit="step", disable=None if self.world.is_main else True
+            )
+            if not bar.disable and self.world.size == 1:
+                self.speed = Speed(device, torch.bfloat16 if self.config.precision == "bf16" else torch.float32)
             with bar:
                 for data in DataLoader(steps, batch_size=None, collate_fn=_same, **ahead):
                     self._advance(data, bar)
@@ -112,43 +141,64 @@ class Training:
         """Take one step, and log and save it where it is time to."""
         since = time.perf_counter()
         share = self.config.schedule.share(self.num_done, self.num_steps)
-        outcome = self.step(data.examples, share)
+        with contextlib.nullcontext() if self.speed is None else self.speed.counting(counted(data).tokens):
+            outcome = self._learn(data.examples, share)
+        self.stopping = any(self.world.gather(self.stopping))
         seconds = time.perf_counter() - since
         self.num_done += 1
         self.elapsed_s += seconds
-        for sample in data.poison:
+        counts = added(self.world.gather(counted(data), "data"))
+        for sample in counts.poison:
             self.journal.poison(sample)
         self.loss = outcome.loss if outcome.loss is not None else self.loss
-        num_tokens = sum(len(row.ids) for example in data.examples for row in example.rows)
-        lr = share * self.config.optimizer.lr
-        if self.num_done % self.config.log_every == 0 or self.num_done == self.num_steps or outcome.skipped:
-            row = {"step": self.num_done, **outcome._asdict(), "lr": lr, "samples": len(data.examples)}
-            self.journal.write(row | {"tokens": num_tokens, "elapsed_s": round(self.elapsed_s, 3)})
-        bar.update()
-        loss = "-" if self.loss is None else f"{self.loss:.4g}"
-        bar.set_postfix_str(f"loss {loss}, lr {lr:.2g}, {num_tokens / seconds:,.0f} tokens/s", refresh=False)
+        self._tell(counts, outcome, share * self.config.optimizer.lr, seconds, bar)
         self._judge(outcome)
         if self.num_done % self.config.checkpoints.every == 0 or self.num_done == self.num_steps:
             self._save()
+
+    def _tell(self, counts: Counts, outcome: Outcome, lr: float, seconds: float, bar: tqdm) -> None:
+        """Say in the log and on the terminal what the step came to, and what the model answers now."""
+        is_last = self.num_done == self.num_steps
+        if self.num_done % self.config.log_every == 0 or is_last or outcome.skipped:
+            row = {"step": self.num_done, **outcome._asdict(), "lr": lr, **self.objective.figures}
+            row |= {"samples": counts.samples, "tokens": counts.tokens, "elapsed_s": round(self.elapsed_s, 3)}
+            self.journal.write(row)
+        if self.num_done % self.config.samples.every == 0 or is_last:
+            for line in self.answers.ask(self.num_done):
+                if not bar.disable:
+                    bar.write(line)
+        bar.update()
+        loss, tokens_per_s = "-" if self.loss is None else f"{self.loss:.4g}", counts.tokens / seconds
+        share = "" if self.speed is None else f", {self.speed.share(tokens_per_s):.0%} of peak"
+        bar.set_postfix_str(f"loss {loss}, lr {lr:.2g}, {tokens_per_s:,.0f} tokens/s{share}", refresh=False)
+
+    def _learn(self, examples: Sequence[Example], share: float) -> Outcome:
+        """Take the updates of one step: one, or for what the model says itself as many as its settings say."""
+        torch.manual_seed(self._seed)
+        bf16 = self.config.precision == "bf16"
+        with torch.autocast(self.vlm.device.type, torch.bfloat16, enabled=bf16):
+            learned = self.objective.collect(
+                self.model, examples, self.config.micro_batch_size or self.config.batch_size
+            )
+        for _ in range(self.objective.updates):
+            outcome = self.step(learned, share)
+            if outcome.skipped:
+                break
+        return outcome
 
     def step(self, examples: Sequence[Example], share: float) -> Outcome:
         """Learn from `examples` at `share` of the peak learning rate.
 
         Where loss or gradient is not finite neither weights nor the state of the optimizers change.
         """
-        torch.manual_seed((self.config.seed * 1_000_003 + self.num_done) % 2**63)
-        weight = self.objective.weight(examples)
+        torch.manual_seed(self._seed)
+        weight = self.world.total(self.objective.weight(examples), "data")
         if weight == 0:
             return Outcome(None, None, skipped=False)
-        size = self.config.micro_batch_size or len(examples)
-        total = 0.0
-        for start in range(0, len(examples), size):
-            with self._precision():
-                # Divided by the weight of the whole step: parts of unequal length then add up to its mean.
-                loss = self.objective.loss(self.model, examples[start : start + size]) / weight
-            if loss.requires_grad:
-                loss.backward()
-            total += float(loss.detach())
+        parts = in_parts(examples, self.config.micro_batch_size)
+        if self.world.size > 1:
+            parts = evened(parts, self.world, self.data, self.model.config.vision)
+        total = self.world.total(self.learner.gradients(parts, weight), "data", "pipeline")
         norm = float(self.optimizers.clip())
         skipped = not (math.isfinite(total) and math.isfinite(norm))
         if not skipped:
@@ -157,8 +207,9 @@ class Training:
         self.optimizers.zero_grad()
         return Outcome(*(value if math.isfinite(value) else None for value in (total, norm)), skipped)
 
-    def _precision(self) -> torch.autocast:
-        return torch.autocast(self.vlm.device.type, torch.bfloat16, enabled=self.config.precision == "bf16")
+    @property
+    def _seed(self) -> int:
+        return (self.config.seed * 1_000_003 + self.num_done + (self.world.place("data") << 40)) % 2**63
 
     def _judge(self, outcome: Outcome) -> None:
         """Count a bad step; too many in a row end the run."""
@@ -188,14 +239,10 @@ class Training:
 
     def _take_up(self) -> None:
         """Go on from the newest whole checkpoint, if there is one."""
-        state = self.checkpoints.load()
+        state = self.checkpoints.load({name: self.weights.get(name) for name in self.names})
         if state is None:
             return
-        if set(state.weights) != set(self.weights):
-            raise VLMError("checkpoint_invalid", "the checkpoint trains other weights; give another folder as out")
-        with torch.no_grad():
-            for name, weight in self.weights.items():
-                weight.copy_(state.weights[name])
+        fill(self.weights, state.weights)
         self.optimizers.load_state(state.optimizers)
         self.num_done = state.step
         for name, value in state.numbers.items():
@@ -203,13 +250,36 @@ class Training:
 
     def _finish(self) -> Report:
         result = self.out / ("adapter" if self.config.trained.lora else "model")
+        with self.world.main_first():
+            if self.world.is_main:
+                self._export(result)
+        counts = (self.bad_steps, self.journal.num_poison, self.failed_saves)
+        return Report(self.num_done, self.loss, *counts, result, draw_curves(self.out) if self.world.is_main else None)
+
+    def _export(self, result: Path) -> None:
+        vlm = self.vlm
+        if self.world.size > 1:
+            # Read back whole: no process had room for more than its share.
+            vlm, state = open_model(replace(self.config, device="cpu")), self.checkpoints.newest_alone()
+            if state is None or state.step != self.num_done:
+                raise VLMError(
+                    "checkpoint_invalid",
+                    f"the last checkpoint is not of step {self.num_done}, so that nothing can be written of it; "
+                    "free some space and run again to go on",
+                )
+            fill(trained_weights(vlm.model), state.weights)
         if self.config.trained.lora:
-            save_adapter(self.model, result, ADAPTER, base=self.config.model.source)
+            save_adapter(vlm.model, result, ADAPTER, base=self.config.model.source)
         else:
             dtype = DTYPES[self.config.export_dtype]
-            VLM(self.model.to(dtype), self.vlm.tokenizer).save_pretrained(result)
-        counts = (self.bad_steps, self.journal.num_poison, self.failed_saves)
-        return Report(self.num_done, self.loss, *counts, result, draw_curves(self.out))
+            VLM(vlm.model.to(dtype), vlm.tokenizer).save_pretrained(result)
+
+
+@torch.no_grad()
+def fill(weights: Mapping[str, nn.Parameter], values: Mapping[str, Tensor]) -> None:
+    """Copy what a checkpoint holds into the weights."""
+    for name, weight in weights.items():
+        weight.copy_(values[name])
 
 
 def recompute_layers(model: VisionLanguageModel) -> None:

@@ -8,16 +8,18 @@ from torch import Tensor, nn
 
 from vlm.errors import VLMError
 from vlm.training.config import OptimizerConfig
+from vlm.training.parallel.clipping import clip_gradients, mesh_of
+from vlm.training.parallel.world import World
 
-_NO_MUON = ("decoder.embedding.*", "decoder.head.*", "*table", "*patch_position.embedding")
+_NO_MUON = ("decoder.embedding.*", "decoder.head.*", "*table", "*patch_position.embedding", "value_head.*")
 """Matrices that are looked up in or end in the vocabulary: Muon is for maps from activations to activations."""
 
 
 class Optimizers:
     """All optimizers of a run as one."""
 
-    def __init__(self, weights: Mapping[str, nn.Parameter], config: OptimizerConfig):
-        self.weights = dict(weights)
+    def __init__(self, weights: Mapping[str, nn.Parameter], config: OptimizerConfig, world: World | None = None):
+        self.weights, self.world = dict(weights), world or World.alone()
         self.clip_norm = config.clip_norm
         by_muon, others = _groups(weights, config)
         self._parts: list[torch.optim.Optimizer] = []
@@ -36,7 +38,7 @@ class Optimizers:
 
     def clip(self) -> Tensor:
         """Return the norm of all gradients together, having cut them to the largest allowed one."""
-        return nn.utils.clip_grad_norm_(self.weights.values(), self.clip_norm or float("inf"))
+        return clip_gradients(self.weights.values(), self.clip_norm or float("inf"), self.world)
 
     def step(self) -> None:
         for part in self._parts:
@@ -46,12 +48,17 @@ class Optimizers:
         for weight in self.weights.values():
             weight.grad = None
 
-    def state(self) -> list[dict]:
-        return [part.state_dict() for part in self._parts]
+    def state(self) -> dict[str, dict[str, Tensor]]:
+        """Return what is remembered of each weight, by its name; of one that never moved, nothing."""
+        remembered = {weight: state for part in self._parts for weight, state in part.state.items()}
+        return {name: dict(remembered[weight]) for name, weight in self.weights.items() if weight in remembered}
 
-    def load_state(self, states: list[dict]) -> None:
-        for part, state in zip(self._parts, states, strict=True):
-            part.load_state_dict(state)
+    def load_state(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
+        for part in self._parts:
+            moved = {weight for group in part.param_groups for weight in group["params"]}
+            for name, weight in self.weights.items():
+                if weight in moved and name in state:
+                    part.state[weight] = dict(state[name])
 
     def _all_groups(self) -> Iterable[dict]:
         return (group for part in self._parts for group in part.param_groups)
@@ -69,7 +76,7 @@ def _groups(weights: Mapping[str, nn.Parameter], config: OptimizerConfig) -> tup
         # Norms, biases and gates are not pulled to zero.
         decay = decay if weight.ndim > 1 else 0.0
         by_muon = config.name == "muon" and weight.ndim == 2 and not any(fnmatchcase(name, other) for other in _NO_MUON)
-        found.setdefault((lr, decay, by_muon), []).append(weight)
+        found.setdefault((lr, decay, by_muon, mesh_of(weight)), []).append(weight)
     if unused:
         raise VLMError(
             "invalid_request",
@@ -77,6 +84,6 @@ def _groups(weights: Mapping[str, nn.Parameter], config: OptimizerConfig) -> tup
             "expected patterns of names, such as encoder.*",
         )
     groups: tuple[list[dict], list[dict]] = [], []
-    for (lr, decay, by_muon), params in found.items():
+    for (lr, decay, by_muon, _), params in found.items():
         groups[0 if by_muon else 1].append({"params": params, "peak_lr": lr, "weight_decay": decay})
     return groups

@@ -3,17 +3,40 @@
 import dataclasses
 import json
 from pathlib import Path
+from typing import IO
 
 from vlm.errors import VLMError
 from vlm.tokenizer_files.disk import write_whole
 from vlm.training.config import TrainConfig
 
-SETTINGS = "settings.json"
+SETTINGS, LOCK = "settings.json", "lock"
 MAY_CHANGE = (
-    "out", "checkpoints", "micro_batch_size", "device", "recompute", "workers", "max_bad_steps", "log_every",
-    "export_dtype",
+    "out", "checkpoints", "parallel", "micro_batch_size", "device", "recompute", "workers", "max_bad_steps",
+    "log_every", "export_dtype", "samples", "tensorboard", "pack",
 )  # fmt: skip
 """Settings that a run may be taken up with other values of; all others would make it another run."""
+
+
+def lock_folder(folder: Path) -> IO[str]:
+    """Return a file that, as long as it is open, keeps other processes from running in `folder`, which is made.
+
+    The kernel lets go of it with the process, however that ends. Raises: VLMError where another process has it.
+    """
+    import fcntl
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = open(folder / LOCK, "a", encoding="utf-8")  # noqa: SIM115 - it stays open
+    except OSError as error:
+        raise _bad(f"the folder {folder.name!r:.40} cannot be used: {error.strerror}; give another out") from None
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.close()
+        raise _bad(
+            f"another run is writing to {folder.name!r:.40}; wait for it or stop it, or give another out"
+        ) from None
+    return file
 
 
 def open_folder(folder: Path, config: TrainConfig, facts: dict) -> None:

@@ -9,17 +9,30 @@ from torch import nn
 
 from adapters.lora import LoRAConfig
 from vision_encoder.preprocess import ImageProcessor
-from vlm.config import preset
+from vlm.config import DecoderConfig, ModelConfig, preset
 from vlm.errors import VLMError, public
 from vlm.loading import choose_device
 from vlm.model import VisionLanguageModel
 from vlm.pipeline import VLM
 from vlm.tokenizer import Tokenizer
-from vlm.training.config import ModelChoice, TrainConfig
+from vlm.training.config import ModelChoice, ObjectiveChoice, TrainConfig
 from vlm.training.data.batches import Source, StepBatches
-from vlm.training.data.jsonl import JsonLines
-from vlm.training.objectives import DirectPreference, NextToken, Objective, SupervisedReplies
+from vlm.training.data.selection import select
+from vlm.training.data.source import open_rows
+from vlm.training.frozen import let_gradients_through
+from vlm.training.objectives import (
+    GRPO,
+    PPO,
+    DirectPreference,
+    FunctionReward,
+    ModelReward,
+    NextToken,
+    Objective,
+    SupervisedReplies,
+)
+from vlm.training.parallel.world import num_processes
 from vlm.training.trained import train_adapter, train_parts
+from vlm.training.vocabulary import add_tokens
 
 SHIPPED = "default"
 INITIAL_STD = 0.02
@@ -32,11 +45,16 @@ def open_model(config: TrainConfig) -> VLM:
     # What is drawn is drawn on the CPU, by the seed; the caller's generator is left as it was.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        if choice.preset is None:
+        if choice.source is not None:
             source = None if choice.source == SHIPPED else choice.source
-            vlm = VLM.from_pretrained(source, device=device, dtype="float32", reference=choice.reference)
+            vlm = VLM.from_pretrained(
+                source, device=device, dtype=choice.dtype, quantize=choice.quantize, reference=choice.reference
+            )
         else:
             vlm = _fresh(choice, device)
+        if choice.added_tokens:
+            vlm = add_tokens(vlm, choice.added_tokens)
+        let_gradients_through(vlm.model)
         if config.trained.lora is not None:
             train_adapter(vlm.model, LoRAConfig(**dataclasses.asdict(config.trained.lora)))
         else:
@@ -46,25 +64,41 @@ def open_model(config: TrainConfig) -> VLM:
 
 def open_objective(config: TrainConfig, vlm: VLM) -> Objective:
     """Return what the run learns."""
-    num_ids = vlm.model.config.decoder.vocab_size
-    if config.objective.name == "supervised":
-        return SupervisedReplies(vlm.tokenizer, num_ids)
-    if config.objective.name == "next_token":
-        return NextToken(vlm.tokenizer, num_ids, _max_length(config, vlm))
-    return DirectPreference(vlm.tokenizer, num_ids, beta=config.objective.beta)
+    choice = config.objective
+    alone = {"ppo": choice.name == "ppo", "grpo": choice.name == "grpo", "samples": bool(config.samples.questions)}
+    if num_processes() > 1 and any(alone.values()):
+        names = ", ".join(name for name, wanted in alone.items() if wanted)
+        raise VLMError("invalid_request", f"{names} and several processes do not go together yet; start one")
+    objective = _objective(choice, vlm, _max_length(config, vlm))
+    objective.pack = config.pack
+    return objective
+
+
+def _objective(choice: ObjectiveChoice, vlm: VLM, max_length: int) -> Objective:
+    tokenizer, num_ids = vlm.tokenizer, vlm.model.config.decoder.vocab_size
+    if choice.name == "supervised":
+        return SupervisedReplies(tokenizer, num_ids)
+    if choice.name == "next_token":
+        return NextToken(tokenizer, num_ids, max_length)
+    if choice.name == "dpo":
+        return DirectPreference(tokenizer, num_ids, beta=choice.beta)
+    if choice.reward is not None:
+        reward = FunctionReward(choice.reward)
+    else:
+        reward = ModelReward(choice.reward_model, tokenizer, vlm.device)
+    if choice.name == "grpo":
+        return GRPO(tokenizer, num_ids, choice, reward)
+    return PPO(tokenizer, num_ids, choice, reward, vlm.model.decoder.embedding.weight)
 
 
 def open_data(config: TrainConfig, vlm: VLM, objective: Objective) -> StepBatches:
     """Return the samples of every step."""
     sources = []
-    for data in config.data:
-        lines = JsonLines(data.path)
-        weight = len(lines) if data.weight is None else data.weight
-        if not (weight > 0 and math.isfinite(weight)) and len(lines):
-            raise VLMError("invalid_request", f"data.weight is {data.weight}; expected more than 0, or leave it out")
-        sources.append(Source(lines, Path(data.images) if data.images else lines.path.parent, weight))
-    return StepBatches(
-        sources,
+    for choice in config.data:
+        lines = open_rows(choice.path)
+        sources.append(Source(lines, Path(choice.images or lines.paths[0].parent), choice.weight))
+    data = StepBatches(
+        select(sources, config.filters, Path(config.out)),
         objective.rows,
         ImageProcessor(vlm.model.config.vision) if vlm.model.config.vision is not None else None,
         batch_size=config.batch_size,
@@ -72,6 +106,8 @@ def open_data(config: TrainConfig, vlm: VLM, objective: Objective) -> StepBatche
         shuffle=config.shuffle,
         max_length=_max_length(config, vlm),
     )
+    data.refuse_poison()
+    return data
 
 
 def num_steps(config: TrainConfig, data: StepBatches) -> int:
@@ -85,7 +121,14 @@ def _max_length(config: TrainConfig, vlm: VLM) -> int:
 
 def _fresh(choice: ModelChoice, device: torch.device) -> VLM:
     tokenizer = Tokenizer.bytes_only() if choice.tokenizer == "bytes" else Tokenizer.from_folder(choice.tokenizer)
-    config = preset(choice.preset).with_reference(choice.reference)
+    if choice.decoder is not None:
+        sizes = dataclasses.asdict(choice.decoder)
+        try:
+            config = ModelConfig(decoder=DecoderConfig(vocab_size=tokenizer.vocab_size, **sizes))
+        except ValueError as error:
+            raise VLMError("invalid_request", f"model.decoder: {error}") from None
+    else:
+        config = preset(choice.preset).with_reference(choice.reference)
     needed, rows = tokenizer.vocab_size, config.decoder.vocab_size
     marker = tokenizer.image_marker_id
     if needed > rows or (config.vision is not None and not rows <= (marker or 0) < config.decoder.num_embeddings):

@@ -8,7 +8,6 @@ from torch import nn
 
 from adapters.cross_attention import GatedCrossAttentionLayer
 from adapters.lora import AdapterError, LoRAConfig, add_adapter
-from vlm.checkpoint.peft import uncalled_layers
 from vlm.errors import VLMError
 from vlm.model import VisionLanguageModel
 
@@ -38,7 +37,7 @@ def train_adapter(model: VisionLanguageModel, config: LoRAConfig) -> None:
     """Freeze the model and train a fresh low-rank adapter on top of it."""
     model.requires_grad_(False)
     try:
-        add_adapter(model, config, name=ADAPTER, exclude=uncalled_layers())
+        add_adapter(model, config, name=ADAPTER)
     except AdapterError as error:
         raise VLMError(error.code, f"trained.lora: {error}") from None
 

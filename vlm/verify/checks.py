@@ -12,7 +12,6 @@ from vlm.checkpoint.checksums import MANIFEST
 from vlm.errors import VLMError
 from vlm.loading import choose_device, choose_dtype
 from vlm.model_sizes import describe, describe_reference
-from vlm.tokenizer import Tokenizer
 from vlm.verify.comparison import Comparison
 from vlm.verify.report import Report
 
@@ -37,7 +36,9 @@ def verify(source: str, *, device: str = "auto", dtype: str = "auto", reference:
         report.facts["layout"] = "Hugging Face" if (folder / hf_config.CONFIG).exists() else "Meta"
         report.facts |= describe(config)
         report.facts["reference in force"] = describe_reference(config)
-        tokenizer = Tokenizer.from_folder(folder)
+        if not any((folder / name).exists() for name in (hf_config.CONFIG, "params.json")):
+            raise VLMError("checkpoint_invalid", "GGUF has no oracle; vlm convert it to --format hf and verify that")
+        tokenizer = checkpoint.read_tokenizer(folder)
         Comparison(folder, config, report).run(tokenizer, dtype=chosen_dtype, device=chosen_device)
     return report
 

@@ -1,6 +1,7 @@
 """The samples of each step, read and cut into rows; what cannot be used is named and left out."""
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 from torch.utils.data import Dataset
@@ -8,19 +9,23 @@ from torch.utils.data import Dataset
 from vision_encoder.image_input import read_image
 from vision_encoder.preprocess import ImageProcessor, ProcessedImage
 from vlm.errors import VLMError, public
-from vlm.training.data.jsonl import JsonLines
 from vlm.training.data.layouts import read_sample
 from vlm.training.data.order import Order
 from vlm.training.data.samples import Sample
+from vlm.training.data.stored import Rows
 from vlm.training.rows import Row
+
+MAX_POISON_AHEAD = 1000
+"""How many samples of a source are tried before a run begins, if none of them can be used."""
 
 
 class Source(NamedTuple):
-    """One file of training data."""
+    """One source of training data."""
 
-    lines: JsonLines
-    image_folder: object
-    weight: float
+    lines: Rows
+    image_folder: Path
+    weight: float | None = None
+    """Share in what is learned, up to a factor; None: the number of samples."""
 
 
 class Example(NamedTuple):
@@ -65,13 +70,15 @@ class StepBatches(Dataset):
         shuffle: bool = True,
         max_length: int,
     ):
-        empty = [source.lines.path.name for source in sources if not len(source.lines)]
+        empty = [source.lines.title for source in sources if not len(source.lines)]
         if empty or not sources:
-            raise VLMError("invalid_request", f"no sample lies in {', '.join(empty) or 'the data'}; give a line each")
+            raise VLMError("invalid_request", f"no sample lies in {', '.join(empty) or 'the data'}; give one each")
         self.sources, self.cut, self.processor = list(sources), cut, processor
         self.batch_size, self.max_length = batch_size, max_length
-        sizes, weights = [len(source.lines) for source in sources], [source.weight for source in sources]
-        self.order = Order(sizes, weights, seed=seed, shuffle=shuffle)
+        sizes = [len(source.lines) for source in sources]
+        weights = [source.weight or size for source, size in zip(sources, sizes, strict=True)]
+        groups = [source.lines.groups for source in sources]
+        self.order = Order(sizes, weights, seed=seed, shuffle=shuffle, groups=groups)
 
     @property
     def num_samples(self) -> int:
@@ -89,6 +96,17 @@ class StepBatches(Dataset):
             for place in range(size):
                 yield self.read(source, place)
 
+    def refuse_poison(self) -> None:
+        """Look for a sample that can be used in each source. Raises: VLMError for a source that has none."""
+        for number, source in enumerate(self.sources):
+            tried = range(min(len(source.lines), MAX_POISON_AHEAD))
+            if all(isinstance(last := self.read(number, place), Poison) for place in tried):
+                raise VLMError(
+                    "invalid_request",
+                    f"none of the first {len(tried)} samples of {source.lines.title!s:.60} can be used; "
+                    f"the last one: {last.reason}",
+                )
+
     def read(self, source: int, place: int) -> Example | Poison:
         """Return one sample, or why it cannot be used."""
         lines = self.sources[source].lines
@@ -96,7 +114,7 @@ class StepBatches(Dataset):
         try:
             row = lines[place]
             if isinstance(row, dict) and isinstance(row.get("id"), str | int):
-                name = str(row["id"])
+                name = str(row["id"])[:100]
             rows = public(self.cut)(read_sample(row, self.sources[source].image_folder), self._open)
         except VLMError as error:
             return Poison(name, error.message)

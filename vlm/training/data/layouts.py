@@ -20,6 +20,8 @@ from vlm.prompt import Image, Text, Turn, parse_messages
 from vlm.training.data.samples import Conversation, Document, Preference, Sample
 
 PLACEHOLDER = "<image>"
+UNSUPPORTED = ("videos", "audios", "tools", "kto_tag")
+"""Columns of LLaMA-Factory's that change what a row says."""
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 
 
@@ -30,6 +32,9 @@ def read_sample(row: object, image_folder: Path) -> Sample:
     """
     if not isinstance(row, Mapping):
         raise _bad(f"the row is a JSON {type(row).__name__}; expected an object")
+    strange = next((name for name in UNSUPPORTED if row.get(name) not in (None, "", [])), None)
+    if strange is not None:
+        raise _bad(f"the row has {strange}, which would not be learned from; take such rows out")
     images = _images(row)
     if "chosen" in row or "rejected" in row:
         found: Sample = _preference(row, images)
@@ -71,11 +76,13 @@ def _speech(turn: object, place: str) -> Turn:
 
 
 def _alpaca(row: Mapping) -> list[Turn]:
-    turns = []
-    for pair in row.get("history") or ():
+    turns, history = [], row.get("history") or []
+    for pair in history if isinstance(history, list) else [history]:
         if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(text, str) for text in pair):
             raise _bad("history is no list of [question, answer]")
         turns += [Turn("user", (Text(pair[0]),)), Turn("assistant", (Text(pair[1]),))]
+    if not isinstance(row.get("input") or "", str):
+        raise _bad("input is no text; expected what the instruction is about, or none")
     question = "\n".join(text for text in (row["instruction"], row.get("input")) if text)
     turns.append(Turn("user", (Text(question),)))
     if isinstance(row.get("output"), str):
@@ -84,11 +91,13 @@ def _alpaca(row: Mapping) -> list[Turn]:
 
 
 def _with_system(row: Mapping, turns: list[Turn]) -> list[Turn]:
-    system = row.get("system")
-    return [Turn("system", (Text(system),)), *turns] if isinstance(system, str) and system else turns
+    system = row.get("system") or ""
+    if not isinstance(system, str):
+        raise _bad("system is no text; expected the system text, or none")
+    return [Turn("system", (Text(system),)), *turns] if system else turns
 
 
-def _preference(row: Mapping, images: list[str]) -> Preference:
+def _preference(row: Mapping, images: list[str | bytes]) -> Preference:
     turns = _spread(_turns(row), images)
     if turns[-1].role == "assistant":
         raise _bad("the turns before chosen and rejected end with the assistant's; expected the user's")
@@ -107,7 +116,7 @@ def _reply(value: object, name: str) -> str:
     return value
 
 
-def _document(row: Mapping, images: list[str]) -> Document:
+def _document(row: Mapping, images: list[str | bytes]) -> Document:
     text = row.get("text", row.get("caption"))
     if not isinstance(text, str):
         raise _bad("text is no string; expected the text to learn")
@@ -116,16 +125,16 @@ def _document(row: Mapping, images: list[str]) -> Document:
     return Document(parts=(*map(Image, images), Text(text)))
 
 
-def _images(row: Mapping) -> list[str]:
+def _images(row: Mapping) -> list[str | bytes]:
     """Return the images that a row names apart from its turns."""
     named = row.get("images", row.get("image"))
-    named = [] if named is None else [named] if isinstance(named, str) else named
-    if not isinstance(named, list) or not all(isinstance(path, str) for path in named):
-        raise _bad("images is no list of paths; expected paths inside the folder of images")
+    named = [] if named is None else [named] if isinstance(named, str | bytes) else named
+    if not isinstance(named, list) or not all(isinstance(image, str | bytes) for image in named):
+        raise _bad("images is no list of paths; expected paths inside the folder of images, or in parquet their bytes")
     return named
 
 
-def _spread(turns: Iterable[Turn], images: list[str]) -> tuple[Turn, ...]:
+def _spread(turns: Iterable[Turn], images: list[str | bytes]) -> tuple[Turn, ...]:
     """Put the images that a row names apart where its placeholders stand."""
     turns = tuple(turns)
     if not images:

@@ -4,47 +4,71 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from vlm.training.data.stored import Groups
+
 
 class Order:
     """The endless order of samples from several sources, each shuffled anew every time it is through."""
 
-    def __init__(self, sizes: Sequence[int], weights: Sequence[float], *, seed: int, shuffle: bool = True):
-        """`weights` are the shares of the sources in what is drawn, up to a factor."""
+    def __init__(
+        self,
+        sizes: Sequence[int],
+        weights: Sequence[float],
+        *,
+        seed: int,
+        shuffle: bool = True,
+        groups: Sequence[Groups | None] | None = None,
+    ):
+        """`weights` are the shares of the sources in what is drawn, up to a factor.
+
+        A source of which samples lie in `groups` is shuffled group by group, and the samples of as many groups as may
+        be held at once among each other.
+        """
         self.sizes, self.seed, self.shuffle = list(sizes), seed, shuffle
         self.shares = np.array(weights, dtype=np.float64) / sum(weights)
-        self._drawn: list[np.ndarray] = []
-        """For each block of draws the source of each and its place among that source's draws, [2, block]."""
-        self._counts = np.zeros(len(self.sizes), dtype=np.int64)
+        self.groups = groups or [None] * len(self.sizes)
+        self._counts = [np.zeros(len(self.sizes), dtype=np.int64)]
+        """For each block of draws how often each source was drawn before it."""
+        self._block: tuple[int, np.ndarray] | None = None
         self._permutations: dict[int, tuple[int, np.ndarray]] = {}
 
     def __getitem__(self, place: int) -> tuple[int, int]:
         """Return (source, sample in it) of the sample at `place`."""
-        while place >= len(self._drawn) * _BLOCK:
-            self._draw_block()
-        block = self._drawn[place // _BLOCK]
-        source, rank = (int(value) for value in block[:, place % _BLOCK])
+        number, offset = divmod(place, _BLOCK)
+        while number >= len(self._counts):
+            drawn = np.bincount(self._sources(len(self._counts) - 1), minlength=len(self.sizes))
+            self._counts.append(self._counts[-1] + drawn)
+        sources = self._sources(number)
+        source = int(sources[offset])
+        rank = int(self._counts[number][source] + (sources[:offset] == source).sum())
         epoch, index = divmod(rank, self.sizes[source])
         return source, int(self._permutation(source, epoch)[index]) if self.shuffle else index
 
-    def _draw_block(self) -> None:
-        if len(self.sizes) == 1:
-            sources = np.zeros(_BLOCK, dtype=np.int64)
-        else:
-            draws = np.random.default_rng([self.seed, 0, len(self._drawn)]).random(_BLOCK)
-            sources = np.minimum(np.searchsorted(self.shares.cumsum(), draws, side="right"), len(self.sizes) - 1)
-        ranks = np.empty(_BLOCK, dtype=np.int64)
-        for source in range(len(self.sizes)):
-            here = sources == source
-            ranks[here] = self._counts[source] + np.arange(here.sum())
-            self._counts[source] += here.sum()
-        self._drawn.append(np.stack([sources, ranks]))
+    def _sources(self, number: int) -> np.ndarray:
+        """Return the source of each draw of a block."""
+        if self._block is None or self._block[0] != number:
+            draws = np.random.default_rng([self.seed, 0, number]).random(_BLOCK)
+            sources = np.searchsorted(self.shares.cumsum(), draws, side="right")
+            self._block = number, np.minimum(sources, len(self.sizes) - 1)
+        return self._block[1]
 
     def _permutation(self, source: int, epoch: int) -> np.ndarray:
         known = self._permutations.get(source)
         if known is None or known[0] != epoch:
             rng = np.random.default_rng([self.seed, 1, source, epoch])
-            self._permutations[source] = epoch, rng.permutation(self.sizes[source])
+            groups = self.groups[source]
+            found = rng.permutation(self.sizes[source]) if groups is None else _by_groups(rng, groups)
+            self._permutations[source] = epoch, found
         return self._permutations[source][1]
+
+
+def _by_groups(rng: np.random.Generator, groups: Groups) -> np.ndarray:
+    """Return the places of a source, shuffled so that few groups are in use at any time."""
+    starts = groups.sizes.cumsum() - groups.sizes
+    spans = [np.arange(start, start + size) for start, size in zip(starts, groups.sizes, strict=True)]
+    chosen = rng.permutation(len(spans))
+    together = [chosen[first : first + groups.at_once] for first in range(0, len(spans), groups.at_once)]
+    return np.concatenate([rng.permutation(np.concatenate([spans[group] for group in held])) for held in together])
 
 
 _BLOCK = 1 << 14

@@ -29,3 +29,16 @@ class Preference:
 
 
 Sample = Conversation | Document | Preference
+
+
+def sample_text(sample: Sample) -> str:
+    """Return all that a sample says, its turns and replies a line each."""
+    parts = sample.parts if isinstance(sample, Document) else [part for turn in sample.turns for part in turn.parts]
+    texts = [part.text for part in parts if isinstance(part, Text)]
+    return "\n".join([*texts, sample.chosen, sample.rejected] if isinstance(sample, Preference) else texts)
+
+
+def sample_images(sample: Sample) -> list[object]:
+    """Return the images of a sample, as it names them."""
+    parts = sample.parts if isinstance(sample, Document) else [part for turn in sample.turns for part in turn.parts]
+    return [part.image for part in parts if isinstance(part, Image)]

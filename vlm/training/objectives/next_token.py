@@ -13,11 +13,11 @@ from vlm.prompt import encode_completion
 from vlm.tokenizer import Tokenizer
 from vlm.training.data.batches import Example
 from vlm.training.data.samples import Document, Sample
-from vlm.training.objectives.objective import OpenImage, opened, wrong_kind
+from vlm.training.objectives.objective import Objective, OpenImage, opened, wrong_kind
 from vlm.training.rows import Row, predict, reply_log_probabilities
 
 
-class NextToken:
+class NextToken(Objective):
     """Minimises the mean of -log p over all tokens of documents but the first, `<|end_of_text|>` among them."""
 
     def __init__(self, tokenizer: Tokenizer, num_ids: int, max_length: int):
@@ -41,7 +41,7 @@ class NextToken:
 
     def loss(self, model: VisionLanguageModel, examples: Sequence[Example]) -> Tensor:
         rows = [row for example in examples for row in example.rows]
-        return -reply_log_probabilities(model, rows, self.tokenizer.image_marker_id).sum()
+        return -reply_log_probabilities(model, rows, self.tokenizer.image_marker_id, self.pack).sum()
 
     def _row(self, ids: list[int], images: list) -> Row:
         return Row(ids=ids, targets=predict(ids, [True] * len(ids), self.num_ids), images=images)

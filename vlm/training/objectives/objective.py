@@ -4,10 +4,9 @@ Losses are sums. The loop divides them by the weight of the whole step, so that 
 the gradient of the large one.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Protocol
+from collections.abc import Callable, Mapping, Sequence
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from vision_encoder.preprocess import ProcessedImage
 from vlm.errors import VLMError
@@ -20,17 +19,38 @@ from vlm.training.rows import Row
 OpenImage = Callable[[object], ProcessedImage]
 
 
-class Objective(Protocol):
+class Objective:
     """One way to learn."""
+
+    pack: int | None = None
+    """See `rows.hidden_states`."""
 
     def rows(self, sample: Sample, open_image: OpenImage) -> list[Row]:
         """Return the rows of a sample. Raises: VLMError for a sample of another kind."""
+        raise NotImplementedError
 
     def weight(self, examples: Sequence[Example]) -> int:
         """Return how much `examples` count: the number of terms in their loss."""
+        raise NotImplementedError
 
     def loss(self, model: VisionLanguageModel, examples: Sequence[Example]) -> Tensor:
         """Return the sum of the losses of `examples`; 0 where there is nothing to learn."""
+        raise NotImplementedError
+
+    # For those that learn from what the model itself says.
+
+    updates: int = 1
+    """Optimizer steps on what was collected for one step of the run."""
+
+    weights: Mapping[str, nn.Parameter] = {}
+    """What is trained beside the model, and not exported with it."""
+
+    figures: Mapping[str, float] = {}
+    """What the log says of the last step beside its loss."""
+
+    def collect(self, model: VisionLanguageModel, examples: Sequence[Example], size: int) -> Sequence[Example]:
+        """Return what a step learns from, given its samples; what is computed for that, `size` at a time."""
+        return examples
 
 
 def opened(turns_or_parts: Sequence[Turn] | Sequence[Text | Image], open_image: OpenImage) -> list[ProcessedImage]:

@@ -14,12 +14,12 @@ from vlm.prompt import Text, Turn
 from vlm.tokenizer import Tokenizer
 from vlm.training.data.batches import Example
 from vlm.training.data.samples import Preference, Sample
-from vlm.training.objectives.objective import OpenImage, opened, wrong_kind
+from vlm.training.objectives.objective import Objective, OpenImage, opened, wrong_kind
 from vlm.training.objectives.replies import conversation_ids
 from vlm.training.rows import Row, predict, reply_log_probabilities
 
 
-class DirectPreference:
+class DirectPreference(Objective):
     """Minimises the mean of -log σ(β · (margin - reference margin)), a margin being log p(chosen) - log p(rejected)."""
 
     def __init__(self, tokenizer: Tokenizer, num_ids: int, *, beta: float = 0.1):
@@ -53,6 +53,6 @@ class DirectPreference:
     def margins(self, model: VisionLanguageModel, examples: Sequence[Example]) -> Tensor:
         """Return log p(chosen) - log p(rejected) of each example [b]."""
         rows = [row for example in examples for row in example.rows]
-        totals = reply_log_probabilities(model, rows, self.tokenizer.image_marker_id)
+        totals = reply_log_probabilities(model, rows, self.tokenizer.image_marker_id, self.pack)
         chosen, rejected = totals.unflatten(0, (-1, 2)).unbind(1)
         return chosen - rejected

@@ -9,11 +9,11 @@ from vlm.prompt import Turn, encode_prompt
 from vlm.tokenizer import Tokenizer
 from vlm.training.data.batches import Example
 from vlm.training.data.samples import Conversation, Sample
-from vlm.training.objectives.objective import OpenImage, opened, wrong_kind
+from vlm.training.objectives.objective import Objective, OpenImage, opened, wrong_kind
 from vlm.training.rows import Row, predict, reply_log_probabilities
 
 
-class SupervisedReplies:
+class SupervisedReplies(Objective):
     """Minimises the mean of -log p over the tokens of all replies, each reply's end of turn among them."""
 
     def __init__(self, tokenizer: Tokenizer, num_ids: int):
@@ -30,7 +30,7 @@ class SupervisedReplies:
 
     def loss(self, model: VisionLanguageModel, examples: Sequence[Example]) -> Tensor:
         rows = [row for example in examples for row in example.rows]
-        return -reply_log_probabilities(model, rows, self.tokenizer.image_marker_id).sum()
+        return -reply_log_probabilities(model, rows, self.tokenizer.image_marker_id, self.pack).sum()
 
 
 def conversation_ids(tokenizer: Tokenizer, turns: Sequence[Turn]) -> tuple[list[int], list[bool]]:

@@ -1,0 +1,79 @@
+"""What is measured: functions of no argument, ours and our peer's, on one model of random weights."""
+
+import torch
+from PIL.Image import Image
+from torch import Tensor
+
+from adapters.masks import CrossMask
+from vlm.bench.measure import Call
+from vlm.config import ModelConfig
+from vlm.kv_cache import empty_cache
+from vlm.model import VisionLanguageModel
+from vlm.pipeline import VLM
+from vlm.sampling import GenerationConfig
+
+
+def decode_step(model: VisionLanguageModel, context: int, image_tokens: int = 0) -> Call:
+    """Return a function that decodes one token after `context` others, with a picture of `image_tokens` if any."""
+    decoder, config = model.decoder, model.config.decoder
+    # The same place is written again and again, so that each step takes the same.
+    cache = empty_cache(config, 1, context + 1, dtype=torch.bfloat16, device=torch.device("cpu"))
+    cache = cache._replace(lengths=cache.lengths + context, max_length=context)
+    image = mask = None
+    if image_tokens:
+        image, mask = decoder.image_kv(torch.randn(1, image_tokens, config.width).bfloat16()), CrossMask(None, None)
+    ids = torch.tensor([[1]])
+    return lambda: decoder.logits(decoder(ids, cache, image, mask).hidden).argmax(-1)
+
+
+def prefill(model: VisionLanguageModel, num_tokens: int) -> Call:
+    """Return a function that reads a text prompt into a fresh cache and gives the logits of its last token."""
+    decoder, ids = model.decoder, torch.arange(num_tokens)[None] % model.config.decoder.vocab_size
+    settings = {"dtype": torch.bfloat16, "device": ids.device}
+
+    def call() -> Tensor:
+        cache = empty_cache(model.config.decoder, 1, num_tokens, **settings)
+        return decoder.logits(decoder(ids, cache).hidden[:, -1])
+
+    return call
+
+
+def encode(model: VisionLanguageModel, canvas: tuple[int, int]) -> Call:
+    """Return a function that encodes a picture of rows · cols tiles."""
+    pixels = random_pixels(model.config, canvas)
+    return lambda: model.encoder(pixels, [canvas])
+
+
+def random_pixels(config: ModelConfig, canvas: tuple[int, int]) -> Tensor:
+    """Return the pixels [1, t, c, height, width] of a picture that fills its tiles."""
+    side = config.vision.tile_size
+    return torch.randn(1, canvas[0] * canvas[1], 3, side, side)
+
+
+def encode_operations(config: ModelConfig, num_tiles: int) -> int:
+    """Return the floating-point operations that encoding `num_tiles` takes at least: the rows that are computed."""
+    vision = config.vision
+    missing = min(vision.max_tiles - num_tiles, 1)
+    rows = (num_tiles + missing) * (vision.tokens_per_tile + 1)
+    matrices = 2 * rows * vision.width * (4 * vision.width + 2 * vision.mlp_dim)
+    attention = 4 * rows**2 * vision.width
+    return (vision.num_local_layers + vision.num_global_layers) * (matrices + attention)
+
+
+def prefill_operations(model: VisionLanguageModel, num_tokens: int) -> int:
+    """Return the floating-point operations of the text layers' matrices over `num_tokens`."""
+    config = model.config.decoder
+    kv_width = config.num_kv_heads * config.head_dim
+    layer = 2 * config.width * (config.width + kv_width) + 3 * config.width * config.mlp_dim
+    return 2 * num_tokens * layer * config.num_layers
+
+
+def answer_many(vlm: VLM, picture: Image, questions: list[str], new_tokens: int) -> Call:
+    """Return a function that answers questions about one picture, which nothing has seen before."""
+    config = GenerationConfig(max_new_tokens=new_tokens)
+
+    def call() -> None:
+        vlm.images.forget()
+        vlm.answer_many([(picture, question) for question in questions], config=config)
+
+    return call

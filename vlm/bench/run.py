@@ -1,0 +1,198 @@
+"""All measurements, each beside the limit of the machine and beside the peer, as rows of one table."""
+
+import functools
+import gc
+import importlib.util
+import io
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+
+import torch
+from PIL import Image
+
+from vlm.bench import limits, operations
+from vlm.bench.measure import Call, seconds
+from vlm.bench.random_models import random_model, weights_read
+from vlm.config import ModelConfig, preset
+from vlm.model import VisionLanguageModel
+from vlm.pipeline import VLM
+from vlm.quantization import PRECISIONS
+from vlm.tokenizer import Tokenizer
+
+ALL_PRECISIONS = ("bfloat16", *PRECISIONS)
+CANVASES = ((1, 1), (1, 2), (2, 2))
+_CONTEXT, _PROMPT, _NEW_TOKENS = 128, 512, 16
+_QUESTIONS = [f"What is the value of bar {number}?" for number in range(10)]
+_COMMANDS = {
+    "vlm --help": ["--help"],
+    "first answer of the shipped model": ["ask", "-", "Which bar is highest?", "--max-new-tokens", "8"],
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What the machine can do at most."""
+
+    bytes_per_s: float
+    operations_per_s: dict[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One operation, measured."""
+
+    name: str
+    seconds: float
+    share: float | None = None
+    """Of the limit that binds it: read bandwidth, or matrix throughput in bfloat16."""
+    limit: str = ""
+    beside: float | None = None
+    """How many times sooner it is done than by the peer."""
+    peer: str = ""
+
+
+class Bench:
+    """The measurements of one run."""
+
+    def __init__(self, *, quick: bool):
+        self.window_s, self.windows, self.quick = (0.05, 3, True) if quick else (0.5, 7, False)
+        self.limits = self._limits()
+        self.has_peer = importlib.util.find_spec("transformers") is not None
+
+    def rows(self) -> Iterator[Row]:
+        """Yield the rows as they are measured."""
+        yield from cold_starts(1 if self.quick else 3)
+        with torch.inference_mode():
+            for part in (self.text, self.large, self.pictures):
+                yield from part()
+                gc.collect()
+
+    def text(self) -> Iterator[Row]:
+        """Decoding and prefill of the 1B text shape."""
+        config = self._smaller(preset("1b"))
+        peers = self._text_peers(config)
+        for precision in ALL_PRECISIONS:
+            model = random_model(config, precision)
+            yield from self._decode(f"1b, {precision}: a token", model, 0, peers.get("decode"))
+            found, beside = self._beside(operations.prefill(model, _PROMPT), peers.get("prefill"))
+            share = operations.prefill_operations(model, _PROMPT) / found / self.limits.operations_per_s["bfloat16"]
+            name = f"1b, {precision}: {_PROMPT} tokens read"
+            yield Row(name=name, seconds=found, share=share, limit="bfloat16", beside=beside, peer=self._peer(beside))
+
+    def large(self) -> Iterator[Row]:
+        """Decoding with a picture of four tiles in 5 of the 40 layers of the 11B shape, and its head."""
+        config = preset("11b-vision")
+        decoder = self._smaller(replace(config, vision=None, adapter=None)).decoder
+        layers = replace(decoder, num_layers=4 if not self.quick else 1)
+        adapter = replace(config.adapter, cross_layers=(1,))
+        config = replace(config, decoder=layers, adapter=adapter, vision=preset("tiny").vision)
+        for precision in ALL_PRECISIONS:
+            model = random_model(config, precision)
+            yield from self._decode(f"11b, {precision}: a token, 5 layers and head", model, 4 * 1601, None)
+
+    def pictures(self) -> Iterator[Row]:
+        """Encoding, and ten questions about one picture, of a 1B-like vision model."""
+        config = _vision_1b(quick=self.quick)
+        model = random_model(config)
+        peer = None
+        if self.has_peer:
+            from vlm.bench import transformers_peer
+
+            peer = transformers_peer.peer_of(model)
+        for canvas in CANVASES[: 1 if self.quick else 3]:
+            theirs = peer and transformers_peer.encode(peer, model, canvas)
+            found, beside = self._beside(operations.encode(model, canvas), theirs, windows=3)
+            tiles = canvas[0] * canvas[1]
+            share = operations.encode_operations(config, tiles) / found / self.limits.operations_per_s["bfloat16"]
+            name = f"1b-vision: a picture of {tiles} tiles encoded"
+            yield Row(name=name, seconds=found, share=share, limit="bfloat16", beside=beside, peer=self._peer(beside))
+        vlm = VLM(model, Tokenizer.bytes_only())
+        picture = Image.new("RGB", (config.vision.tile_size,) * 2, "white")
+        ours = operations.answer_many(vlm, picture, _QUESTIONS, _NEW_TOKENS)
+        theirs = None
+        if peer is not None:
+            prompts = [vlm.prompt_ids(_about(picture, question)) for question in _QUESTIONS]
+            theirs = transformers_peer.answer_loop(peer, model, prompts, _NEW_TOKENS)
+        found, beside = self._beside(ours, theirs, windows=1)
+        yield Row(name="1b-vision: ten questions, one picture", seconds=found, beside=beside, peer=self._peer(beside))
+
+    # Parts
+
+    def _limits(self) -> Limits:
+        size = 1 << (26 if self.quick else 30)
+        dtypes = (torch.float32, torch.bfloat16)
+        return Limits(
+            bytes_per_s=limits.read_bandwidth(size, self.window_s),
+            operations_per_s={
+                str(dtype).removeprefix("torch."): limits.matrix_throughput(dtype, self.window_s) for dtype in dtypes
+            },
+        )
+
+    def _smaller(self, config: ModelConfig) -> ModelConfig:
+        """Return the shape, or for a quick look a small part of it."""
+        return replace(config, decoder=replace(config.decoder, num_layers=2, vocab_size=8192)) if self.quick else config
+
+    def _text_peers(self, config: ModelConfig) -> dict[str, Call]:
+        if not self.has_peer:
+            return {}
+        from vlm.bench import transformers_peer
+
+        peer = transformers_peer.peer_of(random_model(config))
+        return {
+            "decode": transformers_peer.decode_step(peer, _CONTEXT),
+            "prefill": transformers_peer.prefill(peer, _PROMPT),
+        }
+
+    def _decode(self, name: str, model: VisionLanguageModel, image_tokens: int, peer: Call | None) -> Iterator[Row]:
+        found, beside = self._beside(operations.decode_step(model, _CONTEXT, image_tokens), peer)
+        share = weights_read(model, with_image=image_tokens > 0) / found / self.limits.bytes_per_s
+        yield Row(name=name, seconds=found, share=share, limit="reading", beside=beside, peer=self._peer(beside))
+
+    def _beside(self, ours: Call, theirs: Call | None, windows: int | None = None) -> tuple[float, float | None]:
+        calls = {"ours": ours} | ({"theirs": theirs} if theirs else {})
+        found = seconds(calls, windows=min(windows or self.windows, self.windows), window_s=self.window_s)
+        return found["ours"], found["theirs"] / found["ours"] if theirs else None
+
+    def _peer(self, beside: float | None) -> str:
+        if beside is not None:
+            return "transformers bfloat16"
+        return "" if self.has_peer else "not run: transformers"
+
+
+def cold_starts(times: int) -> Iterator[Row]:
+    """Measure commands in processes of their own."""
+    for name, arguments in _COMMANDS.items():
+        found = seconds({"": functools.partial(_command, arguments, _png())}, windows=times, window_s=0)
+        yield Row(name=name, seconds=found[""])
+
+
+def _command(arguments: list[str], picture: bytes) -> None:
+    subprocess.run([sys.executable, "-m", "vlm", *arguments], check=True, input=picture, capture_output=True)
+
+
+def record(row: Row) -> dict[str, object]:
+    """Return a row for JSON."""
+    return {name: value for name, value in asdict(row).items() if value not in (None, "")}
+
+
+def _png() -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (448, 448), "white").save(file, "PNG")
+    return file.getvalue()
+
+
+def _about(picture: Image.Image, question: str) -> list[dict]:
+    parts = [{"type": "image", "image": picture}, {"type": "text", "text": question}]
+    return [{"role": "user", "content": parts}]
+
+
+def _vision_1b(*, quick: bool) -> ModelConfig:
+    """Return a 1B text model that sees by a smaller encoder of the 11B's kind."""
+    large, text = preset("11b-vision"), preset("1b").decoder
+    local, global_, features, layers = (2, 1, (0, 1), 2) if quick else (12, 4, (1, 3, 5, 7, 9), 16)
+    vision = replace(large.vision, num_local_layers=local, num_global_layers=global_, feature_layers=features)
+    decoder = replace(text, tied=False, num_extra_embeddings=8, num_layers=layers, vocab_size=8192 if quick else 128256)
+    cross = tuple(range(1, layers + layers // 4, 5)) if layers > 4 else (1,)
+    return ModelConfig(decoder=decoder, adapter=replace(large.adapter, cross_layers=cross), vision=vision)

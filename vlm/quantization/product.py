@@ -1,0 +1,92 @@
+"""Our own product with quantised weights on the CPU; see `vlm/native.c`.
+
+torch's kernels turn every weight into a float, which takes longer than reading it; this one multiplies bytes, and
+multiplies whole prompts faster than expanded weights are.
+"""
+
+import ctypes
+import sys
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from vlm.native import library
+from vlm.quantization.kernel import Kernel
+from vlm.quantization.scheme import Scheme
+from vlm.quantization.weight import CHUNK, QuantizedWeight, pack_halves, unpack_halves
+
+_TILE = 16
+# Columns of x that share a scale where a whole row of weights has one.
+_GROUP_SIZES = (128, 64, 32)
+
+
+class OwnKernel(Kernel):
+    """Weights in bfloat16 models, in tiles of 16 rows; see `native.c`."""
+
+    max_rows = sys.maxsize
+
+    def __init__(self, group_size: int, functions: ctypes.CDLL):
+        self.group_size, self.functions = group_size, functions
+
+    @classmethod
+    def of(cls, scheme: Scheme, weight: QuantizedWeight) -> "OwnKernel | None":
+        rows, cols = weight.scales.shape[0], weight.codes.shape[1] * 8 // scheme.bits
+        sizes = _GROUP_SIZES if scheme.group_size is None else (scheme.group_size,)
+        size = next((size for size in sizes if size in _GROUP_SIZES and cols % size == 0), None)
+        fits = weight.scales.dtype == torch.bfloat16 and rows % _TILE == 0 and size is not None
+        # Zero points have a place for each group only.
+        fits = fits and (scheme.symmetric or scheme.group_size is not None)
+        functions = library() if fits else None
+        return None if functions is None else cls(size, functions)
+
+    def __deepcopy__(self, memo) -> "OwnKernel":
+        return self
+
+    def arrange(self, weight: QuantizedWeight) -> tuple[Tensor, Tensor]:
+        bits = 8 if weight.codes.dtype == torch.int8 else 4
+        num_rows, width = weight.codes.shape
+        tiles = torch.empty(num_rows // _TILE, _TILE * width, dtype=torch.uint8)
+        self.functions.large_pages(tiles.data_ptr(), tiles.nbytes)
+        count = max(1, CHUNK // (_TILE * width))
+        for to, codes in zip(tiles.split(count), weight.codes.split(count * _TILE), strict=True):
+            to.copy_(_to_tiles(codes, bits))
+        parts = [weight.scales] if weight.zeros is None else [weight.scales, weight.zeros + 2 ** (bits - 1.0)]
+        scales = torch.stack([part.to(torch.bfloat16) for part in parts])
+        return tiles, rearrange(scales, "kind (tiles row) groups -> kind tiles groups row", row=_TILE).contiguous()
+
+    def restore(self, codes: Tensor, scales: Tensor, scheme: Scheme, rows: slice) -> QuantizedWeight:
+        first, last, _ = rows.indices(len(codes) * _TILE)
+        tiles = slice(first // _TILE, last // _TILE)
+        parts = rearrange(scales[:, tiles], "kind tiles groups row -> kind (tiles row) groups")
+        zeros = None if scheme.symmetric else (parts[1].float() - 2 ** (scheme.bits - 1)).to(torch.int8)
+        return QuantizedWeight(_from_tiles(codes[tiles], scheme.bits), parts[0].contiguous(), zeros)
+
+    def product(self, x: Tensor, codes: Tensor, scales: Tensor, scheme: Scheme) -> Tensor:
+        num_out, cols = len(codes) * _TILE, x.shape[1]
+        out = x.new_empty(len(x), num_out)
+        zeros = scales[1].data_ptr() if len(scales) == 2 else None
+        failed = self.functions.quantized_product(
+            x.data_ptr(), out.data_ptr(), len(x), cols, num_out, self.group_size, scheme.bits,
+            scheme.group_size is not None, codes.data_ptr(), scales.data_ptr(), zeros, torch.get_num_threads(),
+        )  # fmt: skip
+        if failed:
+            raise MemoryError(f"no memory for the numbers of {len(x)} rows")
+        return out
+
+
+def _to_tiles(codes: Tensor, bits: int) -> Tensor:
+    """Return the bytes of codes as `native.c` reads them: of 16 rows in turn 4 columns each (8 bits), or 8."""
+    if bits == 8:
+        order = "(tile row) (line col) -> tile (line row col)"
+        return rearrange(codes.view(torch.uint8), order, row=_TILE, col=4)
+    order = "(tile row) (line half col) -> tile (line row col half)"
+    return pack_halves(rearrange(unpack_halves(codes), order, row=_TILE, half=2, col=4))
+
+
+def _from_tiles(tiles: Tensor, bits: int) -> Tensor:
+    """Return the codes [out, ...] of tiles: `_to_tiles` undone."""
+    if bits == 8:
+        return rearrange(tiles, "tile (line row col) -> (tile row) (line col)", row=_TILE, col=4).view(torch.int8)
+    order = "tile (line row col half) -> (tile row) (line half col)"
+    return pack_halves(rearrange(unpack_halves(tiles), order, row=_TILE, col=4, half=2))

@@ -1,0 +1,54 @@
+"""What the model says to a few questions while it is trained, for people to read."""
+
+import json
+from pathlib import Path
+
+from vision_encoder.image_input import read_image
+from vlm.errors import VLMError, public
+from vlm.pipeline import VLM
+from vlm.request import question_about
+from vlm.sampling import GenerationConfig
+from vlm.tokenizer_files.disk import write_whole
+from vlm.training.config import Samples
+from vlm.training.journal import read_lines
+
+FILE = "samples.jsonl"
+
+
+class Answers:
+    """The questions of a run, and the file of their answers."""
+
+    @public
+    def __init__(self, choice: Samples, vlm: VLM, folder: Path, *, num_done: int):
+        """Go on after `num_done` steps: answers of later ones are dropped. Raises: VLMError for no picture."""
+        self.choice, self.vlm, self.path = choice, vlm, folder / FILE
+        self._talks = []
+        for question in choice.questions:
+            if question.image is not None:
+                read_image(question.image)
+                self._talks.append(question_about(question.image, question.text))
+            else:
+                self._talks.append([{"role": "user", "content": question.text}])
+        if choice.questions:
+            rows = [row for row in read_lines(self.path) if row["step"] <= num_done]
+            write_whole(self.path, "".join(json.dumps(row) + "\n" for row in rows).encode())
+
+    def ask(self, step: int) -> list[str]:
+        """Write down the likeliest replies after `step`, and return them with their questions."""
+        if not self._talks:
+            return []
+        model, was_training = self.vlm.model, self.vlm.model.training
+        model.eval()
+        if self.vlm.images is not None:
+            # The encoder may be another one than when they were last encoded.
+            self.vlm.images.forget()
+        config = GenerationConfig(max_new_tokens=self.choice.max_new_tokens)
+        replies = self.vlm.chat_many(self._talks, config=config, return_errors=True)
+        model.train(was_training)
+        lines = []
+        with open(self.path, "a", encoding="utf-8") as file:
+            for question, reply in zip(self.choice.questions, replies, strict=True):
+                text = reply.message if isinstance(reply, VLMError) else reply.text
+                file.write(json.dumps({"step": step, "question": question.text, "reply": text}) + "\n")
+                lines.append(f"step {step}: {question.text} → {text}")
+        return lines

@@ -1,0 +1,114 @@
+"""Each layer shared by several processes: which of its matrices are cut, and along which side.
+
+Attention is cut by heads, feed-forwards by their hidden width, the vocabulary by rows; each pair of a map cut by
+columns and one cut by rows costs one all-reduce. Norms, gates, position tables and the patch embedding are small:
+every process has all of them and computes the same with them.
+"""
+
+from dataclasses import replace
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.tensor import Replicate
+from torch.distributed.tensor.parallel import (
+    ColwiseParallel,
+    ParallelStyle,
+    RowwiseParallel,
+    SequenceParallel,
+    parallelize_module,
+)
+
+from adapters.cross_attention import GatedCrossAttentionLayer
+from adapters.lora import adapter_names
+from vlm.config import ModelConfig
+from vlm.errors import VLMError
+from vlm.model import VisionLanguageModel
+from vlm.quantization import quantized_layers
+from vlm.training.parallel.world import join
+
+ATTENTION = {
+    "attention.q_proj": ColwiseParallel,
+    "attention.k_proj": ColwiseParallel,
+    "attention.v_proj": ColwiseParallel,
+    "attention.o_proj": RowwiseParallel,
+}
+FEED_FORWARD = {"mlp.gate_proj": ColwiseParallel, "mlp.up_proj": ColwiseParallel, "mlp.down_proj": RowwiseParallel}
+VISION_FEED_FORWARD = {"fc1": ColwiseParallel, "fc2": RowwiseParallel}
+
+
+def plan(model: VisionLanguageModel) -> dict[str, ParallelStyle]:
+    """Return how each part is shared, by name."""
+    styles: dict[str, ParallelStyle] = {
+        "decoder.embedding": RowwiseParallel(input_layouts=Replicate()),
+        "decoder.head": ColwiseParallel(output_layouts=Replicate()),
+    }
+    for place, layer in enumerate(model.decoder.layers):
+        name = f"decoder.layers.{place}"
+        styles |= {f"{name}.{part}": style() for part, style in (ATTENTION | FEED_FORWARD).items()}
+        if isinstance(layer, GatedCrossAttentionLayer):
+            # One weight for all heads, of which each process has some: its gradient is the sum over them.
+            styles |= {
+                f"{name}.attention.{part}_norm": SequenceParallel(sequence_dim=1, use_local_output=True)
+                for part in "qk"
+            }
+    if model.encoder is not None:
+        styles["projector"] = ColwiseParallel(output_layouts=Replicate())
+        for stack in ("local_layers", "global_layers"):
+            for place in range(len(getattr(model.encoder, stack))):
+                parts = ATTENTION | VISION_FEED_FORWARD
+                styles |= {f"encoder.{stack}.{place}.{part}": style() for part, style in parts.items()}
+    return styles
+
+
+def share_layers(model: VisionLanguageModel, mesh: DeviceMesh) -> None:
+    """Keep this process's part of every layer of `model`, in place.
+
+    Raises: VLMError where heads or widths do not divide by the number of processes.
+    """
+    _check(model, mesh.size())
+    decoder = model.decoder
+    if decoder.head is None:
+        # A tied head looks up the same rows as the embedding: as a layer of its own it can be cut like one.
+        decoder.head = nn.Linear(*reversed(decoder.embedding.weight.shape), bias=False, device="meta")
+        decoder.head.weight = decoder.embedding.weight
+    tied = decoder.head.weight is decoder.embedding.weight
+    parallelize_module(model, mesh, plan(model))
+    if tied:
+        decoder.head.weight = decoder.embedding.weight
+    for layer in [] if model.encoder is None else [*model.encoder.local_layers, *model.encoder.global_layers]:
+        layer.attention.num_heads //= mesh.size()
+    # Caches and image keys and values hold the heads that are here.
+    num_here = model.config.decoder.num_kv_heads // mesh.size()
+    model.config = replace(model.config, decoder=replace(model.config.decoder, num_kv_heads=num_here))
+
+
+def share_for_inference(model: VisionLanguageModel, device: torch.device) -> VisionLanguageModel:
+    """Return `model` shared by all processes that torchrun started, each of which has to ask it the same."""
+    device = join(device)
+    share_layers(model, init_device_mesh(device.type, (dist.get_world_size(),)))
+    return model.to(device)
+
+
+def _check(model: VisionLanguageModel, count: int) -> None:
+    if adapter_names(model) or quantized_layers(model):
+        raise VLMError(
+            "invalid_request",
+            "layers with adapters or quantised weights cannot be shared by processes; expected plain ones; "
+            "merge the adapters, or use parallel.data",
+        )
+    uneven = [f"{name} {size}" for name, size in _sizes(model.config).items() if size % count]
+    if uneven:
+        raise VLMError(
+            "invalid_request",
+            f"{', '.join(uneven)!s:.150} cannot be shared evenly by {count} processes; expected multiples; "
+            "start fewer, or share the data instead",
+        )
+
+
+def _sizes(config: ModelConfig) -> dict[str, int]:
+    sizes = {"decoder.num_kv_heads": config.decoder.num_kv_heads, "decoder.mlp_dim": config.decoder.mlp_dim}
+    if config.vision is not None:
+        sizes |= {"vision.num_heads": config.vision.num_heads, "vision.mlp_dim": config.vision.mlp_dim}
+    return sizes
