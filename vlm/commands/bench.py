@@ -18,6 +18,10 @@ def bench(quick: bool, as_json: bool):
     of the limit that binds it, and how many times sooner than transformers, with the same random weights, it is done.
     Both are run in turn. The shapes are those of the 1B text model, of a vision model of that size and of layers of the
     11B. A full run needs 14 GB of memory and 8 GB of disk for a moment; without transformers its columns stay empty.
+
+    \b
+    vlm bench --quick
+    vlm bench --json > today.json
     """
     from vlm.bench.measure import machine
     from vlm.bench.run import Bench, record
