@@ -127,7 +127,8 @@ def test_the_command_under_torchrun_speaks_once_and_is_refused_as_one(folder):
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("3 steps, loss") == 1
-    assert json.loads(done.stdout.splitlines()[-1])["poison"] == 0
+    skipped = (folder / "command" / "skipped_samples.jsonl").read_text().splitlines()
+    assert json.loads(done.stdout.splitlines()[-1])["poison"] == len(skipped)
     VLM.from_pretrained(folder / "command" / "model", device="cpu")
     refused = subprocess.run([*command, "seed=1"], cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert refused.returncode

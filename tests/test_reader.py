@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import torch
 from PIL import Image
 
 from vlm.config import preset
+from vlm.errors import VLMError
 from vlm.model import VisionLanguageModel
 from vlm.pipeline import VLM
 from vlm.prompt import Image as ImagePart
@@ -22,7 +24,7 @@ from vlm.training.reader.muon import Muon, nearest_orthogonal
 from vlm.training.reader.run import Run
 from vlm.training.reader.sinusoids import num_position_dims, place_tile, retile, shift, sinusoids
 from vlm.training.reader.stages import STAGES
-from vlm.training.reader.start import NEIGHBOURS
+from vlm.training.reader.start import NEIGHBOURS, positions_kept
 from vlm.training.reader.targets import COPY, FIND, SPELL, patch_links, pointer_targets
 from vlm.training.reader.vocabulary import WORDS, reader_tokenizer
 from vlm.training.synthetic.charts import ask, draw_chart, patch_characters, patch_mask, patch_slots
@@ -190,6 +192,16 @@ def test_untrained_heads_look_at_their_neighbours_and_along_their_axes(untrained
     assert along_cols.sum(0).argmax() == col
     assert along_rows.sum(0).max() < 3 * along_rows.sum(0).min()
     assert along_cols.sum(1).max() < 3 * along_cols.sum(1).min()
+
+
+def test_a_reader_of_the_older_recipe_is_no_start(tmp_path):
+    encoder = Reader(preset("default")).model.encoder
+    assert positions_kept(encoder)
+    with torch.no_grad():
+        encoder.local_layers[2].fc2.bias[-1] = 1
+    assert not positions_kept(encoder)
+    with pytest.raises(VLMError, match="older recipe"):
+        Run(tmp_path, STAGES, 0, Path("vlm/default_model"))
 
 
 def test_training_leaves_positions_alone():

@@ -33,16 +33,13 @@ class World:
             num_data = self.size // (parallel.tensor * parallel.pipeline)
             shape = (parallel.pipeline, num_data, parallel.tensor)
             self.mesh = init_device_mesh(device.type, shape, mesh_dim_names=DIMS)
+        self.is_main = self.size == 1 or dist.get_rank() == 0
+        """Whether this process writes what is written once; known after parting too."""
 
     @classmethod
     def alone(cls) -> "World":
         """Return a process that does all, whatever others there are."""
         return cls(Parallel(), torch.device("cpu"), size=1)
-
-    @property
-    def is_main(self) -> bool:
-        """Whether this process writes what is written once."""
-        return self.size == 1 or dist.get_rank() == 0
 
     def extent(self, dim: str) -> int:
         return 1 if self.mesh is None else self.mesh[dim].size()

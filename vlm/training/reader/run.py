@@ -23,12 +23,14 @@ from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
 from vlm.config import preset
+from vlm.errors import VLMError
 from vlm.pipeline import VLM
 from vlm.training.reader.data import ReaderBatch, ReaderData
 from vlm.training.reader.model import Reader
 from vlm.training.reader.muon import Muon
 from vlm.training.reader.sinusoids import retile
 from vlm.training.reader.stages import Stage
+from vlm.training.reader.start import positions_kept
 from vlm.training.reader.vocabulary import reader_tokenizer
 
 logger = logging.getLogger(__name__)
@@ -51,6 +53,11 @@ class Run:
         self.reader = Reader(preset("default"))
         if start is not None:
             trained = VLM.from_pretrained(start, device="cpu", dtype=torch.float32).model
+            if not positions_kept(trained.encoder):
+                raise VLMError(
+                    "invalid_request",
+                    f"{start.name} is of an older recipe, whose layers write over positions; start from nothing",
+                )
             self.reader.model.load_state_dict(_without_positions(trained), strict=False)
         matrices, others = _split(self.reader)
         self.optimizers = (

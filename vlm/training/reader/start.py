@@ -50,6 +50,12 @@ def initialise(model: VisionLanguageModel) -> None:
             nn.init.constant_(layer.attention.q_norm.weight, SHARPNESS)
 
 
+def positions_kept(encoder: VisionEncoder) -> bool:
+    """Return whether nothing writes where the positions are."""
+    kept = encoder.config.width - num_position_dims(encoder.config.width)
+    return not any(weight[kept:].any() for weight in _writers(encoder))
+
+
 def _keep_positions(encoder: VisionEncoder) -> None:
     """Let nothing write where the positions are."""
     kept = encoder.config.width - num_position_dims(encoder.config.width)
@@ -57,14 +63,19 @@ def _keep_positions(encoder: VisionEncoder) -> None:
     first = encoder.local_layers[0]
     for norm in (first.attention_norm, first.mlp_norm):
         norm.weight[:kept] = PROMINENCE / 2
-    writers = [encoder.patch_embedding.weight]
-    for layer in (*encoder.local_layers, *encoder.global_layers):
-        writers += [layer.attention.o_proj.weight, layer.fc2.weight, layer.fc2.bias]
-    for weight in writers:
+    for weight in _writers(encoder):
         weight[kept:] = 0
         weight.register_hook(
             lambda gradient, kept=kept: torch.cat([gradient[:kept], torch.zeros_like(gradient[kept:])])
         )
+
+
+def _writers(encoder: VisionEncoder) -> list[nn.Parameter]:
+    """Return the weights whose rows are added to what the layers hand on."""
+    writers = [encoder.patch_embedding.weight]
+    for layer in (*encoder.local_layers, *encoder.global_layers):
+        writers += [layer.attention.o_proj.weight, layer.fc2.weight, layer.fc2.bias]
+    return writers
 
 
 def _look(attention: VisionAttention, head: int, sought: Tensor) -> None:
