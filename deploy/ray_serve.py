@@ -1,6 +1,6 @@
 """The server on several machines, with Ray Serve: readers, each with a model, and a front that shares requests out.
 
-    serve run deploy.ray_serve:build model=./Llama-3.2-11B-Vision-Instruct readers=4 gpus=1
+    serve run deploy.ray_serve:build model=/models/Llama-3.2-11B-Vision-Instruct readers=4 gpus=1
 
 A reader is what `vlm serve` runs, with its routes, limits and keys. Questions about one picture go to one reader, which
 has it encoded already; to the next one in that picture's own order if that one is busy. `docs/serving.md` has more.
@@ -34,13 +34,13 @@ MAX_WAITING = 64
 """Requests that wait at the front because all readers are busy; one more is told so at once."""
 
 # Base64, in a data: URL or as Ollama has it. Looked for where a run begins, so that it takes one pass.
-_PICTURE = re.compile(rb"(?<![A-Za-z0-9+/\\])[A-Za-z0-9+/\\]{256,}")
+_PICTURE = re.compile(rb"(?<![A-Za-z0-9+/])[A-Za-z0-9+/]{128,}")
 _SCOPE = ("type", "http_version", "method", "scheme", "path", "raw_path", "query_string", "headers")
 
 
 def picture_key(body: bytes) -> str:
     """Return what tells the first picture of a request from others; empty where there is none."""
-    found = _PICTURE.search(body)
+    found = _PICTURE.search(body.replace(rb"\/", b"/"))  # some clients write / as \/
     return hashlib.sha256(found[0]).hexdigest() if found else ""
 
 
@@ -111,7 +111,16 @@ def _answer_refusal(request: Request, refusal: Refusal) -> Response:
     return refusal.response(request.scope)
 
 
-@serve.deployment(max_ongoing_requests=1000)
+# `serve.ingress` pickles Front's routes as the class is made: what they use must be defined before it.
+async def _bodies(messages) -> AsyncIterator[bytes]:
+    try:
+        async for message in messages:
+            yield message.get("body", b"")
+    finally:
+        messages.cancel()
+
+
+@serve.deployment(max_ongoing_requests=1000, ray_actor_options={"num_cpus": 0})
 @serve.ingress(front)
 class Front:
     """Takes requests in, and passes them on to a reader."""
@@ -131,16 +140,9 @@ class Front:
                 429, "queue_full", "all readers are busy; try again soon", headers={"retry-after": "1"}
             ) from None
         answer = StreamingResponse(_bodies(messages), start["status"])
-        answer.raw_headers = start["headers"]
+        # Ray's HTTP server adds that one, the same, to every answer.
+        answer.raw_headers = [header for header in start["headers"] if header[0] != b"x-request-id"]
         return answer
-
-
-async def _bodies(messages) -> AsyncIterator[bytes]:
-    try:
-        async for message in messages:
-            yield message.get("body", b"")
-    finally:
-        messages.cancel()
 
 
 class Options(BaseModel):
