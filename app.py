@@ -30,7 +30,8 @@ MAX_QUESTION_CHARS = 4000
 QUEUED = {"concurrency_id": "model", "concurrency_limit": 1, "api_visibility": "private"}
 """One call of a model at a time; the others wait."""
 CHECKED = {"concurrency_id": "pictures", "concurrency_limit": 1, "show_progress": "hidden", "api_visibility": "private"}
-"""Pictures are read one after the other, but wait for no model."""
+CHECKED |= {"trigger_mode": "always_last"}
+"""Pictures are read one after the other, but wait for no model; those that come meanwhile are read after that."""
 AT_ONCE = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 
 
@@ -40,7 +41,7 @@ class Page:
     def __init__(self, shelf: ModelShelf, handlers: Handlers, examples: list[tuple[str, str]]):
         self.shelf, self.handlers, self.known = shelf, handlers, examples
         with gr.Blocks(title="Sightline", analytics_enabled=False, delete_cache=(3600, 3600)) as self.blocks:
-            self.talk, self.known_paths = gr.State(Talk()), gr.State(())
+            self.talk, self.checked_paths = gr.State(Talk()), gr.State(())
             gr.HTML(HEADER, padding=False)
             self.notice = gr.HTML(visible=False, elem_id="notice", padding=False)
             with gr.Row(equal_height=False):
@@ -176,23 +177,23 @@ class Page:
         streamed = {"show_progress": "hidden"} | QUEUED
         asked = self.question.submit(on.ask, [self.question, self.pictures, self.talk, *settings], talking, **streamed)
         again = self.chat.retry(on.retry, [self.talk, *settings], talking, **streamed)
-        self.question.stop(on.stopped, None, talking, cancels=[asked, again], **AT_ONCE)
-        self.chat.clear(on.begin_again, None, talking, cancels=[asked, again], **AT_ONCE)
+        # Alone, `cancels` acts at once; beside a function it waits for that, and takes what is asked meanwhile along.
+        chosen_anew = (self.model.input, self.dtype.input)
+        for event in (self.question.stop, self.chat.clear, self.pictures.change, *chosen_anew):
+            event(None, cancels=[asked, again])
+        self.question.stop(on.stopped, self.talk, talking, **AT_ONCE)
+        self.chat.clear(on.begin_again, None, talking, **AT_ONCE)
 
         look = {"fn": on.look, "inputs": [self.words, self.layer, self.talk, *chosen]}
         look |= {"outputs": [self.heat, self.place, self.notice], "show_progress_on": self.heat, **QUEUED}
         for event in (asked.success, again.success, self.words.input, self.layer.input):
             event(**look)
 
-        changed = self.pictures.change(
-            on.new_pictures,
-            [self.pictures, self.known_paths],
-            [*talking, self.pictures, self.known_paths],
-            cancels=[asked, again],
-            **CHECKED,
-        )
-        changed.success(on.prepare, [self.pictures, *chosen], self.notice, **streamed)
-        self.examples.select(self.take_example, None, [self.pictures, self.question], **AT_ONCE)
+        changed = self.pictures.change(on.other_pictures, [self.talk, self.question], talking, **AT_ONCE)
+        found = [self.pictures, self.notice, self.checked_paths]
+        checked = changed.then(on.check_pictures, [self.pictures, self.checked_paths], found, **CHECKED)
+        checked.success(on.prepare, [self.pictures, *chosen], self.notice, trigger_mode="always_last", **streamed)
+        self.examples.select(self.take_example, None, [self.question, self.pictures], **AT_ONCE)
 
         self.describe.click(
             on.describe, [self.pictures, *settings], [self.caption, self.caption_status, self.notice], **QUEUED
@@ -202,14 +203,12 @@ class Page:
         )
         about = [self.about, self.card, self.layer, self.no_tables, self.tables, self.notice]
         self.blocks.load(on.tell_about, chosen, about, **streamed)
-        gr.on([self.model.input, self.dtype.input], on.begin_again, None, talking, **AT_ONCE).then(
-            on.tell_about, chosen, about, **streamed
-        )
+        gr.on(chosen_anew, on.begin_again, None, talking, **AT_ONCE).then(on.tell_about, chosen, about, **streamed)
 
     def take_example(self, event: gr.SelectData) -> tuple:
         """Put an example in the place of the pictures, with a question about it."""
         path, question = self.known[event.index]
-        return [path], question
+        return question, [path]
 
 
 def make_page(shelf: ModelShelf, work: Path) -> Page:

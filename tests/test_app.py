@@ -251,9 +251,10 @@ def test_ten_thousand_ranges_of_a_file_are_no_more_work_than_the_file(demo):
     content = encode(FOUR_TILES, "PNG")
     path = demo.upload("a.png", content)
     ranges = "bytes=" + ",".join(f"{number}-{number}" for number in range(10_000))
-    status, _, body = raw(demo, "GET", f"/gradio_api/file={quote(path)}", Range=ranges)
-    assert status in (200, 400, 416, 431)
-    assert len(body) <= len(content)
+    # Gradio by itself answers each of these with an error of the server.
+    for asked in (ranges, "bytes=0-1,2-3", "bytes=\xb2-3", "bytes=" + "9" * 5000 + "-1", "bytes=0-" + "9" * 5000):
+        status, _, body = raw(demo, "GET", f"/gradio_api/file={quote(path)}", Range=asked)
+        assert (status, body) == (200, content), asked[:20]
 
 
 # G4: other origins

@@ -8,6 +8,7 @@ from PIL import Image
 from tests.image_files import encode, smooth_pixels
 from vlm.demo.desk import Desk
 from vlm.demo.models import ModelShelf
+from vlm.demo.talk import Talk
 from vlm.errors import CODES
 
 if importlib.util.find_spec("gradio") is None:
@@ -15,11 +16,10 @@ if importlib.util.find_spec("gradio") is None:
 
 import gradio as gr
 
-from vlm.demo.handlers import Conversation, Handlers
+from vlm.demo.handlers import Handlers
 from vlm.demo.notices import PLAIN
 
 SKIP = gr.skip()
-NUM = len(Conversation())
 
 
 @pytest.fixture(scope="module")
@@ -38,32 +38,43 @@ def paths(tmp_path) -> tuple[str, str]:
     return str(tmp_path / "good.png"), str(tmp_path / "half.png")
 
 
-def told(outputs: tuple) -> tuple[Conversation, object, object]:
-    """Return the conversation, the pictures and the known paths that an event ends in."""
-    return Conversation(*outputs[:NUM]), *outputs[NUM:]
+def test_other_pictures_end_the_conversation_but_not_the_notice(handlers):
+    over = Talk(("a.png",)).asked("which?").ended()
+    for talk in (Talk(), over):
+        after = handlers.other_pictures(talk, "")
+        assert (after.chat, after.talk, after.notice) == ([], Talk(), SKIP)
+        assert "value" not in after.question.constructor_args
 
 
-def test_new_pictures_end_the_conversation_and_the_last_notice(handlers, paths):
-    after, pictures, known = told(handlers.new_pictures([(paths[0], None)], ()))
-    assert (after.chat, after.talk.turns, after.notice.visible) == ([], (), False)
-    assert pictures == SKIP
-    assert known == (paths[0],)
+def test_a_question_that_other_pictures_interrupt_is_not_lost(handlers):
+    asked = Talk(("a.png",)).asked("which?").ended().asked("and why?")
+    assert handlers.other_pictures(asked, "").question.value == "and why?"
+    # Unless another one is being written.
+    assert "value" not in handlers.other_pictures(asked, "or").question.constructor_args
+    # What a person stopped was not interrupted.
+    stopped = handlers.stopped(asked).talk
+    assert "value" not in handlers.other_pictures(stopped, "").question.constructor_args
+
+
+def test_pictures_that_are_some_end_the_last_notice(handlers, paths):
+    pictures, notice, checked = handlers.check_pictures([(paths[0], None)], ())
+    assert (pictures, notice.visible, checked) == (SKIP, False, (paths[0],))
 
 
 def test_what_is_no_picture_is_taken_out_and_the_reason_stays(handlers, paths):
-    after, pictures, known = told(handlers.new_pictures([(path, None) for path in paths], ()))
-    assert (pictures, known) == ([paths[0]], (paths[0],))
-    assert after.notice.visible
-    assert PLAIN["image_truncated"].replace("'", "&#x27;") in after.notice.value
-    # Gradio tells of what was taken out, too. The reason is still shown then, and an answer under way is left alone.
-    assert told(handlers.new_pictures([(paths[0], None)], known)) == (Conversation(), SKIP, SKIP)
+    pictures, notice, checked = handlers.check_pictures([(path, None) for path in paths], ())
+    assert (pictures, checked) == ([paths[0]], (paths[0],))
+    assert notice.visible
+    assert PLAIN["image_truncated"].replace("'", "&#x27;") in notice.value
+    # Gradio tells of what was taken out, too. The reason is still shown then.
+    assert handlers.check_pictures([(paths[0], None)], checked) == (SKIP, SKIP, SKIP)
 
 
 def test_the_same_file_that_is_none_is_refused_again(handlers, paths):
     for _ in range(2):
-        after, pictures, known = told(handlers.new_pictures([(paths[1], None)], ()))
-        assert (pictures, known, after.notice.visible) == ([], (), True)
-        assert told(handlers.new_pictures([], known))[0] == Conversation()
+        pictures, notice, checked = handlers.check_pictures([(paths[1], None)], ())
+        assert (pictures, checked, notice.visible) == ([], (), True)
+        assert handlers.check_pictures([], checked) == (SKIP, SKIP, SKIP)
 
 
 def test_plain_words_are_for_errors_that_there_are():

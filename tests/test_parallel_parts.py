@@ -240,7 +240,9 @@ def test_an_error_in_the_main_process_is_the_others_too():
         raise VLMError("checkpoint_invalid", "full")
 
     class Other(Neighbours):
-        is_main = False
+        def __init__(self):
+            super().__init__()
+            self.is_main = False
 
         def from_main(self, value):
             return "invalid_request", "no"

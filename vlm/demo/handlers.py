@@ -95,6 +95,7 @@ class Handlers:
         words = words_of(model.tokenizer, talk.reply.token_ids)[:MAX_WORDS]
         choices = [(word.text, index) for index, word in enumerate(words)]
         yield Conversation(
+            talk=talk.ended(),
             chat=_history(talk),
             question=gr.Textbox(submit_btn=True, stop_btn=False),
             status=quiet(_told(talk.reply)),
@@ -102,9 +103,10 @@ class Handlers:
             words=gr.Radio(choices, value=first_number(words)),
         )
 
-    def stopped(self) -> Conversation:
+    def stopped(self, talk) -> Conversation:
         """Leave what was written so far."""
-        return Conversation(question=gr.Textbox(submit_btn=True, stop_btn=False), status=quiet("stopped"))
+        asking = gr.Textbox(submit_btn=True, stop_btn=False)
+        return Conversation(talk=talk.ended(), question=asking, status=quiet("stopped"))
 
     def begin_again(self) -> Conversation:
         """Forget the conversation, not the pictures."""
@@ -135,17 +137,23 @@ class Handlers:
         ring = ", marked by the ring: there this number was most likely read." if found.is_marked else "."
         return shown, quiet(where + ring), hidden()
 
-    def new_pictures(self, pictures, known) -> tuple:
-        """Begin again with other pictures, without what is none: the conversation, pictures, the known paths.
+    def other_pictures(self, talk, question) -> Conversation:
+        """Begin again with other pictures; a question that they interrupt goes back into its empty box."""
+        begun = self.begin_again()
+        if talk.unanswered and not question:
+            begun = begun._replace(question=gr.Textbox(value=talk.unanswered, submit_btn=True, stop_btn=False))
+        return begun
 
-        Gradio tells of one change several times, and tells of what is left out here too: of known paths nothing is new.
+    def check_pictures(self, pictures, checked) -> tuple:
+        """Take out what is no picture: pictures, a notice, the paths that are checked now.
+
+        Gradio tells of what is taken out here as of any change: of checked paths there is nothing to say.
         """
         paths = _paths(pictures)
-        if paths == known:
-            return *Conversation(), gr.skip(), gr.skip()
+        if paths == checked:
+            return gr.skip(), gr.skip(), gr.skip()
         good, wrong = self.desk.checked(paths)
-        told = wrong_notice(wrong) if wrong else hidden()
-        return *self.begin_again()._replace(notice=told), list(good) if wrong else gr.skip(), good
+        return list(good) if wrong else gr.skip(), wrong_notice(wrong) if wrong else hidden(), good
 
     def prepare(self, pictures, model, dtype) -> gr.HTML:
         """Encode pictures while the question is still being written: a notice."""

@@ -13,6 +13,8 @@ class Turn:
 
     question: str
     reply: Reply | None = None
+    is_over: bool = False
+    """Whether nothing more will be written: the answer is whole, or was stopped."""
 
     @property
     def answer(self) -> str:
@@ -32,6 +34,11 @@ class Talk:
         """The last answer."""
         return self.turns[-1].reply if self.turns else None
 
+    @property
+    def unanswered(self) -> str:
+        """The last question, while its answer is not over."""
+        return self.turns[-1].question if self.turns and not self.turns[-1].is_over else ""
+
     def messages(self, read: Callable[[str], object]) -> list[dict]:
         """Return the conversation up to its last question; `read` makes an image of a path."""
         messages = []
@@ -46,7 +53,15 @@ class Talk:
         return dataclasses.replace(self, turns=(*self.turns, Turn(question)))
 
     def answered(self, reply: Reply) -> "Talk":
-        return dataclasses.replace(self, turns=(*self.turns[:-1], dataclasses.replace(self.turns[-1], reply=reply)))
+        return self._with_last(reply=reply)
+
+    def ended(self) -> "Talk":
+        return self._with_last(is_over=True)
 
     def without_last(self) -> "Talk":
         return dataclasses.replace(self, turns=self.turns[:-1])
+
+    def _with_last(self, **changes) -> "Talk":
+        """Return the conversation with its last turn changed, if it has one."""
+        changed = [dataclasses.replace(turn, **changes) for turn in self.turns[-1:]]
+        return dataclasses.replace(self, turns=(*self.turns[:-1], *changed))
