@@ -42,6 +42,9 @@ class LayerParts(NamedTuple):
     attend: Callable[..., Tensor] = attend
 
 
+PLAIN = LayerParts()
+
+
 class CrossAttention(nn.Module):
     """Grouped-query attention of text to image tokens: queries and keys normalised per head, no rotary positions."""
 
@@ -88,7 +91,7 @@ class GatedCrossAttentionLayer(nn.Module):
         feed_forward: nn.Module,
         *,
         leak_attention: bool = False,
-        parts: LayerParts = LayerParts(),  # noqa: B008
+        parts: LayerParts = PLAIN,
     ):
         super().__init__()
         self.attention_norm = parts.norm(width, eps=norm_eps)

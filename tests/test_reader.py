@@ -335,7 +335,7 @@ def test_a_run_leaves_a_model_that_answers(tmp_path):
 
 def test_a_step_without_a_finite_gradient_changes_nothing(tmp_path, caplog):
     run = Run(tmp_path, (SMALL,), 0)
-    vision = replace(run.reader.model.config.vision, tile_size=SMALL.tile_size, max_tiles=1)
+    vision = replace(run.reader.model.config.vision, max_tiles=1)
     retile(run.reader.model, vision)
     batch = ReaderData(vision, TOKENIZER, SMALL.diet, num_batches=4, seed=0)[0]
     before = [weight.clone() for weight in run._trained()]

@@ -90,7 +90,7 @@ class Run:
             torch.distributed.destroy_process_group()
 
     def _train_stage(self, stage: Stage) -> None:
-        vision = replace(self.reader.model.config.vision, tile_size=stage.tile_size, max_tiles=stage.max_tiles)
+        vision = replace(self.reader.model.config.vision, max_tiles=stage.max_tiles)
         retile(self.reader.model, vision)
         data = ReaderData(
             vision,
