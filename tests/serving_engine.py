@@ -194,13 +194,13 @@ class RunningServer:
             return received(connected)
 
 
-def received(connected: socket.socket) -> bytes:
-    """Return what comes until the other side closes."""
-    blocks = []
+def received(connected: socket.socket, until: bytes | None = None) -> bytes:
+    """Return what comes until it ends with `until`, or until the other side closes."""
+    answer = b""
     with contextlib.suppress(ConnectionResetError):
-        while block := connected.recv(65536):
-            blocks.append(block)
-    return b"".join(blocks)
+        while (until is None or not answer.endswith(until)) and (block := connected.recv(65536)):
+            answer += block
+    return answer
 
 
 def request(method: str, path: str, body: bytes = b"", **headers: str) -> bytes:

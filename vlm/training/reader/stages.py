@@ -38,7 +38,7 @@ STAGES = (
     Stage(
         name="questions",
         diet=Diet(num_images=16, share_pages=0.2, num_questions=6, difficulty=(0.0, 0.6), max_shrink=1.1),
-        num_batches=2000,
+        num_batches=1400,
         rates=(0.4, 0.3),
         weights=Losses(answer=1.0, characters=1.0, links=0.5, order=0.3, pointers=0.6),
     ),
@@ -48,7 +48,7 @@ STAGES = (
         diet=Diet(
             num_images=16, share_pages=0.1, num_questions=6, difficulty=(0.6, 1.0), share_sheets=0.3, max_shrink=1.3
         ),
-        num_batches=2500,
+        num_batches=1600,
         rates=(0.3, 0.0),
         weights=Losses(answer=1.0, characters=0.6, links=0.5, order=0.3, pointers=0.6),
     ),
