@@ -136,6 +136,36 @@ def test_greedy_decoding_equals_taking_the_likeliest_token_of_full_passes(tiny_m
         assert greedy(tiny_model, together(prompts[name]), 5) == [ids[-5:]]
 
 
+ENDING_ROWS = ["two_images_apart", "text_only", "one_tile_last", "four_tiles_square", "one_tile_middle"]
+
+
+@pytest.mark.parametrize("lengths", [[1, 6, 2, 4, 3], [6, 1, 1, 5, 1], [2, 3, 4, 5, 6], [6, 5, 1, 1, 6]], ids=str)
+@pytest.mark.parametrize("names", [ENDING_ROWS, ["one_tile_middle"] * 5], ids=["own images", "one image"])
+def test_rows_that_ended_are_computed_no_more_and_the_others_reply_as_alone(tiny_model, prompts, names, lengths):
+    expected = [
+        greedy(tiny_model, together(prompts[name]), length)[0] for name, length in zip(names, lengths, strict=True)
+    ]
+    decoded = []
+
+    def note(_, arguments):
+        decoded.append(len(arguments[0]))
+
+    batch = together(*(prompts[name] for name in names))
+    with torch.no_grad():
+        prefilled = prefill(tiny_model, batch, max(batch.lengths) + max(lengths))
+        samplers = [Sampler(GenerationConfig(), [], CPU) for _ in names]
+        ended: set[int] = set()
+        replies: list[list[int]] = [[] for _ in names]
+        with tiny_model.decoder.register_forward_pre_hook(note):
+            for step in decode(tiny_model, batch, prefilled, samplers, [9] * len(names), ended):
+                replies[step.row].append(step.token_id)
+                # By the caller's word, as where a reply ends.
+                if len(replies[step.row]) == lengths[step.row]:
+                    ended.add(step.row)
+    assert replies == expected
+    assert decoded == [sum(length > count for length in lengths) for count in range(1, max(lengths))]
+
+
 # Chunks (N9)
 
 CHUNKED_ROWS = ["two_images_apart", "text_only", "one_tile_last", "four_tiles_square", "two_images_of_other_grids"]

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from adapters.cross_attention import ImageKV
 from adapters.masks import CrossMask, cross_mask, seen_images
+from vlm.kv_cache import move_rows
 
 MAX_BATCH_SIZE = 8
 """Rows computed together unless a caller says otherwise."""
@@ -56,6 +57,12 @@ class Batch(NamedTuple):
         last = torch.tensor(self.lengths)[:, None, None] - 1
         visible = self.visible.gather(1, last.expand(-1, 1, 2))
         return cross_mask(visible, self.num_own, self.image.keys.shape[3], self.ids.device)
+
+    def kept(self, order: list[int]) -> "Batch":
+        """Return the batch of the rows that go on, in `order` (see `close_up`); image keys stay in their memory."""
+        image = self.image and ImageKV(*(move_rows(part, order) for part in self.image))
+        lengths = [self.lengths[place] for place in order]
+        return Batch(self.ids[order], lengths, image, self.visible[order], self.num_own[order])
 
     def repeated(self, times: int) -> "Batch":
         """Return a batch of one row as `times` equal rows, which share its image keys and values."""

@@ -10,7 +10,7 @@ from torch import Tensor
 from vlm.batch import Batch
 from vlm.errors import VLMError
 from vlm.grammar import restrict
-from vlm.kv_cache import KVCache, empty_cache
+from vlm.kv_cache import KVCache, close_up, empty_cache
 from vlm.model import VisionLanguageModel
 from vlm.sampling import Sampler
 
@@ -77,23 +77,31 @@ def decode(
 ) -> Iterator[Step | BadLogits]:
     """Yield the tokens of every reply, a step of all rows at a time, until all rows are in `ended`.
 
-    The caller adds a row to `ended` when its reply is over; a row also ends at its `max_new_tokens`.
+    The caller adds a row to `ended` when its reply is over; a row also ends at its `max_new_tokens`. Rows that have
+    ended are computed no more: `batch` and `prefilled` are used up.
     """
     hidden, cache = prefilled
     mask = batch.reply_mask()
-    num_rows = len(samplers)
+    rows = list(range(len(samplers)))
     for count in range(1, max(max_new_tokens) + 1):
         logits = model.decoder.logits(hidden).float()
-        chosen = [0] * num_rows
-        for step in choose(logits, {row: samplers[row] for row in range(num_rows) if row not in ended}):
+        chosen = {}
+        for step in choose(logits, {place: samplers[row] for place, row in enumerate(rows)}):
+            place, row = step.row, rows[step.row]
             if isinstance(step, Step):
-                chosen[step.row] = step.token_id
-            if isinstance(step, BadLogits) or count >= max_new_tokens[step.row]:
-                ended.add(step.row)
-            yield step
-        if len(ended) == num_rows:
+                chosen[place] = step.token_id
+            if isinstance(step, BadLogits) or count >= max_new_tokens[row]:
+                ended.add(row)
+            yield step._replace(row=row)
+        going_on = {place for place, row in enumerate(rows) if row not in ended}
+        if not going_on:
             return
-        ids = torch.tensor(chosen, device=logits.device)[:, None]
+        order = close_up(going_on)
+        if len(order) < len(rows):
+            rows = [rows[place] for place in order]
+            cache, batch = cache.kept(order), batch.kept(order)
+            mask = batch.reply_mask()
+        ids = torch.tensor([chosen[place] for place in order], device=logits.device)[:, None]
         output = model.decoder(ids, cache, batch.image, mask)
         hidden, cache = output.hidden[:, -1], output.cache
 

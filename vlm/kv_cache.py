@@ -57,6 +57,12 @@ class KVCache(NamedTuple):
         self.keys[:, row, :, :length] = source.keys[:, source_row, :, :length]
         self.values[:, row, :, :length] = source.values[:, source_row, :, :length]
 
+    def kept(self, order: list[int]) -> "KVCache":
+        """Return the cache of the rows that go on, in `order` (see `close_up`), in the same memory."""
+        keys, values = (move_rows(x, order) for x in (self.keys, self.values))
+        lengths = self.lengths[order]
+        return KVCache(keys, values, lengths, int(lengths.max()))
+
     def clear(self, row: int) -> None:
         """Make a row zeros again, as it has to be when numbers that are none were written into it."""
         self.keys[:, row] = 0
@@ -76,3 +82,22 @@ def empty_cache(
     # Zeros, not empty: what lies past a row's length is masked, but NaN would leak through a mask.
     keys, values = (torch.zeros(shape, dtype=dtype, device=device) for _ in range(2))
     return KVCache(keys, values, torch.zeros(batch_size, dtype=torch.int64, device=device), 0)
+
+
+def close_up(places: set[int]) -> list[int]:
+    """Return the places of rows that go on in the order that moves the fewest: the last ones fill the gaps.
+
+    What stands at place i of the result moves to place i; nothing moves to where something is still to be read.
+    """
+    movers = iter(sorted(place for place in places if place >= len(places)))
+    return [place if place in places else next(movers) for place in range(len(places))]
+
+
+def move_rows(x: Tensor, order: list[int]) -> Tensor:
+    """Move the rows of x [layers, b, ...] within its memory as `close_up` says and return the view of those."""
+    # Rows that are one and the same memory are where they should be.
+    if x.stride(1):
+        for place, source in enumerate(order):
+            if place != source:
+                x[:, place] = x[:, source]
+    return x[:, : len(order)]

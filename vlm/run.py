@@ -41,7 +41,6 @@ class Run:
         """Yield (row, text) as replies grow."""
         model, device = self.model, self.model.decoder.embedding.weight.device
         batch = build_batch(self.prompts, self.tokenizer.image_marker_id, device)
-        # A row whose reply is over goes on being written to until the last one's is.
         prefilled = prefill(model, batch, max(batch.lengths) + max(self.rooms))
         self.prefill_s = self.clock.lap()
         samplers = [

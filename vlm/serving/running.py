@@ -9,7 +9,7 @@ from adapters.cross_attention import ImageKV
 from adapters.masks import CrossMask, cross_mask
 from vlm.batch import Batch, DecoderPrompt, JoinedImages
 from vlm.generate import Prefilled
-from vlm.kv_cache import KVCache, empty_cache
+from vlm.kv_cache import KVCache, close_up, empty_cache
 from vlm.model import VisionLanguageModel
 from vlm.reply import ReplyText
 from vlm.sampling import Sampler
@@ -100,13 +100,11 @@ class RunningRows:
         for place in places:
             if self.rows[place].is_broken:
                 self._memory.clear(place)
-        num_left = len(self.rows) - len(places)
-        gaps = sorted(place for place in places if place < num_left)
-        movers = [place for place in range(num_left, len(self.rows)) if place not in places]
-        for gap, mover in zip(gaps, movers, strict=True):
-            self._memory.put(gap, self._memory, mover, self.rows[mover].num_positions)
-            self.rows[gap] = self.rows[mover]
-        self.rows = self.rows[:num_left]
+        order = close_up(set(range(len(self.rows))) - places)
+        for gap, mover in enumerate(order):
+            if gap != mover:
+                self._memory.put(gap, self._memory, mover, self.rows[mover].num_positions)
+        self.rows = [self.rows[place] for place in order]
         self._is_arranged = self._is_arranged and not places
         if not self.rows:
             # Without rows no memory is held: the next ones may need less.
