@@ -1,10 +1,11 @@
 """The model in training: the shipped classes, and the losses that are dropped once it reads.
 
-The answer alone teaches nothing for very long. Four more losses say what stands where and where to look:
+The answer alone teaches nothing for very long. Five more losses say what stands where and where to look:
 
 - characters: a head on every patch names the characters in it.
 - links: in the first global layer of the encoder the patches of a value and of its label look at each other, by one
   head where they stand in a row and by another where one is below the other; a third looks at the legend entry.
+- partners: another head on every patch of a value or of its label tells where the other one is.
 - order: another head on every patch tells how far into its label, value or title the print in it begins.
 - pointers: in the decoder's first cross-attention layer two heads look at what the question names, in the second at
   what the answer is taken from, in the third at the patch of the very next character.
@@ -25,7 +26,7 @@ from vlm.attention import attention_weights
 from vlm.config import ModelConfig
 from vlm.model import VisionLanguageModel
 from vlm.training.reader.data import IGNORED, NUM_SLOTS, QuestionBatch, ReaderBatch
-from vlm.training.reader.sinusoids import place_tile
+from vlm.training.reader.sinusoids import num_position_dims, place_tile
 from vlm.training.reader.start import initialise
 from vlm.training.reader.targets import COPY, FIND, MAX_ORDER, NUM_CODES, SPELL, PatchLinks
 
@@ -40,6 +41,7 @@ class Losses(NamedTuple):
     answer: Tensor
     characters: Tensor
     links: Tensor
+    partners: Tensor
     order: Tensor
     pointers: Tensor
 
@@ -52,6 +54,7 @@ class Reader(nn.Module):
         self.model = VisionLanguageModel(config)
         self.character_head = nn.Linear(config.vision.feature_dim, NUM_SLOTS * NUM_CODES)
         self.order_head = nn.Linear(config.vision.feature_dim, MAX_ORDER + 1)
+        self.partner_head = nn.Linear(config.vision.feature_dim, num_position_dims(config.vision.width))
         self.exact: Counter[tuple[str, bool]] = Counter()
         """How many replies of each kind were predicted whole, and how many not; the caller empties it."""
         initialise(self.model)
@@ -66,6 +69,7 @@ class Reader(nn.Module):
             features, tokens = self.model.encode(batch.pixels, [batch.canvas] * len(batch.pixels))
         characters = self._character_loss(features[:, :, 1:], batch.characters)
         links = _link_loss(attention, inputs.taken[0], batch.links, num_tiles)
+        partners = _partner_loss(self.partner_head(features[:, :, 1:]), inputs.taken[0], batch.links, num_tiles)
         order = self._order_loss(features[:, :, 1:], batch.links.order)
         answer = pointers = features.new_zeros(())
         if batch.groups:
@@ -75,7 +79,7 @@ class Reader(nn.Module):
             answer = sum(part[0] for part in parts) / num_tokens
             sums, counts = (torch.stack([part[index] for part in parts]).sum(0) for index in (2, 3))
             pointers = (sums / counts.clamp_min(1)).sum()
-        return Losses(answer, characters, links, order, pointers)
+        return Losses(answer, characters, links, partners, order, pointers)
 
     def _character_loss(self, features: Tensor, characters: Tensor) -> Tensor:
         logits = rearrange(self.character_head(features), "m t p (i n) -> (m t p i) n", n=NUM_CODES).float()
@@ -120,11 +124,7 @@ class Reader(nn.Module):
 
 def _link_loss(attention: VisionAttention, x: Tensor, links: PatchLinks, num_tiles: int) -> Tensor:
     """Return how little three heads of `attention` over rows x [m, rows, v] look where the links say."""
-    pairs = (
-        _same(links.label_beside, links.label) | _same(links.label, links.label_beside),
-        _same(links.label_below, links.label) | _same(links.label, links.label_below),
-        _same(links.value_entry, links.entry),
-    )
+    pairs = (*_partners(links), _same(links.value_entry, links.entry))
     wanted = torch.stack(pairs, 1)
     # Padding and missing tiles come after the real tiles.
     tokens_per_tile = links.label.shape[1] // num_tiles + 1
@@ -138,6 +138,24 @@ def _link_loss(attention: VisionAttention, x: Tensor, links: PatchLinks, num_til
     weights = attention_weights(query, key)[..., : real.shape[1]]
     loss, count = _missed_mass(_patches(weights, -1, num_tiles), wanted)
     return loss / count.clamp_min(1)
+
+
+def _partner_loss(sought: Tensor, x: Tensor, links: PatchLinks, num_tiles: int) -> Tensor:
+    """Return how little `sought` [m, t, p, n], of each patch, is like the position of its partner in `x`, see above."""
+    tokens_per_tile = links.label.shape[1] // num_tiles + 1
+    positions = _patches(x[:, : num_tiles * tokens_per_tile, -sought.shape[-1] :].detach(), 1, num_tiles)
+    weights = attention_weights(sought.flatten(1, 2)[:, None], positions[:, None])[:, 0]
+    beside, below = _partners(links)
+    loss, count = _missed_mass(weights, beside | below)
+    return loss / count.clamp_min(1)
+
+
+def _partners(links: PatchLinks) -> tuple[Tensor, Tensor]:
+    """Return which patches [m, p, p] hold a label and its value, or the reverse: those in a row, then in a column."""
+    return (
+        _same(links.label_beside, links.label) | _same(links.label, links.label_beside),
+        _same(links.label_below, links.label) | _same(links.label, links.label_below),
+    )
 
 
 def _same(seeker: Tensor, sought: Tensor) -> Tensor:

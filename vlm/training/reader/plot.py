@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 import numpy as np
 
-LOSSES = ("answer", "characters", "links", "pointers")
+LOSSES = ("answer", "characters", "links", "partners", "pointers")
 KINDS = ("named_value", "reverse", "highest", "largest_value", "title", "count", "comparison")
 SMOOTHED_OVER = 5
 """Log lines."""

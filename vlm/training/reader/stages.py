@@ -26,21 +26,35 @@ STAGES = (
         diet=Diet(num_images=8, share_pages=1.0, num_questions=0),
         num_batches=700,
         rates=(1.0, 0.7),
-        weights=Losses(answer=0.0, characters=1.0, links=0.0, order=0.0, pointers=0.0),
+        weights=Losses(answer=0.0, characters=1.0, links=0.0, partners=0.0, order=0.0, pointers=0.0),
     ),
     Stage(
         name="words",
         diet=Diet(num_images=8, share_pages=0.7, num_questions=0, difficulty=(0.0, 0.5)),
         num_batches=600,
         rates=(0.7, 0.4),
-        weights=Losses(answer=0.0, characters=1.0, links=0.4, order=0.2, pointers=0.0),
+        weights=Losses(answer=0.0, characters=1.0, links=0.4, partners=0.0, order=0.2, pointers=0.0),
     ),
     Stage(
         name="questions",
         diet=Diet(num_images=16, share_pages=0.2, num_questions=6, difficulty=(0.0, 0.6), max_shrink=1.1),
-        num_batches=1400,
-        rates=(0.4, 0.3),
-        weights=Losses(answer=1.0, characters=1.0, links=0.5, order=0.3, pointers=0.6),
+        num_batches=1171,
+        rates=(0.3, 0.12),
+        weights=Losses(answer=1.0, characters=1.0, links=0.5, partners=0.0, order=0.3, pointers=0.6),
+    ),
+    Stage(
+        name="print",
+        diet=Diet(num_images=16, share_pages=0.65, num_questions=0, difficulty=(0.3, 0.8), max_shrink=1.2),
+        num_batches=800,
+        rates=(0.15, 0.1),
+        weights=Losses(answer=0.0, characters=1.0, links=0.3, partners=0.3, order=0.2, pointers=0.0),
+    ),
+    Stage(
+        name="more questions",
+        diet=Diet(num_images=16, share_pages=0.2, num_questions=6, difficulty=(0.4, 1.0), max_shrink=1.2),
+        num_batches=900,
+        rates=(0.12, 0.08),
+        weights=Losses(answer=1.0, characters=1.0, links=0.4, partners=0.4, order=0.3, pointers=0.6),
     ),
     Stage(
         name="all sizes",
@@ -48,8 +62,8 @@ STAGES = (
         diet=Diet(
             num_images=16, share_pages=0.1, num_questions=6, difficulty=(0.6, 1.0), share_sheets=0.3, max_shrink=1.3
         ),
-        num_batches=1600,
-        rates=(0.3, 0.0),
-        weights=Losses(answer=1.0, characters=0.6, links=0.5, order=0.3, pointers=0.6),
+        num_batches=900,
+        rates=(0.08, 0.0),
+        weights=Losses(answer=1.0, characters=0.8, links=0.4, partners=0.4, order=0.3, pointers=0.6),
     ),
 )
