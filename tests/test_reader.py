@@ -19,13 +19,13 @@ from vlm.prompt import Image as ImagePart
 from vlm.prompt import Text, Turn, encode_prompt
 from vlm.tokenizer import Tokenizer
 from vlm.training.reader.data import IGNORED, Diet, ReaderData
-from vlm.training.reader.model import Reader
+from vlm.training.reader.model import Reader, _partner_loss
 from vlm.training.reader.muon import Muon, nearest_orthogonal
 from vlm.training.reader.run import Run
 from vlm.training.reader.sinusoids import num_position_dims, place_tile, retile, shift, sinusoids
 from vlm.training.reader.stages import STAGES
 from vlm.training.reader.start import NEIGHBOURS, positions_kept
-from vlm.training.reader.targets import COPY, FIND, SPELL, patch_links, pointer_targets
+from vlm.training.reader.targets import COPY, FIND, SPELL, PatchLinks, no_links, patch_links, pointer_targets
 from vlm.training.reader.vocabulary import WORDS, reader_tokenizer
 from vlm.training.synthetic.charts import ask, draw_chart, patch_characters, patch_mask, patch_slots
 from vlm.training.synthetic.text_pages import draw_page
@@ -186,7 +186,7 @@ def test_untrained_heads_look_at_their_neighbours_and_along_their_axes(untrained
     patch = row * 14 + col
     for layer, neighbours in enumerate(NEIGHBOURS):
         for head, (rows, cols) in enumerate(neighbours):
-            assert untrained_attention[layer, head, patch].argmax() == (row + rows) * 14 + col + cols
+            assert untrained_attention[layer, head, patch, (row + rows) * 14 + col + cols] > 0.8
     along_rows, along_cols = untrained_attention[-1].unflatten(-1, (14, 14))[:2, patch]
     assert along_rows.sum(1).argmax() == row
     assert along_cols.sum(0).argmax() == col
@@ -214,6 +214,35 @@ def test_training_leaves_positions_alone():
         assert not weight[kept:].any()
         assert not weight.grad[kept:].any()
         assert weight.grad[:kept].all()
+
+
+def test_a_step_turns_no_head_away_from_its_neighbour(tmp_path):
+    run = Run(tmp_path, (SMALL,), 0)
+    vision = replace(run.reader.model.config.vision, max_tiles=1)
+    retile(run.reader.model, vision)
+    layer = run.reader.model.encoder.local_layers[0]
+    # Two heads of three, and what is no position of three thirds.
+    watched = ((layer.attention.q_proj, slice(128)), (layer.attention.k_proj, slice(128)))
+    watched += ((layer.attention_norm, slice(128, None)),)
+    before = [part.weight.clone() for part, _ in watched]
+    run._step(run.reader, SMALL, ReaderData(vision, TOKENIZER, SMALL.diet, num_batches=4, seed=0)[0])
+    for (part, held), was in zip(watched, before, strict=True):
+        assert torch.equal(part.weight[held], was[held])
+        assert not torch.equal(part.weight, was)
+
+
+def test_what_a_label_or_value_holds_tells_where_its_partner_is():
+    """The loss is that of the attention from codes of positions to the positions themselves."""
+    nothing = PatchLinks(*(torch.from_numpy(part)[None] for part in no_links((2, 3))))
+    links = PatchLinks(*(part.clone() for part in nothing))
+    links.label[0, 1], links.label_beside[0, 4] = 1, 1
+    positions = torch.eye(6)[None] * 9
+    x = torch.cat([torch.zeros(1, 1, 8), torch.cat([torch.randn(1, 6, 2), positions], -1)], 1)
+    told = torch.zeros(1, 1, 6, 6)
+    told[0, 0, 1, 4] = told[0, 0, 4, 1] = 9
+    assert _partner_loss(told, x, links, 1) < 1e-3
+    assert _partner_loss(told.flip(2), x, links, 1) > 3
+    assert _partner_loss(told, x, nothing, 1) == 0
 
 
 def test_a_tile_of_a_canvas_lies_where_a_single_tile_is_put():

@@ -30,7 +30,7 @@ from vlm.training.reader.model import Reader
 from vlm.training.reader.muon import Muon
 from vlm.training.reader.sinusoids import retile
 from vlm.training.reader.stages import Stage
-from vlm.training.reader.start import positions_kept
+from vlm.training.reader.start import look_at_neighbours, positions_kept
 from vlm.training.reader.vocabulary import reader_tokenizer
 
 logger = logging.getLogger(__name__)
@@ -152,6 +152,7 @@ class Run:
         if math.isfinite(norm):
             for optimizer in self.optimizers:
                 optimizer.step()
+            look_at_neighbours(self.reader.model.encoder)
         else:
             logger.warning("a step with a gradient that is not finite was left out")
         return {name: loss.item() for name, loss in losses._asdict().items()} | {"norm": norm, "steps": 1}

@@ -1,7 +1,8 @@
-"""How the reader starts: gates open, positions kept apart, and heads that already look at neighbours.
+"""How the reader starts: gates open, positions kept apart, and heads that look at neighbours.
 
-A transformer left to itself spends most of a short training on finding out what lies beside what. Only where the
-heads begin is set here; all of them are trained.
+A transformer left to itself spends most of a short training on finding out what lies beside what. Most print lies
+across the borders of patches, so two heads of each local layer look at a neighbour from the first batch to the last:
+only what they take from it is trained. Of the global heads only where they begin is set here.
 """
 
 import math
@@ -12,20 +13,26 @@ from torch import Tensor, nn
 
 from adapters.cross_attention import GatedCrossAttentionLayer
 from vision_encoder.encoder import VisionEncoder
-from vision_encoder.transformer import VisionAttention
+from vision_encoder.transformer import VisionAttention, VisionLayer
 from vlm.model import VisionLanguageModel
 from vlm.training.reader.sinusoids import num_position_dims, retile, shift
 
 SHARPNESS = 2.0
 """What the norm of the decoder's queries starts at: with 1 no attention over hundreds of patches can be sharp."""
-NEIGHBOURS = (((0, -1), (0, 1)), ((0, -2), (0, 2)), ((0, -1), (0, 1)), ((-1, 0), (1, 0)), ((0, -1), (0, 1)))
+_ABOVE, _BELOW, _LEFT, _RIGHT = (-1, 0), (1, 0), (0, -1), (0, 1)
+NEIGHBOURS = ((_ABOVE, _BELOW), (_LEFT, _RIGHT), (_LEFT, _RIGHT), (_ABOVE, _BELOW), (_LEFT, _RIGHT))
 """(rows, cols) from a patch to what the first two heads of each local layer look at."""
 LOUDNESS = 4.0
 """Of the patch embedding, beside torch's own start: as loud as the positions."""
-PROMINENCE = 4.0
-"""Of the positions in what the layers hand on, beside what a patch holds: the layers add to the latter."""
+PROMINENCE = 12.0
+"""Of the positions in what the layers hand on, beside what a patch holds: the layers add to the latter. So loud, they
+are all but the whole of what a norm divides by, and come out of it equally loud from full patches and empty ones."""
+FAINTNESS = 0.5
+"""What the norms of local layers make of a position, so that queries and keys also hear what a patch holds."""
 LOOK = 1.5
-"""Weight of a position in queries and keys."""
+"""Weight of a position in queries and keys of the global layer, whose heads learn to look elsewhere."""
+SHARP_LOOK = 4.0
+"""The same where a head is to look at one neighbour and at nothing beside it."""
 
 
 @torch.no_grad()
@@ -36,18 +43,37 @@ def initialise(model: VisionLanguageModel) -> None:
     retile(model, model.config.vision)
     _calm(encoder.patch_embedding.weight)
     _keep_positions(encoder)
-    for layer, neighbours in zip(encoder.local_layers, NEIGHBOURS, strict=False):
-        for head, steps in enumerate(neighbours):
-            _look(layer.attention, head, shift(*steps, encoder.config.width))
+    look_at_neighbours(encoder)
+    for layer in encoder.local_layers:
+        _hold_looks(layer, encoder.config.width)
     along_rows, along_cols = _axes(encoder.config.width)
     for layer in encoder.global_layers:
-        _look(layer.attention, 0, along_rows)
-        _look(layer.attention, 1, along_cols)
+        _look(layer.attention, 0, along_rows, LOOK)
+        _look(layer.attention, 1, along_cols, LOOK)
     for layer in model.decoder.layers:
         if isinstance(layer, GatedCrossAttentionLayer):
             nn.init.ones_(layer.attention_gate)
             nn.init.ones_(layer.mlp_gate)
             nn.init.constant_(layer.attention.q_norm.weight, SHARPNESS)
+
+
+@torch.no_grad()
+def look_at_neighbours(encoder: VisionEncoder) -> None:
+    """Have two heads of each local layer look at a neighbour; done after each step, for weight decay undoes it."""
+    for layer, neighbours in zip(encoder.local_layers, NEIGHBOURS, strict=False):
+        for head, steps in enumerate(neighbours):
+            _look(layer.attention, head, shift(*steps, encoder.config.width), SHARP_LOOK)
+
+
+def _hold_looks(layer: VisionLayer, width: int) -> None:
+    """Let no gradient turn the queries and keys of the heads that look at neighbours, nor the positions in them."""
+    held = 2 * width // layer.attention.num_heads
+    for projection in (layer.attention.q_proj, layer.attention.k_proj):
+        _hold(projection.weight, slice(held))
+    kept = width - num_position_dims(width)
+    layer.attention_norm.weight[kept:] = FAINTNESS
+    for parameter in layer.attention_norm.parameters():
+        _hold(parameter, slice(kept, None))
 
 
 def positions_kept(encoder: VisionEncoder) -> bool:
@@ -60,14 +86,23 @@ def _keep_positions(encoder: VisionEncoder) -> None:
     """Let nothing write where the positions are."""
     kept = encoder.config.width - num_position_dims(encoder.config.width)
     encoder.norm_before.weight[kept:] = PROMINENCE
-    first = encoder.local_layers[0]
-    for norm in (first.attention_norm, first.mlp_norm):
-        norm.weight[:kept] = PROMINENCE / 2
+    for layer in encoder.local_layers:
+        for norm in (layer.attention_norm, layer.mlp_norm):
+            norm.weight[:kept] = PROMINENCE / 4
     for weight in _writers(encoder):
         weight[kept:] = 0
-        weight.register_hook(
-            lambda gradient, kept=kept: torch.cat([gradient[:kept], torch.zeros_like(gradient[kept:])])
-        )
+        _hold(weight, slice(kept, None))
+
+
+def _hold(parameter: nn.Parameter, rows: slice) -> None:
+    """Let no gradient change `rows`."""
+
+    def without(gradient: Tensor) -> Tensor:
+        gradient = gradient.clone()
+        gradient[rows] = 0
+        return gradient
+
+    parameter.register_hook(without)
 
 
 def _writers(encoder: VisionEncoder) -> list[nn.Parameter]:
@@ -78,8 +113,8 @@ def _writers(encoder: VisionEncoder) -> list[nn.Parameter]:
     return writers
 
 
-def _look(attention: VisionAttention, head: int, sought: Tensor) -> None:
-    """Have a head start by looking from each patch to those whose position, times `sought`, is most like its own."""
+def _look(attention: VisionAttention, head: int, sought: Tensor, weight: float) -> None:
+    """Have a head look from each patch to those whose position, times `sought`, is most like its own."""
     width = attention.q_proj.weight.shape[1]
     head_dim, num_dims = width // attention.num_heads, len(sought)
     if head_dim < num_dims:
@@ -89,7 +124,7 @@ def _look(attention: VisionAttention, head: int, sought: Tensor) -> None:
     for projection, matrix in ((attention.q_proj, torch.diag(seen.float())), (attention.k_proj, sought)):
         part = projection.weight[rows]
         part[seen] = 0
-        part[:, width - num_dims :] = LOOK * matrix
+        part[:, width - num_dims :] = weight * matrix
 
 
 def _axes(width: int) -> tuple[Tensor, Tensor]:
