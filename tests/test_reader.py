@@ -27,7 +27,7 @@ from vlm.training.reader.stages import STAGES
 from vlm.training.reader.start import NEIGHBOURS, positions_kept
 from vlm.training.reader.targets import COPY, FIND, SPELL, PatchLinks, no_links, patch_links, pointer_targets
 from vlm.training.reader.vocabulary import WORDS, reader_tokenizer
-from vlm.training.synthetic.charts import ask, draw_chart, patch_characters, patch_mask, patch_slots
+from vlm.training.synthetic.charts import Character, ask, draw_chart, patch_characters, patch_mask, patch_slots
 from vlm.training.synthetic.text_pages import draw_page
 
 TOKENIZER = reader_tokenizer()
@@ -293,10 +293,10 @@ def test_the_mean_colour_of_a_patch_does_not_move_its_embedding():
     assert torch.allclose(colours[0], (strokes.view(3, -1) - strokes.view(3, -1).mean(-1, keepdim=True)), atol=1e-5)
 
 
-@pytest.mark.parametrize("sheets", [0.0, 1.0])
-def test_a_batch_is_a_function_of_its_index_and_its_targets_fit(sheets):
-    vision = replace(preset("default").vision, max_tiles=4 if sheets else 1)
-    diet = Diet(num_images=4, share_pages=0.2, num_questions=3, share_sheets=sheets)
+@pytest.mark.parametrize(("sheets", "max_tiles"), [(0.0, 1), (0.0, 4), (1.0, 4)])
+def test_a_batch_is_a_function_of_its_index_and_its_targets_fit(sheets, max_tiles):
+    vision = replace(preset("default").vision, max_tiles=max_tiles)
+    diet = Diet(num_images=4, share_pages=0.2, num_questions=3, share_sheets=sheets, max_shrink=1.3)
     data, again = (ReaderData(vision, TOKENIZER, diet, num_batches=9, seed=4) for _ in range(2))
     for index in (0, 5):
         batch, twin = data[index], again[index]
@@ -308,6 +308,12 @@ def test_a_batch_is_a_function_of_its_index_and_its_targets_fit(sheets):
             assert (group.labels != IGNORED).any(-1).all()
             assert (group.ids[:, group.first_seeing] == TOKENIZER.image_marker_id).all()
     assert not torch.equal(data[0].pixels[0, 0], data[1].pixels[0, 0])
+
+
+def test_print_on_the_rim_of_an_unevenly_shrunk_sheet_lies_in_its_last_patch():
+    rim = [Character("7", 57.9, 31.99)]
+    assert patch_slots(rim, 4.0, (7, 14))[6, 13].tolist() == [0] * 7 + [ord("7")]
+    assert patch_characters(rim, 4.0, (7, 14))[6, 13, 0] == ord("7")
 
 
 def test_a_wrong_patch_order_would_be_noticed():

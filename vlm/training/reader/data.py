@@ -4,7 +4,7 @@ A batch is a function of (seed, index, rank), so that a run can go on where it s
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 from typing import NamedTuple
 
@@ -97,7 +97,7 @@ class ReaderData(Dataset):
         num_ranks: int = 1,
     ):
         self.config, self.tokenizer, self.diet = config, tokenizer, diet
-        self.processor = ImageProcessor(config)
+        self.of_a_tile, self.of_sheets = ImageProcessor(replace(config, max_tiles=1)), ImageProcessor(config)
         self.num_batches, self.seed, self.rank, self.num_ranks = num_batches, seed, rank, num_ranks
 
     def __len__(self) -> int:
@@ -108,14 +108,15 @@ class ReaderData(Dataset):
         offset = tuple(int(patches) for patches in shared.integers(0, MAX_GRID - self.config.grid + 1, 2))
         is_sheet = shared.random() < self.diet.share_sheets
         sheet = _sheet(shared, self.config.tile_size, self._shrink(shared)) if is_sheet else None
-        canvas = self.processor.placement(sheet)[0] if sheet else (1, 1)
+        processor = self.of_sheets if sheet else self.of_a_tile
+        canvas = processor.placement(sheet)[0] if sheet else (1, 1)
         rng = np.random.default_rng([self.seed, index, self.rank])
         first, last = self.diet.difficulty
         difficulty = first + (last - first) * index / self.num_batches
         pixels, characters, links, rows = [], [], [], []
         for image_index in range(self.diet.num_images // self.num_ranks // (2 if is_sheet else 1)):
             size = sheet or round(self.config.tile_size * self._shrink(rng))
-            layout = _Layout(self.config, canvas, self._drawn_patch(size))
+            layout = _Layout(self.config, canvas, _drawn_patch(processor, size))
             if rng.random() < self.diet.share_pages:
                 image, printed = draw_page(rng, size)
                 links.append(no_links(layout.grid))
@@ -125,7 +126,7 @@ class ReaderData(Dataset):
                 links.append(patch_links(chart, layout.patch_size, layout.grid))
                 for question in ask(rng, chart, self.diet.num_questions) if self.diet.num_questions else ():
                     rows.append((image_index, *self._conversation(chart, question, layout), question.kind))
-            pixels.append(self.processor(image).pixels)
+            pixels.append(processor(image).pixels)
             characters.append(torch.from_numpy(self._characters(printed, layout)))
         return ReaderBatch(
             torch.stack(pixels),
@@ -139,12 +140,6 @@ class ReaderData(Dataset):
     def _shrink(self, rng: np.random.Generator) -> float:
         """Return how much larger than it is seen a picture is drawn."""
         return float(rng.uniform(1, self.diet.max_shrink)) if rng.random() < 0.5 else 1.0
-
-    def _drawn_patch(self, size: int | tuple[int, int]) -> float:
-        """Return the side of a patch in pixels of a picture drawn at `size`, before it is shrunk."""
-        height, width = (size, size) if isinstance(size, int) else size
-        fitted = self.processor.placement((height, width))[1]
-        return self.config.patch_size * max(height, width) / max(fitted)
 
     def _characters(self, printed: Sequence[Character], layout: "_Layout") -> np.ndarray:
         parts = patch_slots(printed, layout.patch_size, layout.grid)
@@ -173,6 +168,13 @@ class _Layout:
         self.grid = (canvas[0] * config.grid, canvas[1] * config.grid)
         along_rows = np.arange(self.grid[0] * self.grid[1]).reshape(self.grid)
         self.order = rearrange(along_rows, "(rows y) (cols x) -> (rows cols y x)", rows=canvas[0], cols=canvas[1])
+
+
+def _drawn_patch(processor: ImageProcessor, size: int | tuple[int, int]) -> float:
+    """Return the side of a patch in pixels of a picture drawn at `size`, before it is shrunk."""
+    height, width = (size, size) if isinstance(size, int) else size
+    fitted = processor.placement((height, width))[1]
+    return processor.config.patch_size * max(height, width) / max(fitted)
 
 
 def _sheet(rng: np.random.Generator, tile_size: int, shrink: float) -> tuple[int, int]:

@@ -52,8 +52,8 @@ STAGES = (
     Stage(
         name="more questions",
         diet=Diet(num_images=16, share_pages=0.2, num_questions=6, difficulty=(0.4, 1.0), max_shrink=1.2),
-        num_batches=700,
-        rates=(0.25, 0.12),
+        num_batches=568,
+        rates=(0.25, 0.15),
         weights=Losses(answer=1.0, characters=1.0, links=0.4, partners=0.4, order=0.3, pointers=0.6),
     ),
     Stage(
@@ -62,8 +62,8 @@ STAGES = (
         diet=Diet(
             num_images=16, share_pages=0.1, num_questions=6, difficulty=(0.6, 1.0), share_sheets=0.3, max_shrink=1.3
         ),
-        num_batches=400,
-        rates=(0.12, 0.0),
+        num_batches=370,
+        rates=(0.15, 0.0),
         weights=Losses(answer=1.0, characters=0.8, links=0.4, partners=0.4, order=0.3, pointers=0.6),
     ),
 )

@@ -10,7 +10,7 @@ import numpy as np
 
 from vlm.tokenizer import Tokenizer
 from vlm.training.synthetic.canvas import Box
-from vlm.training.synthetic.charts import Chart, patch_mask
+from vlm.training.synthetic.charts import Chart, patch_at, patch_mask
 from vlm.training.synthetic.questions import Question
 
 # What the first printable character is coded as is 1; 0 stands for "no character here".
@@ -64,7 +64,8 @@ def patch_links(chart: Chart, patch_size: float, grid: tuple[int, int]) -> Patch
     for box in boxes:
         # Backwards, so that the first character in a patch is what stays.
         for index, (y, x) in reversed(list(enumerate(printed_text(chart, box)[1], 1))):
-            links.order[int(y // patch_size) * grid[1] + int(x // patch_size)] = min(index, MAX_ORDER)
+            patch = patch_at(y, patch_size, grid[0]) * grid[1] + patch_at(x, patch_size, grid[1])
+            links.order[patch] = min(index, MAX_ORDER)
     return links
 
 
@@ -122,7 +123,7 @@ def pointer_targets(
             if span is None:
                 continue
             for offset, place in enumerate(kept):
-                row, col = (int(at // patch_size) for at in places[place])
+                row, col = (patch_at(*at) for at in zip(places[place], (patch_size, patch_size), grid, strict=True))
                 position = first + tokens[span[0] + offset]
                 pointers[SPELL.start, position, row * grid[1] + col] = True
                 if question.kind == "caption":

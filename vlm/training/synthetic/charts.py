@@ -71,7 +71,7 @@ def patch_characters(
     codes = np.zeros((*grid, max_per_patch), dtype=np.uint8)
     patches: dict[tuple[int, int], list[Character]] = {}
     for character in characters:
-        place = int(character.y // patch_size), int(character.x // patch_size)
+        place = patch_at(character.y, patch_size, grid[0]), patch_at(character.x, patch_size, grid[1])
         patches.setdefault(place, []).append(character)
     for (row, col), inside in patches.items():
         for i, character in enumerate(_in_reading_order(inside)[:max_per_patch]):
@@ -89,7 +89,7 @@ def patch_slots(
     height, width = patch_size / slots[0], patch_size / slots[1]
     parts = np.zeros((grid[0] * slots[0], grid[1] * slots[1]), dtype=np.uint8)
     for char, x, y in characters:
-        parts[int(y // height), int(x // width)] = ord(char)
+        parts[patch_at(y, height, len(parts)), patch_at(x, width, parts.shape[1])] = ord(char)
     return rearrange(parts, "(rows i) (cols j) -> rows cols (i j)", i=slots[0], j=slots[1])
 
 
@@ -118,13 +118,14 @@ def patch_mask(
     for x0, y0, x1, y1 in boxes:
         inside = [(y, x) for _, x, y in characters if x0 <= x <= x1 and y0 <= y <= y1]
         for y, x in inside or [((y0 + y1) / 2, (x0 + x1) / 2)]:
-            mask[_patch(y, patch_size, grid[0]), _patch(x, patch_size, grid[1])] = True
+            mask[patch_at(y, patch_size, grid[0]), patch_at(x, patch_size, grid[1])] = True
         if not inside:
-            rows = slice(_patch(y0 + 3, patch_size, grid[0]), _patch(y1 - 3, patch_size, grid[0]) + 1)
-            cols = slice(_patch(x0 + 3, patch_size, grid[1]), _patch(x1 - 3, patch_size, grid[1]) + 1)
+            rows = slice(patch_at(y0 + 3, patch_size, grid[0]), patch_at(y1 - 3, patch_size, grid[0]) + 1)
+            cols = slice(patch_at(x0 + 3, patch_size, grid[1]), patch_at(x1 - 3, patch_size, grid[1]) + 1)
             mask[rows, cols] = True
     return mask.reshape(-1)
 
 
-def _patch(position: float, patch_size: float, num_patches: int) -> int:
+def patch_at(position: float, patch_size: float, num_patches: int) -> int:
+    """Return which patch a position lies in; one beyond the rim, where a picture is shrunk unevenly, in the last."""
     return min(max(int(position // patch_size), 0), num_patches - 1)
