@@ -57,8 +57,8 @@ class CrossAttention(nn.Module):
         self.k_proj = parts.linear(width, num_kv_heads * head_dim)
         self.v_proj = parts.linear(width, num_kv_heads * head_dim)
         self.o_proj = parts.linear(num_heads * head_dim, width)
-        self.q_norm = nn.RMSNorm(head_dim, eps=norm_eps)
-        self.k_norm = nn.RMSNorm(head_dim, eps=norm_eps)
+        self.q_norm = parts.norm(head_dim, eps=norm_eps)
+        self.k_norm = parts.norm(head_dim, eps=norm_eps)
 
     def project(self, tokens: Tensor) -> ImageKV:
         """Return keys and values [b, g, l, e] of image tokens [b, l, d]."""

@@ -1,20 +1,24 @@
-"""What 8 and 4 bits cost: divergence on random layers of the 11B's shapes, agreement of the shipped model's answers.
+"""What 8 and 4 bits cost: agreement of the shipped model's answers, divergence on random layers.
 
-    python -m benchmarks.quantization_quality [--preset 11b-vision] [--rows 16] [--questions 100]
+    python -m benchmarks.quantization_quality [--questions 100] [--layers default|11b-vision] [--rows 16]
 
-One random self-attention layer, then one cross-attention layer, is put before a norm and a random head; of these one
-part at a time is quantised. `error` is by how much what the head is given changes (for the head: what it gives),
+First the chart questions of examples/benchmark: the share of the shipped model's answers that stay letter for letter
+what they were, and of those that are right by the evaluation's own rule; at the end with one kind of matrix at a time
+quantised, in groups of 32. Each picture is encoded once: the encoder is never quantised.
+
+Then one random self-attention layer, and one cross-attention layer, is put before a norm and a random head; of these
+one part at a time is quantised. `error` is by how much what the head is given changes (for the head: what it gives),
 relative to it; `nats` the Kullback-Leibler divergence of the next token's distribution, in nats. Random weights have no
-structure, so the numbers compare parts and group sizes; what they cost a trained model only its answers tell.
-
-Then the chart questions of examples/benchmark: the share of the shipped model's answers that stay letter for letter
-what they were, and of those that are right by the evaluation's own rule. The last line is JSON.
+structure, so the numbers compare parts and group sizes; what they cost a trained model only its answers tell. Every row
+is printed when it is measured. The last line is JSON.
 """
 
 import argparse
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +31,7 @@ from vlm.checkpoint import load_model
 from vlm.config import DecoderConfig
 from vlm.decoder import FeedForward, SelfAttentionLayer, _SelfContext
 from vlm.pipeline import DEFAULT_MODEL
-from vlm.quantization import GROUP_SIZES, Scheme, dequantize, quantize
+from vlm.quantization import GROUP_SIZES, QuantizedLinear, Scheme, dequantize, plan, quantize
 from vlm.rope import rotation
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -38,20 +42,21 @@ HEAD_ROWS, IMAGE_TOKENS = 8192, 1601
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--preset", default="11b-vision")
-    parser.add_argument("--rows", type=int, default=16, help="tokens that the layers are given")
     parser.add_argument("--questions", type=int, default=100, help="of the benchmark; 0 leaves the answers out")
+    parser.add_argument("--layers", default="default", help="preset whose layers are made, such as 11b-vision")
+    parser.add_argument("--rows", type=int, default=16, help="tokens that the layers are given")
     options = parser.parse_args()
     torch.manual_seed(0)
-    layers = divergences(preset(options.preset).decoder, options.rows)
     answers = agreement(options.questions) if options.questions else {}
-    print(json.dumps({"preset": options.preset, "torch": torch.__version__, "layers": layers, "answers": answers}))
+    layers = divergences(preset(options.layers).decoder, options.rows)
+    record = {"preset": options.layers, "torch": torch.__version__, "layers": layers, "answers": answers}
+    print(json.dumps(record), flush=True)
 
 
 @torch.inference_mode()
 def divergences(config: DecoderConfig, rows: int) -> list[dict]:
     """Return for each part and scheme what quantising it does."""
-    print(f"{'layer':7}{'part':24}{'scheme':24}{'error':>9}{'nats':>11}")
+    print(f"\n{'layer':7}{'part':24}{'scheme':24}{'error':>9}{'nats':>11}", flush=True)
     x = _features(rows, config.width)
     head = _random(nn.Linear(config.width, min(HEAD_ROWS, config.vocab_size), bias=False))
     found = []
@@ -113,28 +118,58 @@ def _nats(plain: Tensor, changed: Tensor) -> float:
     return (first.exp() * (first - second)).sum(-1).mean().item()
 
 
+class Variant(NamedTuple):
+    """Which layers of the shipped model are quantised, and how."""
+
+    name: str
+    precision: str
+    group_size: int = GROUP_SIZES[0]
+    part: str = ""
+    """Only layers in whose name this stands."""
+
+
+VARIANTS = (
+    Variant("int8", "int8"),
+    *(Variant(f"int4, groups up to {size}", "int4", size) for size in GROUP_SIZES),
+    *(
+        Variant(f"int4, groups of 32: {part}", "int4", 32, part)
+        for part in ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    ),
+)
+
+
 def agreement(most: int) -> dict[str, dict[str, float]]:
-    """Return for each precision and group size the share of answers that stay as they were, and that are right."""
-    questions = _questions(most)
-    asked = [(image, question) for image, question, _ in questions]
-    config = GenerationConfig(max_new_tokens=24)
+    """Return for each variant the share of answers that stay as they were, and that are right."""
+    vlm, questions = _shipped(None), _questions(most)
+    encoded = {image: vlm.encode_image(image) for image, _, _ in questions}
+    asked = [(encoded[image], question) for image, question, _ in questions]
     expected: list[str] = []
     found: dict[str, dict[str, float]] = {}
-    print(f"\n{'shipped model':24}{'questions':>10}{'same answer':>13}{'right':>8}")
-    for precision, size in ((None, 128), ("int8", 128), *(("int4", size) for size in GROUP_SIZES)):
-        weights = load_model(DEFAULT_MODEL, quantize=precision, group_size=size)
-        model = VLM(weights, Tokenizer.from_folder(DEFAULT_MODEL))
-        answers = [reply.text.strip() for reply in model.answer_many(asked, config=config)]
+    print(f"{'shipped model':34}{'questions':>10}{'same answer':>13}{'right':>8}{'seconds':>9}", flush=True)
+    for variant in (None, *VARIANTS):
+        start = time.perf_counter()
+        replies = _shipped(variant).answer_many(asked, config=GenerationConfig(max_new_tokens=24))
+        answers = [reply.text.strip() for reply in replies]
         expected = expected or answers
         same = sum(map(str.__eq__, answers, expected)) / len(answers)
-        right = sum(
-            score("chartqa", "ours", answer, label) or 0
-            for answer, (_, _, label) in zip(answers, questions, strict=True)
-        )
-        name = f"int4, groups up to {size}" if precision == "int4" else precision or "bfloat16"
-        found[name] = {"questions": len(answers), "same": same, "right": right / len(answers)}
-        print(f"{name:24}{len(answers):10}{same:13.3f}{right / len(answers):8.3f}", flush=True)
+        marks = (score("chartqa", "ours", answer, row[2]) or 0 for answer, row in zip(answers, questions, strict=True))
+        right, name = sum(marks) / len(answers), variant.name if variant else "bfloat16"
+        found[name] = {"questions": len(answers), "same": same, "right": right}
+        taken = time.perf_counter() - start
+        print(f"{name:34}{len(answers):10}{same:13.3f}{right:8.3f}{taken:9.1f}", flush=True)
     return found
+
+
+@torch.no_grad()
+def _shipped(variant: Variant | None) -> VLM:
+    """Return the shipped model in bfloat16, its layers quantised as `variant` says."""
+    model = load_model(DEFAULT_MODEL)
+    schemes = plan(model, variant.precision, variant.group_size) if variant else {}
+    for name, scheme in schemes.items():
+        if variant.part in name:
+            weight = model.get_submodule(name).weight
+            model.set_submodule(name, QuantizedLinear.of(quantize(weight, scheme), scheme))
+    return VLM(model, Tokenizer.from_folder(DEFAULT_MODEL))
 
 
 def _questions(most: int) -> list[tuple[Path, str, str]]:

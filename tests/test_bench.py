@@ -13,6 +13,7 @@ from vlm import preset
 from vlm.bench import operations
 from vlm.bench.measure import machine, seconds
 from vlm.bench.random_models import random_model, weights_read
+from vlm.kv_cache import empty_cache
 
 
 def test_functions_are_measured_in_turn():
@@ -54,6 +55,18 @@ def test_a_token_reads_every_matrix_but_the_embedding_and_those_of_image_keys(ti
     assert abs(weights_read(model, with_image=not tied) - total) <= model.decoder.norm.weight.nbytes
 
 
+def test_a_token_reads_the_whole_cache_and_none_of_it_is_memory_never_written(monkeypatch):
+    caches = []
+    made = lambda *sizes, **kinds: caches.append(empty_cache(*sizes, **kinds)) or caches[-1]  # noqa: E731
+    monkeypatch.setattr(operations, "empty_cache", made)
+    model = random_model(preset("tiny"))
+    with torch.inference_mode():
+        operations.decode_step(model, 9)()
+    (cache,) = caches
+    assert operations.cache_bytes(model.config.decoder, 9) == cache.keys.nbytes + cache.values.nbytes
+    assert (cache.keys != 0).all()
+
+
 def test_operations_are_those_torch_counts():
     model = random_model(preset("tiny")).float()
     # By its formula, for the kernels of a CPU are not counted.
@@ -75,9 +88,51 @@ def test_operations_are_those_torch_counts():
     assert counter.get_total_flops() == operations.prefill_operations(text, 16)
 
 
-def test_the_large_model_goes_through_the_disk_part_by_part(tmp_path, capsys):
-    figures = eleven_b.measure(preset("tiny"), tmp_path, (1, 1), 3)
+@pytest.fixture
+def machine_limits(monkeypatch):
+    monkeypatch.setattr(eleven_b, "read_bandwidth", lambda *_: 1e10)
+    monkeypatch.setattr(eleven_b, "matrix_throughput", lambda *_: 1e11)
+
+
+def test_the_large_model_goes_through_the_disk_part_by_part_and_says_where_it_is(tmp_path, capsys, machine_limits):
+    figures = eleven_b.measure(preset("tiny"), tmp_path, (1, 1), 3, eleven_b.Log())
     assert {"first token, s", "tokens/s", "peak GB"} <= set(figures)
     assert all(value >= 0 for value in figures.values())
     names = {path.name for path in tmp_path.iterdir()}
     assert {"vision.safetensors", "embedding.safetensors", "layer-0.safetensors", "picture.safetensors"} <= names
+    assert not [name for name in names if name.endswith(".part")]
+    said = capsys.readouterr().out
+    for stage in (
+        "weights written",
+        "picture encoded",
+        "decoder read",
+        "keys and values",
+        "prompt read",
+        "tokens: 2 of 2",
+    ):
+        assert stage in said
+    # What is whole is not written again; what was cut off is.
+    (tmp_path / "head.safetensors").rename(tmp_path / "head.safetensors.part")
+    eleven_b.write(eleven_b.shaped_model(preset("tiny"), "int4"), tmp_path, eleven_b.Log())
+    assert "head" not in {path.stem for path in tmp_path.glob("*.part")}
+    assert "1 of 1" in capsys.readouterr().out
+
+
+def test_a_stage_says_how_long_the_rest_takes(capsys, monkeypatch):
+    now = iter([0, 0, 1, 1, 6, 6, 8, 8])
+    monkeypatch.setattr(eleven_b.time, "perf_counter", lambda: next(now))
+    progress = eleven_b.Progress(eleven_b.Log(), "cooking", 3)
+    for _ in range(3):
+        progress.step()
+    lines = [line.split("] ", 1)[1] for line in capsys.readouterr().out.splitlines()]
+    assert lines == ["cooking", "  cooking: 2 of 3, 3 s left", "  cooking: 3 of 3, took 8.0 s"]
+
+
+def test_a_shortened_shape_keeps_its_widths():
+    whole = preset("11b-vision")
+    for num_layers in (4, 8, 32):
+        short = eleven_b.shortened(whole, num_layers)
+        assert (short.decoder.num_layers, short.decoder.width) == (num_layers, whole.decoder.width)
+        assert len(short.adapter.cross_layers) == num_layers // 4
+        assert short.vision.width == whole.vision.width
+    assert replace(short, vision=whole.vision) == whole

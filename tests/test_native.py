@@ -2,15 +2,20 @@
 
 import copy
 import logging
+from dataclasses import replace
 
 import pytest
 import torch
 from torch.nn import functional
 
-from vlm import native
+from adapters.masks import CrossMask
+from vlm import decoder, native, preset
 from vlm.attention import attend
+from vlm.bench.random_models import random_model
+from vlm.kv_cache import empty_cache
 from vlm.quantization import QuantizedLinear, QuantizedWeight, Scheme, dequantize, quantize
 from vlm.quantization.product import OwnKernel
+from vlm.rope import rotate, rotation
 
 needs_native = pytest.mark.skipif(native.library() is None, reason="not run: gcc, or a processor with AVX-512 VNNI")
 
@@ -38,11 +43,12 @@ def test_a_product_of_few_rows_is_rounded_once(rows, out, cols):
 
 
 @needs_native
-def test_a_norm_is_torchs():
+@pytest.mark.parametrize("rows", [1, 40, 1000])
+def test_a_norm_is_torchs(rows):
     ours, theirs = native.RMSNorm(96, eps=1e-5).bfloat16(), torch.nn.RMSNorm(96, eps=1e-5).bfloat16()
     ours.weight.data.normal_()
     theirs.weight = ours.weight
-    x = 3 * torch.randn(1, 4, 96).bfloat16()
+    x = 3 * torch.randn(1, rows, 96).bfloat16()
     assert (ours(x).double() - theirs(x).double()).abs().max() <= rounding(theirs(x).double())
 
 
@@ -77,6 +83,92 @@ def test_quantised_products_keep_sixteen_bits_of_each_group_of_x(scheme):
     assert (layer(small).double() - exact).abs().max() <= 1.01 * rounding(exact)
     assert all(torch.equal(layer(x[row : row + 1])[0], layer(x)[row]) for row in range(len(x)))
     assert torch.equal(copy.deepcopy(layer)(x), layer(x))
+
+
+def _layers(scheme: Scheme | None) -> list[torch.nn.Module]:
+    """Return three layers of 32, 64 and 16 rows, quantised or in bfloat16."""
+    plain = [native.Linear(128, out).bfloat16() for out in (32, 64, 16)]
+    return plain if scheme is None else [QuantizedLinear.of(quantize(layer.weight, scheme), scheme) for layer in plain]
+
+
+@needs_native
+@pytest.mark.parametrize("rows", [1, 4, 7])
+@pytest.mark.parametrize("scheme", [None, Scheme(bits=8), Scheme(bits=4, group_size=64)], ids=str)
+def test_products_side_by_side_are_bit_for_bit_those_of_each_alone(scheme, rows):
+    layers, x = _layers(scheme), torch.randn(rows, 1, 128).bfloat16()
+    together = native.side_by_side(x, *layers)
+    if scheme is None and rows > native.MAX_ROWS:
+        assert together is None
+        return
+    assert torch.equal(together, torch.cat([layer(x) for layer in layers], -1))
+
+
+@needs_native
+def test_layers_that_are_not_alike_or_carry_an_adapter_are_run_alone():
+    quantized, plain, x = _layers(Scheme(bits=8)), _layers(None), torch.randn(1, 128).bfloat16()
+    assert native.side_by_side(x, quantized[0], plain[1]) is None
+    assert native.side_by_side(x, quantized[0], _layers(Scheme(bits=4, group_size=32))[1]) is None
+    for layers in (quantized, plain):
+        assert native.side_by_side(x, *layers) is not None
+        layers[1].register_forward_hook(lambda layer, inputs, output: output + 1)
+        assert native.side_by_side(x, *layers) is None
+
+
+@pytest.mark.parametrize("scheme", [None, Scheme(bits=8)], ids=str)
+def test_rows_of_another_width_are_refused_and_not_read_past_their_end(scheme):
+    for layer in _layers(scheme):
+        with pytest.raises(RuntimeError):
+            layer(torch.randn(1, 64).bfloat16())
+
+
+@needs_native
+@pytest.mark.parametrize("rows", [1, 9])
+def test_a_gate_is_rounded_once(rows):
+    gate, up = (
+        QuantizedLinear.of(quantize(torch.randn(48, 64).bfloat16(), Scheme(bits=8)), Scheme(bits=8)) for _ in "ab"
+    )
+    # Gates from far below zero to far above, where silu is 0 and the gate itself.
+    x = torch.randn(rows, 64).bfloat16() * torch.logspace(-2, 2, rows)[:, None].bfloat16()
+    exact = functional.silu(gate(x).double()) * up(x).double()
+    found = native.gated(x, gate, up).double()
+    assert ((found - exact).abs() <= exact.abs() * torch.finfo(torch.bfloat16).eps / 2 + 1e-30).all()
+
+
+@needs_native
+@pytest.mark.parametrize(("batch", "length", "own"), [(1, 1, False), (2, 3, False), (2, 3, True)])
+def test_heads_are_turned_in_place_and_values_left_alone(batch, length, own):
+    config = replace(preset("tiny").decoder, width=128)  # heads of 32
+    positions = torch.randint(500, (batch if own else 1, length))
+    by, x = rotation(config, positions), torch.randn(batch, length, 5, config.head_dim).bfloat16()
+    exact = rotate(x.double().transpose(1, 2), by).transpose(1, 2)
+    turned = x.clone()
+    assert native.rotate_in_place(turned, 3, *by)
+    assert (turned[:, :, :3].double() - exact[:, :, :3]).abs().max() <= rounding(exact)
+    assert torch.equal(turned[:, :, 3:], x[:, :, 3:])
+    assert not native.rotate_in_place(x.float(), 3, *by)
+
+
+@needs_native
+@pytest.mark.parametrize("precision", ["bfloat16", "int4"])
+def test_a_decoder_gives_with_joined_products_what_it_gives_without(precision, monkeypatch):
+    config = preset("tiny")
+    model = random_model(replace(config, decoder=replace(config.decoder, width=128, mlp_dim=160)), precision)
+    image = model.decoder.image_kv(torch.randn(1, 6, 128).bfloat16())
+
+    def logits() -> torch.Tensor:
+        cache = empty_cache(model.config.decoder, 1, 9, dtype=torch.bfloat16, device=torch.device("cpu"))
+        found = []
+        for ids in (torch.arange(7)[None], torch.tensor([[9]]), torch.tensor([[11]])):
+            output = model.decoder(ids, cache, image, CrossMask(None, None))
+            cache = output.cache
+            found.append(model.decoder.logits(output.hidden))
+        return torch.cat(found, 1).double()
+
+    joined = logits()
+    for name, without in (("side_by_side", None), ("gated", None), ("rotate_in_place", False)):
+        monkeypatch.setattr(decoder, name, lambda *_, without=without: without)
+    apart = logits()
+    assert (joined - apart).abs().max() <= 0.02 * apart.abs().max()
 
 
 @needs_native

@@ -15,7 +15,7 @@ from adapters.masks import CrossMask
 from vlm.attention import attend
 from vlm.config import DecoderConfig
 from vlm.kv_cache import KVCache
-from vlm.native import Linear, RMSNorm, linear
+from vlm.native import Linear, RMSNorm, gated, linear, rotate_in_place, side_by_side
 from vlm.rope import Rotation, rotate, rotation
 
 
@@ -140,6 +140,7 @@ class SelfAttention(nn.Module):
     def __init__(self, config: DecoderConfig):
         super().__init__()
         self.head_dim = config.head_dim
+        self.queries_per_key = config.num_heads // config.num_kv_heads
         self.q_proj = Linear(config.width, config.num_heads * config.head_dim)
         self.k_proj = Linear(config.width, config.num_kv_heads * config.head_dim)
         self.v_proj = Linear(config.width, config.num_kv_heads * config.head_dim)
@@ -147,13 +148,7 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Tensor, context: _SelfContext, index: int) -> Tensor:
         """Map x [b, s, d] to the same shape."""
-        # unflatten and transpose rather than einops: views in the innermost loop.
-        q, k, v = (
-            projection(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
-            for projection in (self.q_proj, self.k_proj, self.v_proj)
-        )
-        # One rotation of both: on a CPU it is calls that take the time of a decode step, not numbers.
-        q, k = rotate(torch.cat([q, k], dim=1), context.rotation).split([q.shape[1], k.shape[1]], dim=1)
+        q, k, v = self._heads(x, context.rotation)
         cache = context.cache
         if cache is not None:
             cache.write(index, k, v, context.positions)
@@ -164,6 +159,23 @@ class SelfAttention(nn.Module):
             end = cache.max_length + x.shape[1]
             attended = attend(q, cache.keys[index, :, :, :end], cache.values[index, :, :, :end], mask=context.mask)
         return self.o_proj(attended.transpose(1, 2).flatten(2))
+
+    def _heads(self, x: Tensor, by: Rotation) -> tuple[Tensor, Tensor, Tensor]:
+        """Return queries [b, h, s, e] and keys [b, g, s, e] of x [b, s, d], both rotated, and values [b, g, s, e]."""
+        projections = (self.q_proj, self.k_proj, self.v_proj)
+        # All in one, and one rotation: on a CPU it is calls that take the time of a decode step, not numbers.
+        heads = side_by_side(x, *projections)
+        if heads is None:
+            heads = torch.cat([projection(x) for projection in projections], dim=-1)
+        # unflatten and transpose rather than einops: views in the innermost loop.
+        heads = heads.unflatten(-1, (-1, self.head_dim))
+        groups = heads.shape[2] // (self.queries_per_key + 2)
+        turned = groups * (self.queries_per_key + 1)
+        in_place = rotate_in_place(heads, turned, *by)
+        q, k, v = heads.transpose(1, 2).split([turned - groups, groups, groups], dim=1)
+        if not in_place:
+            q, k = rotate(heads[:, :, :turned].transpose(1, 2), by).split([turned - groups, groups], dim=1)
+        return q, k, v
 
 
 class FeedForward(nn.Module):
@@ -177,7 +189,10 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map x [..., d] to the same shape."""
-        return self.down_proj(functional.silu(self.gate_proj(x)) * self.up_proj(x))
+        hidden = gated(x, self.gate_proj, self.up_proj)
+        if hidden is None:
+            hidden = functional.silu(self.gate_proj(x)) * self.up_proj(x)
+        return self.down_proj(hidden)
 
 
 def _positions(cache: KVCache | None, ids: Tensor) -> Tensor:

@@ -14,6 +14,7 @@
 #define BLOCK 4   /* rows of x that share what was read of the weights */
 #define CHUNK 128 /* rows of x that stay in the second cache while all weights pass by */
 #define AHEAD 8192
+#define SMALL (1 << 18) /* multiplications that one thread has done before another is awake */
 
 /* Products with weights in 8 and 4 bits.
 
@@ -26,11 +27,15 @@
    first 4 in the lower halves (4 bits). */
 
 typedef struct {
-    int64_t cols, group, out, grouped; /* grouped: whether each group has a scale; otherwise a row has one */
-    const uint8_t *codes;    /* [out / 16, lines, 64] */
+    const uint8_t *codes;    /* [out / 16, lines, 64]; where weights are bfloat16 these, [out, cols] */
     const uint16_t *scales;  /* bfloat16: [out / 16, groups, 16], or [out] where rows are not grouped */
     const uint16_t *zeros;   /* bfloat16 [out / 16, groups, 16]: the code that stands for 0; NULL: the middle one */
+    int64_t out;
 } Weights;
+
+typedef struct {
+    int64_t cols, group, out, grouped; /* out: of all weights; grouped: whether each group has a scale, or a row one */
+} Shape;
 
 typedef struct {
     int8_t *high, *low;   /* [rows, cols] */
@@ -83,10 +88,18 @@ static inline __m512i four(const int8_t *x) {
     return _mm512_set1_epi32(bytes);
 }
 
-/* One tile of weights times `rows` <= BLOCK rows of x, beginning with `first`. */
+/* Of several weights with one x, whose results stand side by side, the one that holds row `n` of all; `n` becomes its
+   own. */
+static inline const Weights *holder(const Weights *w, int64_t *n) {
+    while (*n >= w->out) *n -= w++->out;
+    return w;
+}
+
+/* Tile `n` of weights times `rows` <= BLOCK rows of x, beginning with `first`; `out` is where the first row of x has
+   its result. */
 static inline __attribute__((always_inline)) void tile(
-    const Weights *w, Numbers x, int64_t n, int64_t first, int rows, int bits, uint16_t *out) {
-    const int64_t cols = w->cols, groups = cols / w->group, step = bits == 4 ? 8 : 4;
+    const Weights *w, Shape shape, Numbers x, int64_t n, int64_t first, int rows, int bits, uint16_t *out) {
+    const int64_t cols = shape.cols, groups = cols / shape.group, step = bits == 4 ? 8 : 4;
     const uint8_t *line = w->codes + n * TILE * cols * bits / 8;
     const __m512i halves = _mm512_set1_epi8(15), signs = _mm512_set1_epi8((char)128);
     const __m512 middle = _mm512_set1_ps(bits == 4 ? 8 : 128);
@@ -95,7 +108,7 @@ static inline __attribute__((always_inline)) void tile(
     for (int64_t g = 0; g < groups; g++) {
         __m512i high[BLOCK], low[BLOCK];
         for (int m = 0; m < rows; m++) high[m] = low[m] = _mm512_setzero_si512();
-        for (int64_t k = g * w->group; k < (g + 1) * w->group; k += step, line += 64) {
+        for (int64_t k = g * shape.group; k < (g + 1) * shape.group; k += step, line += 64) {
             __m512i bytes = _mm512_loadu_si512(line), second = bytes;
             _mm_prefetch((const char *)line + AHEAD, _MM_HINT_T0);
             if (bits == 4) {
@@ -116,7 +129,7 @@ static inline __attribute__((always_inline)) void tile(
         }
         const int64_t place = (n * groups + g) * TILE;
         const __m512 zero = w->zeros ? widened(w->zeros + place) : middle;
-        const __m512 scale = w->grouped ? widened(w->scales + place) : _mm512_set1_ps(1);
+        const __m512 scale = shape.grouped ? widened(w->scales + place) : _mm512_set1_ps(1);
         for (int m = 0; m < rows; m++) {
             const int64_t at = (first + m) * groups + g;
             __m512 sum = _mm512_cvtepi32_ps(_mm512_add_epi32(_mm512_slli_epi32(high[m], 8), low[m]));
@@ -125,8 +138,8 @@ static inline __attribute__((always_inline)) void tile(
         }
     }
     for (int m = 0; m < rows; m++) {
-        __m512 y = w->grouped ? total[m] : _mm512_mul_ps(total[m], widened(w->scales + n * TILE));
-        narrow(out + (first + m) * w->out + n * TILE, y);
+        __m512 y = shape.grouped ? total[m] : _mm512_mul_ps(total[m], widened(w->scales + n * TILE));
+        narrow(out + (first + m) * shape.out, y);
     }
 }
 
@@ -165,36 +178,41 @@ void large_pages(char *start, int64_t size) {
     if (aligned < start + size) madvise(aligned, start + size - aligned, MADV_HUGEPAGE);
 }
 
-#define CASES(bits)                                      \
-    switch (count) {                                     \
-    case 1: tile(&w, numbers, n, m, 1, bits, out); break; \
-    case 2: tile(&w, numbers, n, m, 2, bits, out); break; \
-    case 3: tile(&w, numbers, n, m, 3, bits, out); break; \
-    default: tile(&w, numbers, n, m, 4, bits, out);       \
+#define CASES(bits)                                                       \
+    switch (count) {                                                      \
+    case 1: tile(w, shape, numbers, own / TILE, m, 1, bits, here); break; \
+    case 2: tile(w, shape, numbers, own / TILE, m, 2, bits, here); break; \
+    case 3: tile(w, shape, numbers, own / TILE, m, 3, bits, here); break; \
+    default: tile(w, shape, numbers, own / TILE, m, 4, bits, here);       \
     }
 
-/* out [rows, out] = x [rows, cols] times the weights, both bfloat16. Returns 0, or 1 where memory ran out. */
-int quantized_product(const uint16_t *x, uint16_t *out, int64_t rows, int64_t cols, int64_t num_out, int64_t group, int64_t bits,
-            int64_t grouped, const uint8_t *codes, const uint16_t *scales, const uint16_t *zeros, int64_t threads) {
-    const Weights w = {cols, group, num_out, grouped, codes, scales, zeros};
+/* out [rows, num_out] = x [rows, cols] times several weights, side by side, all bfloat16. Returns 0, or 1 where memory
+   ran out. */
+int quantized_product(const uint16_t *x, uint16_t *out, int64_t rows, int64_t cols, int64_t num_out, int64_t group,
+                      int64_t bits, int64_t grouped, const Weights *weights, int64_t threads) {
+    const Shape shape = {cols, group, num_out, grouped};
     const int64_t size = rows * cols, groups = rows * (cols / group);
     char *room = malloc(2 * size + 8 * groups);
     if (!room) return 1;
     float *floats = (float *)room;
     const Numbers numbers = {(int8_t *)(floats + 2 * groups), (int8_t *)(floats + 2 * groups) + size, floats,
                              floats + groups};
-#pragma omp parallel num_threads(threads)
+#pragma omp parallel num_threads(threads) if (size * num_out > SMALL)
     {
 #pragma omp for schedule(static)
         for (int64_t row = 0; row < rows; row++) to_numbers(x, cols, group, numbers, row);
         for (int64_t start = 0; start < rows; start += CHUNK) {
             const int64_t end = start + CHUNK < rows ? start + CHUNK : rows;
 #pragma omp for schedule(static) nowait
-            for (int64_t n = 0; n < num_out / TILE; n++)
+            for (int64_t n = 0; n < num_out; n += TILE) {
+                int64_t own = n;
+                const Weights *w = holder(weights, &own);
+                uint16_t *here = out + n;
                 for (int64_t m = start; m < end; m += BLOCK) {
                     const int64_t count = end - m < BLOCK ? end - m : BLOCK;
                     if (bits == 4) { CASES(4) } else { CASES(8) }
                 }
+            }
         }
     }
     free(room);
@@ -225,8 +243,9 @@ static inline __attribute__((always_inline)) void dense_row(
     for (int m = 0; m < rows; m++) sums[m * TILE] = _mm512_reduce_add_ps(_mm512_add_ps(first[m], second[m]));
 }
 
-/* out [rows, num_out] = x [rows, cols] times weight [num_out, cols]; rows <= 4. Returns 1 where memory ran out. */
-int dense_product(const uint16_t *x, uint16_t *out, int64_t rows, int64_t cols, int64_t num_out, const uint16_t *weight,
+/* out [rows, num_out] = x [rows, cols] times several weights [.., cols], side by side; rows <= 4. Returns 1 where
+   memory ran out. */
+int dense_product(const uint16_t *x, uint16_t *out, int64_t rows, int64_t cols, int64_t num_out, const Weights *weights,
                   int64_t threads) {
     float *wide = malloc(4 * rows * cols);
     if (!wide) return 1;
@@ -235,11 +254,13 @@ int dense_product(const uint16_t *x, uint16_t *out, int64_t rows, int64_t cols, 
         _mm512_storeu_ps(wide + k, evens(pairs));
         _mm512_storeu_ps(wide + k + 16, odds(pairs));
     }
-#pragma omp parallel for schedule(static) num_threads(threads)
+#pragma omp parallel for schedule(static) num_threads(threads) if (rows * cols * num_out > SMALL)
     for (int64_t n = 0; n < num_out; n += TILE) {
         float sums[BLOCK * TILE];
+        int64_t own = n;
+        const uint16_t *weight = (const uint16_t *)holder(weights, &own)->codes;
         for (int64_t i = 0; i < TILE; i++) {
-            const uint16_t *row = weight + (n + i) * cols;
+            const uint16_t *row = weight + (own + i) * cols;
             switch (rows) {
             case 1: dense_row(row, wide, cols, 1, sums + i); break;
             case 2: dense_row(row, wide, cols, 2, sums + i); break;
@@ -253,8 +274,6 @@ int dense_product(const uint16_t *x, uint16_t *out, int64_t rows, int64_t cols, 
     return 0;
 }
 
-/* Attention of one position. */
-
 static inline __m512 exponential(__m512 x) {
     const __m512 powers = _mm512_max_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)), _mm512_set1_ps(-126));
     const __m512 whole = _mm512_roundscale_ps(powers, 8);
@@ -265,22 +284,69 @@ static inline __m512 exponential(__m512 x) {
     return _mm512_scalef_ps(series, whole);
 }
 
-/* `rows` <= BLOCK query heads [rows, width] over keys and values [length, width]; room for [rows, length + 16]. */
+/* out [rows, cols] = silu(x's first half) * its second, of x [rows, 2, cols]; cols a multiple of 16. */
+void gated(const uint16_t *x, uint16_t *out, int64_t rows, int64_t cols, int64_t threads) {
+#pragma omp parallel for schedule(static) num_threads(threads) if (rows > BLOCK)
+    for (int64_t m = 0; m < rows; m++)
+        for (int64_t k = 0; k < cols; k += 16) {
+            const __m512 gate = widened(x + 2 * m * cols + k), up = widened(x + (2 * m + 1) * cols + k);
+            const __m512 power = exponential(_mm512_sub_ps(_mm512_setzero_ps(), gate));
+            const __m512 below = _mm512_add_ps(power, _mm512_set1_ps(1));
+            narrow(out + m * cols + k, _mm512_mul_ps(_mm512_div_ps(gate, below), up));
+        }
+}
+
+/* Turn the first `turned` of all `heads` of each row of x [rows, heads, width] by its angles; the cosines and sines
+   [positions, width] repeat after `positions` rows, and after half a width. Width a multiple of 32. */
+void rotate(uint16_t *x, const float *cosines, const float *sines, int64_t rows, int64_t positions, int64_t heads,
+            int64_t turned, int64_t width, int64_t threads) {
+#pragma omp parallel for schedule(static) num_threads(threads) if (rows > BLOCK)
+    for (int64_t m = 0; m < rows; m++)
+        for (int64_t h = 0; h < turned; h++)
+            for (int64_t k = 0; k < width / 2; k += 16) {
+                uint16_t *first = x + (m * heads + h) * width + k, *second = first + width / 2;
+                const __m512 a = widened(first), b = widened(second);
+                const __m512 cosine = _mm512_loadu_ps(cosines + m % positions * width + k);
+                const __m512 sine = _mm512_loadu_ps(sines + m % positions * width + k);
+                narrow(first, _mm512_fmsub_ps(a, cosine, _mm512_mul_ps(b, sine)));
+                narrow(second, _mm512_fmadd_ps(b, cosine, _mm512_mul_ps(a, sine)));
+            }
+}
+
+/* Attention of one position. */
+
+/* The sums of BLOCK vectors. */
+static inline __m128 sums_of(const __m512 *x) {
+    const __m512 pairs = _mm512_add_ps(_mm512_unpacklo_ps(x[0], x[1]), _mm512_unpackhi_ps(x[0], x[1]));
+    const __m512 others = _mm512_add_ps(_mm512_unpacklo_ps(x[2], x[3]), _mm512_unpackhi_ps(x[2], x[3]));
+    const __m512d first = _mm512_castps_pd(pairs), second = _mm512_castps_pd(others);
+    const __m512 both = _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(first, second)),
+                                      _mm512_castpd_ps(_mm512_unpackhi_pd(first, second)));
+    const __m256 upper = _mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd(both), 1));
+    const __m256 half = _mm256_add_ps(_mm512_castps512_ps256(both), upper);
+    return _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
+}
+
+/* `rows` <= BLOCK query heads [rows, width] over keys and values [length, width]; room for BLOCK times
+   [length + 16 + width]. */
 static inline __attribute__((always_inline)) void attend_heads(
     const uint16_t *q, const uint16_t *k, const uint16_t *v, uint16_t *out, int64_t length, int64_t width, int rows,
     float *weights) {
     const int64_t stride = (length + 15) / 16 * 16;
-    const float factor = 1 / sqrtf(width);
-    float sums[BLOCK];
+    const __m128 factor = _mm_set1_ps(1 / sqrtf(width));
+    float sums[BLOCK], *queries = weights + BLOCK * stride;
+    for (int64_t c = 0; c < rows * width; c += 16) _mm512_storeu_ps(queries + c, widened(q + c));
     for (int64_t l = 0; l < length; l++) {
         __m512 dots[BLOCK];
-        for (int m = 0; m < rows; m++) dots[m] = _mm512_setzero_ps();
+        for (int m = 0; m < BLOCK; m++) dots[m] = _mm512_setzero_ps();
         for (int64_t c = 0; c < width; c += 16) {
             const __m512 key = widened(k + l * width + c);
             _mm_prefetch((const char *)(k + l * width + c) + AHEAD / 4, _MM_HINT_T0);
-            for (int m = 0; m < rows; m++) dots[m] = _mm512_fmadd_ps(key, widened(q + m * width + c), dots[m]);
+            for (int m = 0; m < rows; m++)
+                dots[m] = _mm512_fmadd_ps(key, _mm512_loadu_ps(queries + m * width + c), dots[m]);
         }
-        for (int m = 0; m < rows; m++) weights[m * stride + l] = _mm512_reduce_add_ps(dots[m]) * factor;
+        _mm_storeu_ps(sums, _mm_mul_ps(sums_of(dots), factor));
+        for (int m = 0; m < rows; m++) weights[m * stride + l] = sums[m];
     }
     for (int m = 0; m < rows; m++) {
         float *row = weights + m * stride;
@@ -320,10 +386,10 @@ static inline __attribute__((always_inline)) void attend_heads(
    `key_stride` and `value_stride` numbers apart; width a multiple of 32. Returns 1 where memory ran out. */
 int attend_one(const uint16_t *q, const uint16_t *k, const uint16_t *v, uint16_t *out, int64_t groups, int64_t per,
                int64_t length, int64_t width, int64_t key_stride, int64_t value_stride, int64_t threads) {
-    const int64_t size = BLOCK * (length + 16), parts = (per + BLOCK - 1) / BLOCK;
+    const int64_t size = BLOCK * (length + 16 + width), parts = (per + BLOCK - 1) / BLOCK;
     float *room = malloc(4 * size * groups * parts);
     if (!room) return 1;
-#pragma omp parallel for schedule(static) num_threads(threads)
+#pragma omp parallel for schedule(static) num_threads(threads) if (2 * groups * per * length * width > SMALL)
     for (int64_t i = 0; i < groups * parts; i++) {
         const int64_t g = i / parts, first = i % parts * BLOCK, at = (g * per + first) * width;
         const int64_t rows = per - first < BLOCK ? per - first : BLOCK;

@@ -10,6 +10,8 @@ import logging
 import os
 import subprocess
 import tempfile
+from array import array
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -20,15 +22,19 @@ logger = logging.getLogger(__name__)
 
 # Rows of x up to which ours are sooner done than torch's.
 MAX_ROWS = 4
+# Numbers up to which our norm, by one thread, is sooner done than torch's.
+_MAX_NORMALISED = 1 << 16
 _SOURCE = Path(__file__).with_name("native.c")
 _FLAGS = ("-O3", "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512vnni", "-mfma", "-fopenmp", "-shared", "-fPIC")
 _TILE = 16
 _KINDS = {"p": ctypes.c_void_p, "n": ctypes.c_int64, "d": ctypes.c_double}
 _ARGUMENTS = {
     "large_pages": "pn",
-    "quantized_product": "ppnnnnnnpppn",
+    "quantized_product": "ppnnnnnnpn",
     "dense_product": "ppnnnpn",
     "rms_norm": "pppnnd",
+    "gated": "ppnnn",
+    "rotate": "pppnnnnnn",
     "attend_one": "ppppnnnnnnn",
     "read_all": "pnn",
 }
@@ -53,18 +59,30 @@ def library() -> ctypes.CDLL | None:
 
 def linear(x: Tensor, weight: Tensor) -> Tensor:
     """Return x [..., in] times weight [out, in]."""
-    num_out, cols = weight.shape
-    functions = (
-        _functions_for(x, weight) if num_out % _TILE == 0 and cols % 32 == 0 and weight.is_contiguous() else None
-    )
-    if functions is None:
-        return functional.linear(x, weight)
+    out = dense_products(x, [weight])
+    return functional.linear(x, weight) if out is None else out
+
+
+def dense_products(x: Tensor, weights: Sequence[Tensor]) -> Tensor | None:
+    """Return x [..., in] times weights [out, in], one beside the other; None where torch has to."""
+    cols = x.shape[-1]
+    for weight in weights:
+        fits = weight.shape[1] == cols and len(weight) % _TILE == 0 and cols % 32 == 0 and weight.is_contiguous()
+        if not fits or (functions := _functions_for(x, weight)) is None:
+            return None
     x = x.contiguous()
-    out, rows = x.new_empty(*x.shape[:-1], num_out), x.numel() // cols
+    num_out, rows = sum(map(len, weights)), x.numel() // cols
+    out = x.new_empty(*x.shape[:-1], num_out)
+    table = weights_table((weight.data_ptr(), 0, 0, len(weight)) for weight in weights)
     threads = torch.get_num_threads()
-    if functions.dense_product(x.data_ptr(), out.data_ptr(), rows, cols, num_out, weight.data_ptr(), threads):
+    if functions.dense_product(x.data_ptr(), out.data_ptr(), rows, cols, num_out, table.buffer_info()[0], threads):
         raise MemoryError(f"no memory for {rows} rows")
     return out
+
+
+def weights_table(weights: Iterable[tuple[int, int, int, int]]) -> array:
+    """Return what `native.c` calls Weights, several of them: the places of codes, scales and zeros, and the rows."""
+    return array("q", [number for weight in weights for number in weight])
 
 
 class Linear(nn.Linear):
@@ -77,6 +95,44 @@ class Linear(nn.Linear):
         """Map x [..., in] to [..., out]."""
         return linear(x, self.weight)
 
+    @staticmethod
+    def side_by_side(x: Tensor, layers: "Sequence[Linear]") -> Tensor | None:
+        """Return what `layers` make of x [..., in], one beside the other; None where torch has to."""
+        return dense_products(x, [layer.weight for layer in layers])
+
+
+def side_by_side(x: Tensor, *layers: nn.Module) -> Tensor | None:
+    """Return what `layers` make of x [..., in], one beside the other, by one product; None where that is not had."""
+    kind = type(layers[0])
+    # What hooks add (adapters, for one) would be left out.
+    alike = all(type(layer) is kind and not layer._forward_hooks and not layer._forward_pre_hooks for layer in layers)
+    return kind.side_by_side(x, layers) if alike and hasattr(kind, "side_by_side") else None
+
+
+def gated(x: Tensor, gate: nn.Module, up: nn.Module) -> Tensor | None:
+    """Return silu(gate(x)) · up(x), rounded once; None where torch has to."""
+    both = side_by_side(x, gate, up)
+    if both is None:
+        return None
+    cols = both.shape[-1] // 2
+    out = both.new_empty(*both.shape[:-1], cols)
+    library().gated(both.data_ptr(), out.data_ptr(), out.numel() // cols, cols, torch.get_num_threads())
+    return out
+
+
+def rotate_in_place(x: Tensor, turned: int, cos: Tensor, sin: Tensor) -> bool:
+    """Turn the first `turned` heads of x [b, s, heads, e] by angles [b or 1, 1, s, e]; False where torch has to."""
+    heads, width = x.shape[2:]
+    fits = width % 32 == 0 and x.is_contiguous() and _is_plain(x) and not torch.is_grad_enabled()
+    if not fits or (functions := library()) is None:
+        return False
+    positions = cos.numel() // width
+    functions.rotate(
+        x.data_ptr(), cos.data_ptr(), sin.data_ptr(), x.numel() // (heads * width), positions, heads, turned, width,
+        torch.get_num_threads(),
+    )  # fmt: skip
+    return True
+
 
 class RMSNorm(nn.RMSNorm):
     """torch's norm over the last axis."""
@@ -84,7 +140,7 @@ class RMSNorm(nn.RMSNorm):
     def forward(self, x: Tensor) -> Tensor:
         """Map x [..., d] to the same shape."""
         (cols,) = self.normalized_shape
-        functions = _functions_for(x, self.weight) if cols % _TILE == 0 else None
+        functions = _functions_for(x, self.weight, _MAX_NORMALISED // cols) if cols % _TILE == 0 else None
         if functions is None:
             return super().forward(x)
         x = x.contiguous()
@@ -110,20 +166,16 @@ def attend_one(q: Tensor, k: Tensor, v: Tensor) -> Tensor | None:
     return out
 
 
-def _functions_for(x: Tensor, weight: Tensor) -> ctypes.CDLL | None:
+def _functions_for(x: Tensor, weight: Tensor, max_rows: int = MAX_ROWS) -> ctypes.CDLL | None:
     """Return the functions where they serve for a product or norm of x: few rows in bfloat16, without gradients."""
-    if (
-        0 < x.numel() <= MAX_ROWS * x.shape[-1]
-        # Not what only stands for a tensor: one that is shared among processes, or traced.
-        and type(x) is Tensor
-        and type(weight) in (Tensor, nn.Parameter)
-        and x.dtype == weight.dtype == torch.bfloat16
-        and x.device.type == weight.device.type == "cpu"
-        and not torch.is_grad_enabled()
-        and not torch.is_autocast_enabled("cpu")
-    ):
-        return library()
-    return None
+    serves = 0 < x.numel() <= max_rows * x.shape[-1] and _is_plain(weight) and _is_plain(x)
+    return library() if serves and not torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu") else None
+
+
+def _is_plain(x: Tensor) -> bool:
+    """Return whether x is bfloat16 on the CPU, and not what only stands for a tensor: one that is shared among
+    processes, or traced."""
+    return type(x) in (Tensor, nn.Parameter) and x.dtype == torch.bfloat16 and x.device.type == "cpu"
 
 
 def _built() -> Path:

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from adapters.masks import CrossMask
 from vlm.bench.measure import Call
-from vlm.config import ModelConfig
+from vlm.config import DecoderConfig, ModelConfig
 from vlm.kv_cache import empty_cache
 from vlm.model import VisionLanguageModel
 from vlm.pipeline import VLM
@@ -18,12 +18,20 @@ def decode_step(model: VisionLanguageModel, context: int, image_tokens: int = 0)
     decoder, config = model.decoder, model.config.decoder
     # The same place is written again and again, so that each step takes the same.
     cache = empty_cache(config, 1, context + 1, dtype=torch.bfloat16, device=torch.device("cpu"))
+    # Zeros that were never written are one page of memory, however many they are.
+    for part in (cache.keys, cache.values):
+        part.fill_(1)
     cache = cache._replace(lengths=cache.lengths + context, max_length=context)
     image = mask = None
     if image_tokens:
         image, mask = decoder.image_kv(torch.randn(1, image_tokens, config.width).bfloat16()), CrossMask(None, None)
     ids = torch.tensor([[1]])
     return lambda: decoder.logits(decoder(ids, cache, image, mask).hidden).argmax(-1)
+
+
+def cache_bytes(config: DecoderConfig, context: int) -> int:
+    """Return the bytes of keys and values that a token after `context` others reads, its own counted."""
+    return 2 * config.num_layers * config.num_kv_heads * config.head_dim * (context + 1) * torch.bfloat16.itemsize
 
 
 def prefill(model: VisionLanguageModel, num_tokens: int) -> Call:

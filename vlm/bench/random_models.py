@@ -30,8 +30,9 @@ def shaped_model(config: ModelConfig, precision: str) -> VisionLanguageModel:
 
 def random_tensor(model: VisionLanguageModel, name: str) -> Tensor:
     """Return values for the tensor called `name`, of a size that keeps the numbers of a deep model in range."""
-    shape, part = model.state_dict()[name].shape, name.rpartition(".")[2]
-    owner = model.get_submodule(name.rpartition(".")[0])
+    place, _, part = name.rpartition(".")
+    owner = model.get_submodule(place)
+    shape = getattr(owner, part).shape
     if isinstance(owner, QuantizedLinear) and part == "codes":
         return _repeated(torch.randint(0, 256, (_BLOCK,), dtype=torch.uint8), shape).view(owner.codes.dtype)
     if isinstance(owner, QuantizedLinear) and part == "scales":

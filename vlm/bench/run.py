@@ -23,6 +23,7 @@ from vlm.tokenizer import Tokenizer
 
 ALL_PRECISIONS = ("bfloat16", *PRECISIONS)
 CANVASES = ((1, 1), (1, 2), (2, 2))
+LONG_CONTEXTS = (1024, 8192, 32768)
 _CONTEXT, _PROMPT, _NEW_TOKENS = 128, 512, 16
 _QUESTIONS = [f"What is the value of bar {number}?" for number in range(10)]
 _COMMANDS = {
@@ -65,7 +66,7 @@ class Bench:
         """Yield the rows as they are measured."""
         yield from cold_starts(1 if self.quick else 3)
         with torch.inference_mode():
-            for part in (self.text, self.large, self.pictures):
+            for part in (self.text, self.long, self.large, self.pictures):
                 yield from part()
                 gc.collect()
 
@@ -80,6 +81,18 @@ class Bench:
             share = operations.prefill_operations(model, _PROMPT) / found / self.limits.operations_per_s["bfloat16"]
             name = f"1b, {precision}: {_PROMPT} tokens read"
             yield Row(name=name, seconds=found, share=share, limit="bfloat16", beside=beside, peer=self._peer(beside))
+
+    def long(self) -> Iterator[Row]:
+        """Decoding after long texts, in the 1B text shape: what is read is the weights and the cache."""
+        config = self._smaller(preset("1b"))
+        for precision in ("bfloat16", "int4"):
+            model = random_model(config, precision)
+            for context in LONG_CONTEXTS:
+                found, _ = self._beside(operations.decode_step(model, context), None)
+                read = weights_read(model, with_image=False) + operations.cache_bytes(config.decoder, context)
+                share = read / found / self.limits.bytes_per_s
+                name = f"1b, {precision}: a token after {context} others"
+                yield Row(name=name, seconds=found, share=share, limit="reading, cache counted")
 
     def large(self) -> Iterator[Row]:
         """Decoding with a picture of four tiles in 5 of the 40 layers of the 11B shape, and its head."""

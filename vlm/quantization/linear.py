@@ -2,7 +2,7 @@
 
 import logging
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from vlm.model import VisionLanguageModel
 from vlm.quantization.kernels import Kernel, find_kernel
+from vlm.quantization.product import OwnKernel
 from vlm.quantization.scheme import GROUP_SIZES, Scheme, plan
 from vlm.quantization.weight import CHUNK, QuantizedWeight, dequantize, quantize
 
@@ -46,6 +47,8 @@ class QuantizedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map x [..., in] to [..., out]."""
+        if (out := self.side_by_side(x, (self,))) is not None:
+            return out
         rows = x.reshape(-1, self.in_features)
         kernel = self.kernel if x.dtype == self.scales.dtype else None
         has_gradient = torch.is_grad_enabled() and x.requires_grad
@@ -54,6 +57,17 @@ class QuantizedLinear(nn.Module):
         else:
             out = self.expanded_product(rows)
         return out.view(*x.shape[:-1], self.out_features)
+
+    @staticmethod
+    def side_by_side(x: Tensor, layers: "Sequence[QuantizedLinear]") -> Tensor | None:
+        """Return what `layers` make of x [..., in], one beside the other, by one product; None where there is none."""
+        first = layers[0]
+        fits = x.dtype == first.scales.dtype and x.shape[-1] == first.in_features
+        if not fits or (torch.is_grad_enabled() and x.requires_grad):
+            return None
+        if not all(isinstance(layer.kernel, OwnKernel) and layer.scheme == first.scheme for layer in layers):
+            return None
+        return first.kernel.products(x, [(layer.codes, layer.scales) for layer in layers], first.scheme)
 
     def expanded_product(self, x: Tensor) -> Tensor:
         """Return x [rows, in] times the weights, a part of them expanded at a time."""

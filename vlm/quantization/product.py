@@ -6,15 +6,16 @@ multiplies whole prompts faster than expanded weights are.
 
 import ctypes
 import sys
+from collections.abc import Sequence
 
 import torch
 from einops import rearrange
 from torch import Tensor
 
-from vlm.native import library
+from vlm.native import library, weights_table
 from vlm.quantization.kernel import Kernel
 from vlm.quantization.scheme import Scheme
-from vlm.quantization.weight import CHUNK, QuantizedWeight, pack_halves, unpack_halves
+from vlm.quantization.weight import CHUNK, QuantizedWeight
 
 _TILE = 16
 # Columns of x that share a scale where a whole row of weights has one.
@@ -63,30 +64,47 @@ class OwnKernel(Kernel):
         return QuantizedWeight(_from_tiles(codes[tiles], scheme.bits), parts[0].contiguous(), zeros)
 
     def product(self, x: Tensor, codes: Tensor, scales: Tensor, scheme: Scheme) -> Tensor:
-        num_out, cols = len(codes) * _TILE, x.shape[1]
-        out = x.new_empty(len(x), num_out)
-        zeros = scales[1].data_ptr() if len(scales) == 2 else None
+        return self.products(x, [(codes, scales)], scheme)
+
+    def products(self, x: Tensor, weights: Sequence[tuple[Tensor, Tensor]], scheme: Scheme) -> Tensor:
+        """Return x [..., in] times several weights of one scheme, one beside the other."""
+        x, cols = x.contiguous(), x.shape[-1]
+        rows, num_out = x.numel() // cols, _TILE * sum(len(codes) for codes, _ in weights)
+        out = x.new_empty(*x.shape[:-1], num_out)
+        table = weights_table(
+            (codes.data_ptr(), scales.data_ptr(), scales[1].data_ptr() if len(scales) == 2 else 0, _TILE * len(codes))
+            for codes, scales in weights
+        )
         failed = self.functions.quantized_product(
-            x.data_ptr(), out.data_ptr(), len(x), cols, num_out, self.group_size, scheme.bits,
-            scheme.group_size is not None, codes.data_ptr(), scales.data_ptr(), zeros, torch.get_num_threads(),
+            x.data_ptr(), out.data_ptr(), rows, cols, num_out, self.group_size, scheme.bits,
+            scheme.group_size is not None, table.buffer_info()[0], torch.get_num_threads(),
         )  # fmt: skip
         if failed:
-            raise MemoryError(f"no memory for the numbers of {len(x)} rows")
+            raise MemoryError(f"no memory for the numbers of {rows} rows")
         return out
 
 
 def _to_tiles(codes: Tensor, bits: int) -> Tensor:
     """Return the bytes of codes as `native.c` reads them: of 16 rows in turn 4 columns each (8 bits), or 8."""
-    if bits == 8:
-        order = "(tile row) (line col) -> tile (line row col)"
-        return rearrange(codes.view(torch.uint8), order, row=_TILE, col=4)
-    order = "(tile row) (line half col) -> tile (line row col half)"
-    return pack_halves(rearrange(unpack_halves(codes), order, row=_TILE, half=2, col=4))
+    words = codes.contiguous().view(torch.int32)
+    if bits == 4:
+        words = _exchanged(_exchanged(words, 8, 0x0000FF00), 4, 0x00F000F0)
+    return rearrange(words, "(tile row) line -> tile (line row)", row=_TILE).view(torch.uint8)
 
 
 def _from_tiles(tiles: Tensor, bits: int) -> Tensor:
     """Return the codes [out, ...] of tiles: `_to_tiles` undone."""
-    if bits == 8:
-        return rearrange(tiles, "tile (line row col) -> (tile row) (line col)", row=_TILE, col=4).view(torch.int8)
-    order = "tile (line row col half) -> (tile row) (line half col)"
-    return pack_halves(rearrange(unpack_halves(tiles), order, row=_TILE, col=4, half=2))
+    words = rearrange(tiles.view(torch.int32), "tile (line row) -> (tile row) line", row=_TILE).contiguous()
+    if bits == 4:
+        words = _exchanged(_exchanged(words, 4, 0x00F000F0), 8, 0x0000FF00)
+    return words.view(torch.uint8 if bits == 4 else torch.int8)
+
+
+def _exchanged(words: Tensor, shift: int, mask: int) -> Tensor:
+    """Return words whose bits under `mask` and those `shift` higher have changed places.
+
+    Twice so, and what lay in 8 halves of a byte in order lies in the order 0 4 1 5 2 6 3 7.
+    Source: Warren, Hacker's Delight, section 7-2 (shuffling bits).
+    """
+    differing = (words ^ (words >> shift)) & mask
+    return words ^ differing ^ (differing << shift)
