@@ -9,7 +9,7 @@ from typing import NamedTuple
 from vlm.errors import VLMError
 
 FORMAT = 3
-LIBRARIES = ("sightline-vlm", "torch", "torchvision", "numpy", "pillow", "einops", "safetensors", "tiktoken")
+LIBRARIES = ("sightline-vlm", "torch", "numpy", "pillow", "einops", "safetensors", "tiktoken")
 """Those that shape an answer."""
 FREE = frozenset({"command", "created", "data", "batch_size"})
 """What may differ when a run goes on: the samples are compared by what they say, wherever they lie."""

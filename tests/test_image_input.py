@@ -8,6 +8,8 @@ import pickle
 import re
 import struct
 import tempfile
+import tracemalloc
+import urllib.parse
 import zlib
 
 import numpy as np
@@ -17,7 +19,7 @@ from PIL import EpsImagePlugin, Image
 
 from tests.image_files import encode, exif, gif, noise_picture, png, png_chunk, smooth_pixels, webp_with_offset
 from vision_encoder import image_decode
-from vision_encoder.image_input import ImageError, ImageLimits, encoded_bytes, pixel_key, read_image
+from vision_encoder.image_input import MAX_ESCAPES, ImageError, ImageLimits, encoded_bytes, pixel_key, read_image
 from vision_encoder.image_limits import CODES
 
 LEAK = re.compile(r"0x[0-9a-f]{4,}|Traceback|<|object at|\.py\b|(/\w+){2,}", re.I)
@@ -93,7 +95,8 @@ def test_data_urls_may_be_percent_encoded_unpadded_and_mislabelled():
         "data:," + "".join(f"%{byte:02x}" for byte in content),
         f"DATA:text/html;charset=x;BASE64,{lines}",
         f"data:;base64,{text.rstrip('=')}",
-        "data:;base64," + text.replace("+", "%2B").replace("/", "%2f"),
+        "data:;base64," + text.replace("+", "%2B").replace("/", "%2f").replace("=", "%3d"),
+        "data:;base64," + lines.replace("\n", "%0D%0a%20 \t"),
     ):
         assert pixel_key(read_image(url)) == key
 
@@ -179,6 +182,25 @@ def test_no_more_than_the_byte_limit_is_read_from_a_file(tmp_path, monkeypatch):
 def test_long_texts_are_refused_before_they_are_decoded(monkeypatch):
     monkeypatch.setattr(base64, "b64decode", lambda *arguments, **options: pytest.fail("decoded"))
     assert refusal("data:;base64," + "A" * (4 * SMALL.max_bytes + 4), limits=SMALL).code == "image_too_large"
+
+
+def test_many_escapes_are_refused_before_they_are_decoded(monkeypatch):
+    """H2: each would become an object; 8 MiB of them took 650 MB."""
+    monkeypatch.setattr(urllib.parse, "unquote_to_bytes", lambda *arguments: pytest.fail("decoded"))
+    error = refusal("data:image/png," + "%41" * (MAX_ESCAPES + 1))
+    assert (error.code, "send it as base64" in str(error)) == ("invalid_request", True)
+
+
+@pytest.mark.parametrize("unit", ["AAA ", "AA\r\n", "%2B", "AAA%20"])
+def test_base64_takes_a_few_times_its_size_however_it_is_written(unit):
+    url = "data:;base64," + unit * 100_000
+    tracemalloc.start()
+    try:
+        encoded_bytes(url)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 4 * len(url)
 
 
 def unreadable(path, *arguments, **options):
@@ -431,3 +453,12 @@ def test_keys_ignore_metadata_and_encoding():
 def test_keys_are_of_rgb_only():
     with pytest.raises(ImageError, match="found a P picture; expected RGB; call read_image first"):
         pixel_key(Image.new("P", (2, 2)))
+
+
+@pytest.mark.parametrize(
+    "turn", [lambda tensor: tensor.to("meta"), lambda tensor: tensor.to_sparse()], ids=["meta", "sparse"]
+)
+def test_tensors_without_all_their_values_are_refused(turn):
+    error = refusal(turn(torch.zeros(3, 4, 4, dtype=torch.uint8)))
+    assert error.code == "invalid_request"
+    assert "expected a dense one" in str(error)

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from einops import rearrange
 from llama_models.llama3.multimodal.image_transform import VariableSizeImageTransform
 from PIL import Image
 from torch import Tensor
@@ -77,6 +78,21 @@ def test_pixels_equal_metas_to_the_last_level(max_tiles):
         found = ours(picture)
         assert found.canvas == canvas, size
         assert_same_levels(found.pixels, expected, size)
+
+
+def test_pixels_are_torchvisions_bit_for_bit():
+    ours = processor()
+    for size in EXTREME_SIZES + random_sizes(5, 40):
+        picture = noise_picture(size)
+        found = ours(picture)
+        fitted = list(ours.placement(size)[1])
+        image = functional.resize(picture, fitted, interpolation=functional.InterpolationMode.BILINEAR)
+        padded = Image.new("RGB", (found.canvas[1] * 56, found.canvas[0] * 56))
+        padded.paste(image)
+        pixels = functional.to_dtype(functional.pil_to_tensor(padded), torch.float32, scale=True)
+        pixels = functional.normalize(pixels, list(MEAN), list(STD))
+        expected = rearrange(pixels, "c (rows y) (cols x) -> (rows cols) c y x", y=56, x=56)
+        assert torch.equal(found.pixels, expected), size
 
 
 @pytest.mark.parametrize("tile_size", [448, 560])

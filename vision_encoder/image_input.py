@@ -26,7 +26,12 @@ DEFAULT_LIMITS = ImageLimits()
 Fetch = Callable[[str], bytes]
 """Downloads an http(s) URL. It answers for where it connects to; for a refusal it raises ImageError or OSError."""
 
+MAX_ESCAPES = 2**17
+"""Most %-escapes of a `data:` URL that is no base64: each becomes an object of its own while it is decoded."""
+
 _SCHEME = re.compile(r"([a-z][a-z0-9+.-]*)://", re.I)
+# What base64 consists of besides letters and digits, and what stands between its lines, as URLs may spell them.
+_BASE64_ESCAPES = {"%2B": "+", "%2F": "/", "%3D": "=", "%0D": "", "%0A": "", "%20": ""}
 
 
 def read_image(image, *, limits: ImageLimits = DEFAULT_LIMITS, fetch: Fetch | None = None) -> Image.Image:
@@ -118,20 +123,30 @@ def _data_url_bytes(url: str, limits: ImageLimits) -> bytes:
     header, comma, payload = url.partition(",")
     if not comma:
         raise ImageError("invalid_request", "found a data: URL without a comma; expected data:image/png;base64,CONTENT")
-    is_base64 = header.lower().rstrip().endswith(";base64")
     # No way of writing takes more than 4 characters a byte.
     limits.check_bytes(max(1, len(payload) // 4))
-    try:
+    if header.lower().rstrip().endswith(";base64"):
+        content = _base64_bytes(payload)
+    elif payload.count("%") > MAX_ESCAPES:
+        raise ImageError("invalid_request", f"the data: URL has more than {MAX_ESCAPES} %-escapes; send it as base64")
+    else:
         content = urllib.parse.unquote_to_bytes(payload)
-        if is_base64:
-            content = b"".join(content.split()).rstrip(b"=")
-            content = base64.b64decode(content + b"=" * (-len(content) % 4), validate=True)
-    except ValueError:  # binascii.Error is one
+    limits.check_bytes(len(content))
+    return content
+
+
+def _base64_bytes(text: str) -> bytes:
+    """Return what `text` spells; each step is one pass and makes no object for every part."""
+    if "%" in text:
+        for escape, meant in _BASE64_ESCAPES.items():
+            text = text.replace(escape, meant).replace(escape.lower(), meant)
+    try:
+        content = text.encode("ascii").translate(None, b" \t\r\n\f\v").rstrip(b"=")
+        return base64.b64decode(content + b"=" * (-len(content) % 4), validate=True)
+    except ValueError:  # binascii.Error and UnicodeError are two
         raise ImageError(
             "invalid_request", "the data: URL does not hold valid base64; encode the file's bytes with base64"
         ) from None
-    limits.check_bytes(len(content))
-    return content
 
 
 def _fetched_bytes(url: str, scheme: str, limits: ImageLimits, fetch: Fetch | None) -> bytes:
@@ -167,6 +182,12 @@ def _array_image(array, limits: ImageLimits) -> Image.Image:
     shape, dtype = tuple(array.shape), str(array.dtype).removeprefix("torch.")
     if kind == "tensor":
         colour_axis, axes, turn = 0, "[3, h, w]", "permute(2, 0, 1)"
+        if array.is_meta or str(array.layout) != "torch.strided":
+            raise ImageError(
+                "invalid_request",
+                "found a sparse tensor, or one without values (on meta); expected a dense one; give tensor.to_dense(), "
+                "or fill it",
+            )
     else:
         colour_axis, axes, turn = 2, "[h, w, 3]", "transpose(1, 2, 0)"
     if dtype != "uint8" or len(shape) != 3 or shape[colour_axis] != 3:

@@ -5,10 +5,10 @@ Source: llama-models models/llama3/multimodal/image_transform.py, VariableSizeIm
 
 from typing import NamedTuple
 
+import numpy
 import torch
 from einops import rearrange
 from PIL import Image
-from torchvision.transforms.v2 import functional
 
 from vision_encoder.config import VisionConfig
 from vision_encoder.image_input import read_image
@@ -42,12 +42,14 @@ class ImageProcessor:
         image = read_image(image)
         tile_size = self.config.tile_size
         canvas, fitted = self.placement((image.height, image.width))
-        image = functional.resize(image, list(fitted), interpolation=functional.InterpolationMode.BILINEAR)
+        # What torchvision's v2 functions do on PIL images, bit for bit; importing them is two fifths of a cold start.
+        image = image.resize(fitted[::-1], Image.Resampling.BILINEAR)
         # Black before normalising, so that padding inside a tile is not zero after it; missing tiles are.
         padded = Image.new("RGB", (canvas[1] * tile_size, canvas[0] * tile_size))
         padded.paste(image)
-        pixels = functional.to_dtype(functional.pil_to_tensor(padded), torch.float32, scale=True)
-        pixels = functional.normalize(pixels, list(MEAN), list(STD))
+        levels = rearrange(torch.from_numpy(numpy.array(padded)), "y x c -> c y x")
+        mean, std = (torch.tensor(values)[:, None, None] for values in (MEAN, STD))
+        pixels = (levels.to(torch.float32, memory_format=torch.contiguous_format) * (1 / 255) - mean) / std
         return ProcessedImage(
             rearrange(pixels, "c (rows y) (cols x) -> (rows cols) c y x", rows=canvas[0], cols=canvas[1]), canvas
         )

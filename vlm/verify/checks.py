@@ -15,7 +15,7 @@ from vlm.model_sizes import describe, describe_reference
 from vlm.verify.comparison import Comparison
 from vlm.verify.report import Report
 
-_VERSIONS = ("sightline-vlm", "torch", "torchvision", "transformers", "llama-models")
+_VERSIONS = ("sightline-vlm", "torch", "transformers", "llama-models")
 
 
 def verify(source: str, *, device: str = "auto", dtype: str = "auto", reference: str = "meta") -> Report:
