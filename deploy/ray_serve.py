@@ -35,6 +35,8 @@ MAX_WAITING = 64
 
 # Base64, in a data: URL or as Ollama has it. Looked for where a run begins, so that it takes one pass.
 _PICTURE = re.compile(rb"(?<![A-Za-z0-9+/])[A-Za-z0-9+/]{128,}")
+METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE")
+"""Passed on, all of them: a reader asks for the key first, and then says what it does not take."""
 _SCOPE = ("type", "http_version", "method", "scheme", "path", "raw_path", "query_string", "headers")
 
 
@@ -128,7 +130,7 @@ class Front:
     def __init__(self, readers: DeploymentHandle):
         self._readers = readers.options(stream=True)
 
-    @front.api_route("/{path:path}", methods=["GET", "HEAD", "POST"])
+    @front.api_route("/{path:path}", methods=METHODS)
     async def pass_on(self, request: Request) -> Response:
         body = await request.body()
         scope = {name: request.scope[name] for name in _SCOPE}

@@ -69,6 +69,7 @@ class ScriptedEngine:
             "max_tiles": 4,
             "dtype": "bfloat16",
             "num_parameters": 10_642_941_475,
+            "num_bytes": 21_285_882_950,
             "has_images": True,
             "chat": True,
         }

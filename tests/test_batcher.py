@@ -232,14 +232,14 @@ def test_a_long_prompt_holds_up_the_others_for_a_chunk_at_most(plain, monkeypatc
 
 
 def test_memory_that_grows_for_a_newcomer_keeps_what_the_others_have(plain):
-    bench, jobs = Bench(plain, 3), [job(user("x"), 30), job(user(SMALL, "y"), 30), job(user("b" * 300), 20)]
-    for key in (0, 1):
+    bench, jobs = Bench(plain, 8), [job(user("x"), 30), job(user(SMALL, "y"), 30), job(user("b" * 300), 20)]
+    shapes = []
+    for key in range(3):
         bench.add(key, jobs[key])
         bench.step()
-    memory = bench.batcher._running._memory
-    bench.add(2, jobs[2])
-    bench.step()
-    assert bench.batcher._running._memory.capacity > memory.capacity
+        shapes.append(bench.batcher._running._memory.keys.shape[1:4:2])
+    # A row alone takes no memory for all the slots.
+    assert [tuple(shape) for shape in shapes] == [(1, 256), (2, 256), (4, 512)]
     bench.finish()
     assert [bench.ids(key) for key in range(3)] == [plain.chat(j.messages, config=j.config).token_ids for j in jobs]
 
@@ -332,21 +332,28 @@ def test_a_row_that_breaks_in_the_middle_ends_with_an_error(tiny):
     assert bench.events[0][-1].code == "checkpoint_invalid"
 
 
-def test_without_memory_for_all_each_is_tried_alone_and_one_that_never_fits_is_refused(plain, alone, monkeypatch):
+@pytest.mark.parametrize("place", ["batch", "room"])
+def test_without_memory_for_all_each_is_tried_alone_and_one_that_never_fits_is_refused(
+    plain, alone, monkeypatch, place
+):
+    """H5: another time it may fit, or at another server; it is no fault of this one."""
     jobs, bench = some_jobs(), Bench(plain)
-    given = module.RunningRows.make_room
+    never = plain.prompt_ids(jobs[1].messages)
+    owner, name = (module, "build_batch") if place == "batch" else (module.RunningRows, "make_room")
+    given = getattr(owner, name)
 
-    def make_room(self, newcomers):
-        if len(newcomers) > 1 or newcomers[0].key == 1:
+    def allocate(*arguments):
+        rows = arguments[0] if place == "batch" else [row.prompt for row in arguments[1]]
+        if len(rows) > 1 or rows[0].ids == never:
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes")
-        given(self, newcomers)
+        return given(*arguments)
 
-    monkeypatch.setattr(module.RunningRows, "make_room", make_room)
+    monkeypatch.setattr(owner, name, allocate)
     for key in range(4):
         bench.add(key, jobs[key])
     bench.finish()
     assert [bench.ids(key) for key in (0, 2, 3)] == [alone[key] for key in (0, 2, 3)]
-    assert bench.events[1] == [Failed("internal_error", module._NO_MEMORY)]
+    assert bench.events[1] == [Failed("device_unavailable", module._NO_MEMORY)]
 
 
 def test_other_faults_are_not_taken_for_a_lack_of_memory(plain, monkeypatch):

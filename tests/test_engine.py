@@ -144,6 +144,7 @@ def test_what_is_known_of_the_model(engine):
         "max_tiles": 4,
         "dtype": "float32",
         "num_parameters": engine.info["num_parameters"],
+        "num_bytes": 4 * engine.info["num_parameters"],
         "has_images": True,
         "chat": True,
     }

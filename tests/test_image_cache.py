@@ -1,6 +1,8 @@
 """Encoded pictures: what makes two the same, how much is kept, and how one is saved."""
 
+import errno
 import os
+import stat
 import threading
 
 import numpy as np
@@ -308,6 +310,31 @@ def test_an_encoded_image_that_cannot_be_written_is_an_error(vlm, tmp_path):
     with pytest.raises(VLMError, match="could not be written") as caught:
         vlm.encode_image(noise_picture()).save(tmp_path / "no" / "folder")
     assert str(tmp_path) not in str(caught.value)
+
+
+def full_disk(number: int):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_saving_replaces_a_file_and_nothing_else(vlm, tmp_path, monkeypatch):
+    """C8."""
+    encoded, file, pipe = vlm.encode_image(noise_picture()), tmp_path / "file", tmp_path / "pipe"
+    file.write_text("old")
+    os.mkfifo(pipe)
+    for place in (pipe, tmp_path):
+        with pytest.raises(VLMError, match="folder, pipe or device; expected a file or a new name"):
+            encoded.save(place)
+    assert stat.S_ISFIFO(pipe.stat().st_mode)
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", full_disk)
+        with pytest.raises(VLMError, match="could not be written"):
+            encoded.save(file)
+    assert file.read_text() == "old"
+    encoded.save(file)
+    assert torch.equal(EncodedImage.load(file).tokens, encoded.tokens)
+    os.umask(umask := os.umask(0))
+    assert stat.S_IMODE(file.stat().st_mode) == 0o666 & ~umask
+    assert sorted(os.listdir(tmp_path)) == ["file", "pipe"]
 
 
 def test_open_files_do_not_grow(vlm, tmp_path):

@@ -10,7 +10,7 @@ import time
 import pytest
 
 from tests.serving_engine import error_of, received, request, serving, status_of, wait_until
-from vlm.serving import json_body
+from vlm.serving import json_body, ollama_routes, openai_routes
 from vlm.serving.json_body import MAX_MARKS, parse
 from vlm.serving.json_text import json_bytes
 from vlm.serving.refusal import Refusal
@@ -103,23 +103,38 @@ def test_compressed_bodies_are_not_opened(server, encoding):
     assert error_of(answer)["code"] == "unsupported_media_type"
 
 
-@pytest.mark.parametrize(
-    "kind",
-    [
-        "application/x-www-form-urlencoded",
-        "multipart/form-data; boundary=x",
-        "text/plain",
-        "application/jsonp",
-        "application/json, text/plain",
-        "",
-    ],
-)
-def test_only_json_is_read(server, kind):
-    """H2's urlencoded twin; and a page of another site could send these without being allowed to."""
+KINDS = [
+    "application/x-www-form-urlencoded",
+    "multipart/form-data; boundary=x",
+    "text/plain",
+    "application/jsonp",
+    "application/json, text/plain",
+    "",
+]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_json_is_read_under_any_type_and_nothing_else_is(server, kind):
+    """As by Ollama: the usual curl says that it sends a form. And H2's urlencoded twin."""
+    assert status_of(server.send(request("POST", CHAT, chat(), Content_Type=kind))) == 200
     fields = "&".join(f"f{number}=1" for number in range(10_000)).encode()
-    answer = server.send(request("POST", CHAT, fields, Content_Type=kind))
-    assert status_of(answer) == 415
-    assert "application/json" in error_of(answer)["message"]
+    assert status_of(server.send(request("POST", CHAT, fields, Content_Type=kind))) == 400
+
+
+@pytest.mark.parametrize(
+    "page",
+    [{"Origin": "https://evil.example"}, {"Origin": "null"}, {"Sec_Fetch_Site": "cross-site"}],
+    ids=lambda page: "".join(page.values()),
+)
+def test_from_a_web_page_json_comes_under_its_own_type(server, page):
+    """Under the others, a browser would let a page of any site send it."""
+    before = len(server.engine.jobs)
+    for kind in KINDS:
+        answer = server.send(request("POST", CHAT, chat(), Content_Type=kind, **page))
+        assert status_of(answer) == 415
+        assert "expected application/json from a web page" in error_of(answer)["message"]
+    assert len(server.engine.jobs) == before
+    assert status_of(server.send(request("POST", CHAT, chat(), **page))) == 200
 
 
 def test_a_charset_may_stand_beside_the_type(server):
@@ -332,6 +347,21 @@ def test_large_bodies_are_parsed_beside_the_event_loop(server, monkeypatch):
     assert threads[1] is not loop_thread
 
 
+def test_large_requests_are_read_beside_the_event_loop(server, monkeypatch):
+    """T6: what a body means is found out in a thread too."""
+    threads = []
+    for routes, path in ((openai_routes, CHAT), (ollama_routes, "/api/chat")):
+
+        def read(*arguments, given=routes.read_chat):
+            threads.append(threading.current_thread())
+            return given(*arguments)
+
+        monkeypatch.setattr(routes, "read_chat", read)
+        for size in (100, 100_000):
+            assert status_of(server.send(request("POST", path, chat("a" * size)))) == 200
+    assert [thread is server._thread for thread in threads] == [True, False] * 2
+
+
 HOSTILE = [
     "\ud800",
     "a\udfffb",
@@ -369,5 +399,6 @@ def test_hostile_texts_are_answered_and_the_answer_is_json(server, text):
 
 def test_no_value_breaks_what_is_written():
     assert json_bytes({"a": "\ud800 😀"}) == '{"a":"? 😀"}'.encode()
+    assert len(json_bytes({"a": "".join(map(chr, range(0x3000)))}).decode().splitlines()) == 1
     with pytest.raises(ValueError, match="JSON"):
         json_bytes({"a": float("nan")})

@@ -45,6 +45,20 @@ def test_a_streamed_chat_is_the_same_in_lines(client):
     assert (parts[-1].done_reason, parts[-1].eval_count) == ("stop", 2)
 
 
+def test_no_letter_of_a_reply_breaks_the_lines_of_a_stream(client):
+    """httpx, which the client reads with, ends lines at these too."""
+    text = "one\u2028two\u2029three\x85four"
+    assert "".join(part.message.content for part in chat(client, text, stream=True)) == f"re: {text}"
+
+
+@pytest.mark.parametrize("kind", [b"Content-Type: application/x-www-form-urlencoded\r\n", b""], ids=["form", "none"])
+def test_ollamas_usual_curl_is_answered(server, kind):
+    raw = request("POST", "/api/generate", b'{"model": "llama3.2-vision", "prompt": "Hi", "stream": false}')
+    answer = server.send(raw.replace(b"Content-Type: application/json\r\n", kind))
+    assert status_of(answer) == 200
+    assert json.loads(answer.partition(b"\r\n\r\n")[2])["response"] == "re: Hi"
+
+
 def test_streaming_is_the_default_as_with_ollama(server):
     body = json.dumps({"model": "llama3.2-vision", "prompt": "Hi"}).encode()
     answer = server.send(request("POST", "/api/generate", body))
@@ -138,6 +152,7 @@ def test_the_model_is_told_of(client):
     (model,) = client.list().models
     assert model.model == "llama3.2-vision"
     assert (model.details.family, model.details.parameter_size) == ("mllama", "10.6B")
+    assert model.size == 21_285_882_950
     about = client.show("llama3.2-vision:latest")
     assert about.capabilities == ["completion", "vision"]
     assert about.modelinfo["mllama.context_length"] == 4096

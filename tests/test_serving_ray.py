@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import httpx
 import pytest
+from starlette.routing import Match
 
 from tests.eval_models import picture, save_tiny_model
 from tests.serving_engine import ScriptedEngine
@@ -97,11 +98,21 @@ def test_what_is_refused_by_a_reader_or_at_the_front_has_the_usual_form(cluster)
     answer = client.get("/health", headers={"X-Request-ID": "mine"})
     assert (answer.status_code, answer.headers.get_list("x-request-id")) == (200, ["mine"])
     assert client.post(CHAT, json={"messages": []}).status_code == 400
+    assert client.options(CHAT).json()["error"]["code"] == "method_not_allowed"
     assert client.get("/v1/nothing").json()["error"]["code"] == "not_found"
     # Without keys, as with `vlm serve`.
     assert client.get("/v1/models", headers={"Host": "evil.example"}).status_code == 403
     answer = client.post(CHAT, content=b"a" * (33 * 2**20), headers={"Content-Type": "application/json"})
     assert (answer.status_code, answer.json()["error"]["code"]) == (413, "request_too_large")
+
+
+def test_every_method_is_passed_on_so_that_a_reader_asks_for_the_key():
+    from deploy.ray_serve import front
+
+    (route,) = front.routes
+    for method in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE"):
+        scope = {"type": "http", "method": method, "path": "/v1/models", "root_path": "", "headers": []}
+        assert route.matches(scope)[0] is Match.FULL
 
 
 def test_the_key_of_a_picture_is_found_in_one_pass():

@@ -5,8 +5,10 @@ import base64
 import pytest
 
 from vlm.sampling import MAX_STOPS
-from vlm.serving import ollama_requests, openai_requests
+from vlm.serving import ollama_requests, openai_requests, prompts
+from vlm.serving.fields import MAX_FIELDS
 from vlm.serving.openai_requests import MAX_CHOICES, NEUTRAL, WITHOUT_EFFECT, read_chat, read_completion
+from vlm.serving.prompts import MAX_PARTS
 from vlm.serving.refusal import Refusal
 from vlm.serving.settings import ServerSettings
 
@@ -48,6 +50,7 @@ def image(url: object, kind: str = "image_url") -> dict:
         (chat(stop=["x"] * (MAX_STOPS + 1)), "stop"),
         (chat(stop=["x" * 10**6]), "stop"),
         (chat(stop=[1]), "stop"),
+        (chat(stop=["", "x"]), "stop"),
         (chat(stop={"regex": ".*"}), "stop"),
         (chat(chat_template="{{ 7*7 }}"), "chat_template"),
         (chat(chat_template_kwargs={"tokenize": True}), "chat_template_kwargs"),
@@ -74,7 +77,7 @@ def image(url: object, kind: str = "image_url") -> dict:
         (chat(min_p=2), "min_p"),
         (chat(repetition_penalty=0), "repetition_penalty"),
         (chat(seed=2**64), "seed"),
-        (chat(seed=-1), "seed"),
+        (chat(seed=-2), "seed"),
         (chat(stream="yes"), "stream"),
         (chat(stream_options={"include_usage": 1}), "stream_options"),
         (chat(stream_options=[]), "stream_options"),
@@ -130,6 +133,16 @@ def test_null_is_as_good_as_absent():
     assert read_chat(chat(**dict.fromkeys(names)), SETTINGS, "m").jobs == plain.jobs
 
 
+def test_what_stands_for_none_with_others_is_none():
+    plain = read_chat(chat(), SETTINGS, "m")
+    for named in ({"seed": -1}, {"stop": ""}, {"stop": []}, {"top_k": -1}):
+        assert read_chat(chat(**named), SETTINGS, "m").jobs == plain.jobs
+        asked = ollama_requests.read_chat(chat(options=named | {"top_k": 0}), SETTINGS, "m")
+        assert asked.jobs == plain.jobs
+    (job,) = ollama_requests.read_chat(chat(options={"seed": 0}), SETTINGS, "m").jobs
+    assert job.config.seed == 0
+
+
 def test_what_changes_no_answer_is_taken():
     plain = read_chat(chat(), SETTINGS, "m").jobs
     for name in WITHOUT_EFFECT:
@@ -152,6 +165,39 @@ def test_prompts_of_token_ids_are_refused():
     assert refused(read_completion, {"prompt": "a", "echo": True}).param == "echo"
     assert refused(read_completion, {"prompt": "a", "suffix": "b"}).param == "suffix"
     assert refused(read_completion, {"prompt": "a", "logprobs": 21}).param == "logprobs"
+
+
+# Many small things
+
+TEXT = {"type": "text", "text": ""}
+
+
+@pytest.mark.parametrize(
+    ("read", "body"),
+    [
+        (read_chat, {"messages": SAY * (MAX_PARTS + 1)}),
+        (read_chat, {"messages": [{"role": "user", "content": [TEXT] * MAX_PARTS}]}),
+        (read_completion, {"prompt": [TEXT] * MAX_PARTS}),
+        (ollama_requests.read_chat, {"messages": SAY * (MAX_PARTS + 1)}),
+        (ollama_requests.read_chat, {"messages": [{"role": "user", "content": "", "images": [""] * MAX_PARTS}]}),
+        (ollama_requests.read_generate, {"prompt": "?", "images": [""] * MAX_PARTS}),
+    ],
+    ids=["messages", "parts", "prompt", "messages of ollama", "images of a message", "images"],
+)
+def test_parts_are_counted_before_anything_is_made_of_them(read, body, monkeypatch):
+    """T5, T6: each would become objects of many times its size, which are then passed to the worker one by one."""
+    for module, name in ((prompts, "parse_messages"), (ollama_requests, "_message"), (ollama_requests, "_images")):
+        monkeypatch.setattr(module, name, lambda *arguments: pytest.fail("it was read"))
+    assert f"{MAX_PARTS + 1} messages and parts" in refused(read, body).message
+
+
+def test_fields_are_counted_before_each_is_refused_by_its_name():
+    many = {f"x{number}": number for number in range(MAX_FIELDS + 1)}
+    for body in (chat(**many), chat(stream_options=many), chat(logit_bias=many)):
+        assert f"expected at most {MAX_FIELDS}" in refused(read_chat, body).message
+    assert f"expected at most {MAX_FIELDS}" in refused(ollama_requests.read_chat, chat(options=many)).message
+    # Of the items of a list, not even two.
+    assert "stop holds something that is no text" in refused(read_chat, chat(stop=[1] * 1000)).message
 
 
 # Images

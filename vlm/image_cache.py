@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from adapters.cross_attention import ImageKV
 from vlm.errors import VLMError
+from vlm.tokenizer_files.disk import write_whole
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -34,13 +35,20 @@ class EncodedImage:
         return self.canvas[0] * self.canvas[1]
 
     def save(self, path: str | Path) -> None:
-        """Write to one safetensors file."""
+        """Write one safetensors file, whole or not at all. A file of that name is replaced, but nothing else."""
+        path = Path(path)
         numbers = {"canvas": self.canvas, "size": self.size}
         metadata = {name: f"{first} {second}" for name, (first, second) in numbers.items()}
         tensors = {"features": self.features.contiguous(), "tokens": self.tokens.contiguous()}
         try:
-            save_file(tensors, path, metadata | {"model_key": self.model_key})
-        except (OSError, SafetensorError):
+            if path.exists() and not path.is_file():
+                raise VLMError(
+                    "invalid_request",
+                    "the encoded image was to replace a folder, pipe or device; expected a file or a new name; "
+                    "give another path",
+                )
+            write_whole(path, save(tensors, metadata | {"model_key": self.model_key}))
+        except (OSError, ValueError):
             raise VLMError(
                 "invalid_request", "the encoded image could not be written; check the folder and its free space"
             ) from None

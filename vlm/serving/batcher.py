@@ -74,7 +74,7 @@ class Batcher:
         """Write the next token of each reply, and read on in the prompts of newcomers."""
         events = self._write() if self._running.rows else []
         if self._reading is None:
-            self._begin_reading()
+            events += self._begin_reading()
         if self._reading is not None:
             events += self._read()
         return events
@@ -85,7 +85,7 @@ class Batcher:
         self._running.leave([row for row in rows if row.is_over])
         return events
 
-    def _begin_reading(self) -> None:
+    def _begin_reading(self) -> Events:
         """Let as many wait no longer as there are slots for and as can be read together."""
         rows: list[Row] = []
         longest = 0
@@ -96,15 +96,19 @@ class Batcher:
                 break
             rows.append(self._waiting.popleft())
         if not rows:
-            return
+            return []
         now = time.perf_counter()
         for row in rows:
             row.since = now
         device = self._model.decoder.embedding.weight.device
-        batch = build_batch([row.prompt for row in rows], self._tokenizer.image_marker_id, device)
+        try:
+            batch = build_batch([row.prompt for row in rows], self._tokenizer.image_marker_id, device)
+        except (MemoryError, RuntimeError) as error:
+            return self._give_up(rows, error)
         tokens = PREFILL_TOKENS_BETWEEN if self._running.rows else PREFILL_TOKENS
         chunks = prefill_in_chunks(self._model, batch, max(batch.lengths), max(1, tokens // len(rows)))
         self._reading = _Reading(rows, batch, chunks)
+        return []
 
     def _read(self) -> Events:
         """Read a chunk; with the last one the newcomers join, and each has its first token."""
@@ -115,9 +119,7 @@ class Batcher:
                 return []
             self._running.make_room(rows)
         except (MemoryError, RuntimeError) as error:
-            if not is_out_of_memory(error):
-                raise
-            return self._give_up()
+            return self._give_up(rows, error)
         events = self._choose(rows, prefilled.hidden)
         self._running.join(rows, batch, prefilled)
         self._running.leave([row for row in rows if row.is_over or row.key in self._cancelled])
@@ -125,15 +127,17 @@ class Batcher:
         self._end_reading()
         return events
 
-    def _give_up(self) -> Events:
-        """Leave the newcomers for which there is no memory; several may fit one by one."""
-        rows = [row for row in self._reading.rows if row.key not in self._cancelled]
+    def _give_up(self, rows: list[Row], error: Exception) -> Events:
+        """Leave the newcomers for which there is no memory; several may fit one by one. Raises: any other `error`."""
+        if not is_out_of_memory(error):
+            raise error
+        rows = [row for row in rows if row.key not in self._cancelled]
         self._end_reading()
         if len(rows) > 1:
             self._max_together = 1
             self._waiting.extendleft(reversed(rows))
             return []
-        return [(row.key, Failed("internal_error", _NO_MEMORY)) for row in rows]
+        return [(row.key, Failed("device_unavailable", _NO_MEMORY)) for row in rows]
 
     def _end_reading(self) -> None:
         self._reading = None

@@ -11,6 +11,8 @@ from vlm.serving.process import END_S, WorkerProcess
 
 __all__ = ["Engine", "EngineOptions", "EngineStats"]
 
+MAX_FIRST_STARTS = 4
+"""How often a model is loaded that never was ready, before it is given up."""
 MAX_RESTART_WAIT_S = 30.0
 """Longest wait before the next try, for a worker that dies again and again before it is ready."""
 SILENCE_S = 60.0
@@ -18,6 +20,11 @@ SILENCE_S = 60.0
 
 LOST = Failed("worker_lost", "the process that answers ended in the middle of this request; send it again")
 TIMED_OUT = Failed("timed_out", "the request was not answered in the time this server allows; ask for less, or later")
+NEVER_READY = Failed(
+    "device_unavailable",
+    f"the process that loads the model ended {MAX_FIRST_STARTS} times before it was ready; the log says why, and where "
+    "it says nothing, the system ended it for want of memory: take a smaller model, or --quantize int8 or int4",
+)
 STOPPED = Failed("worker_lost", "the server stopped before this request was answered; send it again")
 
 
@@ -169,14 +176,18 @@ class Engine:
         if isinstance(message, Ready):
             self.info, self._is_ready, self._failed_starts = message.info, True, 0
         elif isinstance(message, Refused):
-            self.failure = Failed(message.code, message.message)
-            for events in [*self._waiting]:
-                self._end(events, self.failure)
+            self._give_up(Failed(message.code, message.message))
         else:
             self._images = message.images
             for key, event in message.events:
                 self._pass_on(key, event)
         self._dispatch()
+
+    def _give_up(self, failure: Failed) -> None:
+        """Say to all who wait, and who will ask, that there will be no model."""
+        self.failure = failure
+        for events in [*self._waiting]:
+            self._end(events, failure)
 
     def _pass_on(self, key: int, event: Event) -> None:
         events = self._running.get(key)
@@ -205,6 +216,8 @@ class Engine:
         self._is_ready, self._worker = False, None
         for events in [*self._running.values()]:
             self._end(events, LOST)
+        if not self.info and self._failed_starts == MAX_FIRST_STARTS:
+            self._give_up(NEVER_READY)
         if self.failure is None:
             self._restarts += 1
             asyncio.get_running_loop().call_later(wait_s, self._start_worker)

@@ -9,6 +9,9 @@ from vlm.errors import VLMError, shown
 from vlm.sampling import GenerationConfig
 from vlm.serving.refusal import Refusal, invalid
 
+MAX_FIELDS = 200
+"""Most fields of a body, and of an object in it: each that is unknown costs an error of its own."""
+
 
 class Fields(BaseModel):
     """Fields that are read, each of exactly its type."""
@@ -26,10 +29,12 @@ def read_fields(
 
     Raises: Refusal, naming the field.
     """
+    _check_num_fields("the body", body)
     given = {}
     for name, value in body.items():
         if value is None or name in without_effect:
             continue
+        _check_num_fields(name, value)
         if name not in neutral:
             given[name] = value
         elif value not in neutral[name]:
@@ -55,6 +60,11 @@ def check_schema(schema: object, param: str) -> dict:
     if not isinstance(schema, dict):
         raise invalid(f"{param} is of type {type(schema).__name__}; expected a JSON schema {{...}}; give one", param)
     return schema
+
+
+def _check_num_fields(name: str, value: object) -> None:
+    if isinstance(value, dict) and len(value) > MAX_FIELDS:
+        raise invalid(f"{name:.60} has {len(value)} fields; expected at most {MAX_FIELDS}; leave out the rest")
 
 
 def _refusal(kind: type[Fields], error: dict) -> Refusal:

@@ -4,10 +4,19 @@ import json
 
 from starlette.responses import Response
 
+_LINE_ENDS = {"\x85": "\\u0085", "\u2028": "\\u2028", "\u2029": "\\u2029"}
+"""What JSON may hold as it is, and clients that read a stream line by line (httpx) take for the end of a line."""
+
 
 def json_bytes(value: object) -> bytes:
-    """Return `value` as JSON in UTF-8; a lone surrogate, which UTF-8 has no place for, becomes a question mark."""
-    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode("utf-8", "replace")
+    """Return `value` as one line of JSON in UTF-8; a lone surrogate, which has no place there, becomes a question mark.
+
+    Raises: ValueError for a number that JSON has not.
+    """
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    for letter, escape in _LINE_ENDS.items():
+        text = text.replace(letter, escape)
+    return text.encode("utf-8", "replace")
 
 
 def json_response(content: object, status: int = 200, headers: dict[str, str] | None = None) -> Response:

@@ -9,7 +9,7 @@ from vlm.serving.fields import Fields, check_schema, generation_config, read_fie
 from vlm.serving.job import Job
 from vlm.serving.ollama_replies import ChatFormat, GenerateFormat
 from vlm.serving.openai_requests import ANY_OBJECT, MAX_TOP_LOGPROBS, Asked
-from vlm.serving.prompts import conversation, raw_parts
+from vlm.serving.prompts import check_num_parts, conversation, raw_parts
 from vlm.serving.refusal import Refusal, invalid
 from vlm.serving.settings import ServerSettings
 
@@ -34,7 +34,7 @@ class Options(Fields):
     repeat_penalty: float | None = None
     seed: int | None = None
     num_predict: int | None = None
-    stop: str | list[str] | None = None
+    stop: str | list | None = None
 
 
 class _Generation(Fields):
@@ -64,6 +64,7 @@ def read_chat(body: dict, settings: ServerSettings, model: str) -> Asked | None:
     fields = read_fields(ChatRequest, body, neutral=NEUTRAL)
     if not fields.messages:
         return None
+    check_num_parts(fields.messages, "messages")
     messages = conversation([_message(message) for message in fields.messages], settings)
     goes_on = messages[-1]["role"] == "assistant"
     job = _job(fields, messages=messages, continue_final=goes_on)
@@ -75,6 +76,7 @@ def read_generate(body: dict, settings: ServerSettings, model: str) -> Asked | N
     fields = read_fields(GenerateRequest, body, neutral=NEUTRAL)
     if not fields.prompt:
         return None
+    check_num_parts([{"images": fields.images}], "images")
     parts = [*_images(fields.images), {"type": "text", "text": fields.prompt}]
     if fields.raw:
         job = _job(fields, parts=raw_parts(parts, settings))
@@ -119,7 +121,7 @@ def _config(fields: _Generation) -> GenerationConfig:
         min_p=options.min_p,
         repetition_penalty=options.repeat_penalty,
         seed=options.seed if options.seed is not None and options.seed >= 0 else None,
-        stop=tuple(options.stop) if isinstance(options.stop, list) else options.stop,
+        stop=options.stop or None,
         schema=_schema(fields.format),
     )
 

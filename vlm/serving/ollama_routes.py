@@ -42,8 +42,7 @@ class OllamaRoutes:
         return await self._generate(request, read_generate, GenerateFormat)
 
     async def show(self, request: Request) -> Response:
-        body = await read_object(request)
-        self._model.check_name(body.get("model") or body.get("name"))
+        await read_object(request, lambda body: self._model.check_name(body.get("model") or body.get("name")))
         about = self._model.about
         family = self._family()
         info = {
@@ -66,9 +65,11 @@ class OllamaRoutes:
         return json_response({"version": API_VERSION, "server": f"sightline {version('sightline-vlm')}"})
 
     async def _generate(self, request: Request, read, format) -> Response:
-        body = await read_object(request)
-        name = self._model.check_name(body.get("model"))
-        asked = read(body, self._settings, name)
+        def named(body: dict) -> tuple:
+            name = self._model.check_name(body.get("model"))
+            return name, read(body, self._settings, name)
+
+        name, asked = await read_object(request, named)
         if asked is None:
             return json_response(format(name, with_logprobs=False).loaded())
         return GenerationResponse(self._engine, asked.jobs, asked.format, prompts=asked.prompts, stream=asked.stream)
@@ -79,7 +80,7 @@ class OllamaRoutes:
             "name": name,
             "model": name,
             "modified_at": self._modified_at(),
-            "size": about.get("num_bytes", 0),
+            "size": about["num_bytes"],
             "digest": self._model.digest,
             "details": self._details(),
         }

@@ -83,7 +83,7 @@ class _Generation(Fields):
     top_k: int | None = None
     min_p: float | None = None
     repetition_penalty: float | None = None
-    stop: str | list[str] | None = None
+    stop: str | list | None = None
     seed: int | None = None
     response_format: dict | None = None
 
@@ -186,8 +186,9 @@ def _config(fields: _Generation, max_tokens: int | None) -> GenerationConfig:
         top_k=None if fields.top_k == -1 else fields.top_k,
         min_p=fields.min_p,
         repetition_penalty=fields.repetition_penalty,
-        stop=tuple(fields.stop) if isinstance(fields.stop, list) else fields.stop,
-        seed=fields.seed,
+        # As an empty field of a form: no stop text. And -1 is no seed, as with vLLM.
+        stop=fields.stop or None,
+        seed=None if fields.seed == -1 else fields.seed,
         schema=_schema(fields.response_format),
     )
 

@@ -37,8 +37,9 @@ class OpenAIRoutes:
         return json_response(self._card(self._model.check_name(request.path_params["name"])))
 
     async def _generate(self, request: Request, read) -> Response:
-        body = await read_object(request)
-        asked = read(body, self._settings, self._model.check_name(body.get("model")))
+        asked = await read_object(
+            request, lambda body: read(body, self._settings, self._model.check_name(body.get("model")))
+        )
         return GenerationResponse(self._engine, asked.jobs, asked.format, prompts=asked.prompts, stream=asked.stream)
 
     def _card(self, name: str) -> dict:

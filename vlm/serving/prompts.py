@@ -11,9 +11,23 @@ from vlm.tokenizer import check_num_chars
 
 Part = Text | Image
 
+MAX_PARTS = 10_000
+"""Most messages of a request and parts of them together: each becomes several objects many times its size."""
+
+
+def check_num_parts(messages: object, param: str) -> None:
+    """Refuse more messages, parts and images than may be read, before anything is made of them. Raises: Refusal."""
+    found = 0
+    for message in messages if isinstance(messages, list) else ():
+        lists = [message.get(name) for name in ("content", "images")] if isinstance(message, dict) else []
+        found += 1 + sum(len(each) for each in lists if isinstance(each, list))
+    if found > MAX_PARTS:
+        raise invalid(f"there are {found} messages and parts; expected at most {MAX_PARTS}; send fewer", param)
+
 
 def conversation(messages: object, settings: ServerSettings) -> list[dict]:
     """Return `messages` anew, holding nothing but what a conversation consists of. Raises: Refusal."""
+    check_num_parts(messages, "messages")
     try:
         turns = parse_messages(messages)
     except VLMError as error:
@@ -24,8 +38,10 @@ def conversation(messages: object, settings: ServerSettings) -> list[dict]:
 
 def raw_parts(content: object, settings: ServerSettings) -> list:
     """Return a prompt without a chat format, a text or a list of parts, as `VLM.complete` takes it. Raises: Refusal."""
+    messages = [{"role": "user", "content": content}]
+    check_num_parts(messages, "prompt")
     try:
-        (turn,) = parse_messages([{"role": "user", "content": content}])
+        (turn,) = parse_messages(messages)
     except VLMError as error:
         message = error.message.replace("messages[0].content", "prompt")
         raise Refusal(400, error.code, message, param="prompt") from None

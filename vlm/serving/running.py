@@ -61,7 +61,7 @@ class Row:
 
 
 class RunningRows:
-    """Rows without gaps in memory of a fixed shape: a newcomer is written behind the last, the last fills a gap."""
+    """Rows without gaps in memory that grows by steps: a newcomer is written behind the last, the last fills a gap."""
 
     def __init__(self, model: VisionLanguageModel, num_slots: int):
         self.rows: list[Row] = []
@@ -80,7 +80,9 @@ class RunningRows:
                 return
             capacity = max(capacity, self._memory.capacity)
         capacity = -(-capacity // CAPACITY_STEP) * CAPACITY_STEP
-        weight, num_rows = self._model.decoder.embedding.weight, max(num_rows, self._num_slots)
+        # Twice the rows each time: few moves, and a long reply alone takes no memory for others as long.
+        num_rows = min(1 << (num_rows - 1).bit_length(), self._num_slots)
+        weight = self._model.decoder.embedding.weight
         grown = empty_cache(self._model.config.decoder, num_rows, capacity, dtype=weight.dtype, device=weight.device)
         for place, row in enumerate(self.rows):
             grown.put(place, self._memory, place, row.num_positions)

@@ -17,7 +17,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 from vlm import checkpoint
-from vlm.errors import VLMError
+from vlm.errors import VLMError, is_out_of_memory
 from vlm.image_cache import ImageCache
 from vlm.pipeline import DEFAULT_MODEL, VLM
 from vlm.serving.batcher import Batcher, Events
@@ -135,14 +135,7 @@ def open_model(options: EngineOptions) -> tuple[VLM, dict]:
     """Return the model, and what clients may know of it. Raises: VLMError."""
     source = options.source
     folder = DEFAULT_MODEL if source is None else checkpoint.resolve(source)
-    vlm = VLM.from_pretrained(
-        folder,
-        device=options.device,
-        dtype=options.dtype,
-        quantize=options.quantize,
-        reference=options.reference,
-        allow_urls=options.allow_urls,
-    )
+    vlm = load(folder, options)
     name = DEFAULT_NAME if source is None else Path(source).resolve().name if Path(source).is_dir() else str(source)
     return vlm, {
         "name": name,
@@ -151,9 +144,31 @@ def open_model(options: EngineOptions) -> tuple[VLM, dict]:
         "max_tiles": vlm.info.max_tiles,
         "dtype": str(vlm.info.dtype).removeprefix("torch."),
         "num_parameters": vlm.info.num_parameters,
+        "num_bytes": vlm.info.num_bytes,
         "has_images": vlm.images is not None,
         "chat": takes_turns(folder, vlm.tokenizer.eot_id),
     }
+
+
+def load(folder: Path, options: EngineOptions) -> VLM:
+    """Return the model. Raises: VLMError, also for one that does not fit: another try would end the same way."""
+    try:
+        return VLM.from_pretrained(
+            folder,
+            device=options.device,
+            dtype=options.dtype,
+            quantize=options.quantize,
+            reference=options.reference,
+            allow_urls=options.allow_urls,
+        )
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise VLMError(
+            "device_unavailable",
+            f"the model does not fit the memory that is free on the device ({options.device}); expected room for its "
+            "weights; free some, give --quantize int8 or int4, or take a smaller model",
+        ) from None
 
 
 def takes_turns(folder: Path, eot_id: int) -> bool:
