@@ -9,8 +9,13 @@ import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vlm.errors import VLMError
+from vlm.picture_gate import named_picture
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 Field = str | int | float | bool | None
 """What a sample can be grouped and filtered by."""
@@ -49,6 +54,10 @@ class ImageRef:
                 "invalid_request",
                 f"image file {self.path.name[:80]!r} cannot be read ({why}); expected a picture; put it back",
             ) from None
+
+    def decoded(self) -> "Image":
+        """Return the picture upright, in RGB, on white. Raises: VLMError as the image gate does."""
+        return named_picture(self.read(), f"image {self.id[:80]!r}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -39,9 +39,15 @@ class RunFolder:
 
     def journals(self) -> list[Path]:
         """Return the journals of all processes, in a fixed order."""
-        if not self.path.is_dir():
+        try:
+            return sorted(self.path / name for name in os.listdir(self.path) if _JOURNAL.fullmatch(name))
+        except (FileNotFoundError, NotADirectoryError):
             return []
-        return sorted(path for path in self.path.iterdir() if _JOURNAL.fullmatch(path.name))
+        except OSError as error:
+            raise VLMError(
+                "invalid_request",
+                f"the folder {self.path.name!r:.80} cannot be read ({error.strerror}); expected a run's; give another",
+            ) from None
 
     def manifest(self) -> dict | None:
         """Return the manifest, None where there is none yet."""

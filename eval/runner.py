@@ -141,11 +141,8 @@ def _questions(settings: RunSettings, model_name: str) -> list[Question]:
     loaded = {name: tasks.find(name).load(path, **settings.selection.options) for name, path in settings.data.items()}
     chosen = select(loaded, settings.selection)
     _say_what_is_wrong(chosen)
-    return [
-        _question(tasks.find(name), sample, settings, model_name)
-        for name, samples in chosen.items()
-        for sample in samples
-    ]
+    asked = [(tasks.find(name), samples) for name, samples in chosen.items()]
+    return [_question(task, sample, settings, model_name) for task, samples in asked for sample in samples]
 
 
 def _say_what_is_wrong(chosen: Mapping[str, list[Sample]]) -> None:

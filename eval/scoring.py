@@ -10,7 +10,7 @@ from eval.journal import read_journals
 from eval.records import Prediction
 from eval.run_folder import SCORES, RunFolder
 from eval.statistics import summarise
-from vlm.errors import VLMError
+from vlm.errors import UnknownName, VLMError
 
 MAX_GROUPS = 30
 """A field with more values than these names samples, not groups of them."""
@@ -164,9 +164,8 @@ def _check_known(names: Sequence[str], found: Mapping[str, _TaskScores]) -> None
     unknown = set(names) - set().union(*(scores.names for scores in found.values()))
     if unknown:
         known = dict.fromkeys(judge.name for name in found for judge in rules.for_task(tasks.find(name).family))
-        raise VLMError(
-            "invalid_request",
-            f"no scorer is called {', '.join(sorted(unknown)):.60}; expected one of {', '.join(known):.180}",
+        raise UnknownName(
+            f"no scorer is called {', '.join(sorted(unknown)):.60}; expected one of {', '.join(known):.180}"
         )
 
 

@@ -83,13 +83,6 @@ class _Blank:
     def __call__(self) -> bytes:
         from PIL import Image
 
-        try:
-            with Image.open(io.BytesIO(self.image.read())) as picture:
-                size = picture.size
-        except (OSError, ValueError, Image.DecompressionBombError) as error:
-            raise VLMError(
-                "image_corrupt", f"image {self.image.id[:80]!r} cannot be read ({type(error).__name__}); mend it"
-            ) from None
         content = io.BytesIO()
-        Image.new("RGB", size, "white").save(content, format="PNG")
+        Image.new("RGB", self.image.decoded().size, "white").save(content, format="PNG")
         return content.getvalue()

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from eval.records import ImageRef
-from vlm.errors import VLMError
 
 GAP_PIXELS = 10
 
@@ -24,26 +23,13 @@ class _Stitched:
     def __call__(self) -> bytes:
         from PIL import Image
 
-        pictures = [_decoded(image) for image in self.images]
+        pictures = [image.decoded() for image in self.images]
         width = sum(picture.width for picture in pictures) + GAP_PIXELS * (len(pictures) - 1)
         whole = Image.new("RGB", (width, max(picture.height for picture in pictures)), "white")
         left = 0
         for picture in pictures:
-            whole.paste(picture, (left, 0), mask=picture.getchannel("A"))
+            whole.paste(picture, (left, 0))
             left += picture.width + GAP_PIXELS
         out = io.BytesIO()
         whole.save(out, "PNG")
         return out.getvalue()
-
-
-def _decoded(image: ImageRef):
-    from PIL import Image
-
-    try:
-        return Image.open(io.BytesIO(image.read())).convert("RGBA")
-    except VLMError:
-        raise
-    except Exception as error:  # noqa: BLE001 (a decoder may raise anything)
-        raise VLMError(
-            "image_corrupt", f"image {image.id[:80]!r} cannot be decoded ({type(error).__name__}); expected a picture"
-        ) from None

@@ -171,6 +171,11 @@ def test_what_is_neither_folder_nor_name_is_refused(tmp_path):
         assert "there is no folder" in refusal(resolve, source).message
 
 
+def test_a_folder_that_may_not_be_entered_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("vlm.checkpoint.hub.os.access", lambda path, mode: False)
+    assert "may not be read" in refusal(resolve, tmp_path).message
+
+
 @pytest.mark.full
 def test_the_environments_settings_are_followed(published, tmp_path):
     """As users set them: HF_ENDPOINT, then HF_HUB_OFFLINE, each in a fresh process."""

@@ -24,6 +24,8 @@ from vlm.config import PRESETS, preset
 
 COMMANDS = sorted(main.commands)
 SHORT = ("--max-new-tokens", "6")
+LONG = "y" * 300
+"""More than a file may be called."""
 SHORT_CONFIG = GenerationConfig(max_new_tokens=6)
 
 
@@ -368,7 +370,10 @@ def test_wrong_usage_leaves_with_2(folder, pictures, arguments, message):
         (["ask", "{picture}", "Why?", "--model", "{folder}", "--max-new-tokens", "9999"], "[context_length_exceeded]"),
         (["ask", "{picture}", "Why?", "--model", "{text_folder}"], "[invalid_request]"),
         (["chat", "{picture}", "--model", "{text_folder}"], "[invalid_request]"),
+        (["ask", "{picture}", "Why?", "--model", LONG], "[checkpoint_invalid]"),
         (["info", "12b"], "no preset is named '12b'"),
+        (["info", LONG], "[checkpoint_invalid]"),
+        (["convert", "{folder}", LONG, "--format", "hf"], "cannot be looked at"),
         (["convert", "no-such-folder", "elsewhere", "--format", "hf"], "[checkpoint_invalid]"),
         (["verify", "no-such-folder"], "[checkpoint_invalid]"),
     ],
@@ -422,6 +427,18 @@ def test_a_reader_that_leaves_is_no_fault():
     errors = writing.stderr.read().decode()
     assert writing.wait(timeout=60) == 1
     assert errors == ""
+
+
+@pytest.mark.parametrize(("arguments", "stream", "status"), [(["--help"], "stdout", 1), (["what"], "stderr", 2)])
+def test_what_cannot_be_written_ends_without_a_traceback(arguments, stream, status):
+    with open("/dev/full", "w") as full:
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, stream: full}
+        writing = process(*arguments, **pipes)
+        errors = writing.communicate(timeout=60)[1]
+    assert writing.returncode == status
+    if stream == "stdout":
+        (line,) = errors.decode().splitlines()
+        assert line.startswith("error: the output cannot be written (No space left")
 
 
 @pytest.mark.parametrize(("text", "shown"), [

@@ -1,15 +1,18 @@
 """Errors as callers see them: of one type, with a stable code, short, and with nothing from inside."""
 
+import copy
+import pickle
 import re
 
 import numpy as np
 import pytest
 
+from eval.manifest import Difference, RunDiffers
 from tests.conversations import user
 from tests.image_files import encode, noise_picture
 from vision_encoder.image_input import ImageError
 from vlm import VLM, EncodedImage, GenerationConfig, VLMError
-from vlm.errors import CODES, MAX_MESSAGE_CHARS, public, shown
+from vlm.errors import CODES, MAX_MESSAGE_CHARS, UnknownName, public, shown
 
 LEAK = re.compile(r"0x[0-9a-f]{4,}|Traceback|object at|\.py\b|site-packages|/work/|/tmp/|/usr/", re.I)
 PROMISED = {
@@ -74,6 +77,18 @@ def test_a_value_error_with_a_code_of_its_own_is_left_alone():
         public(lambda: (_ for _ in ()).throw(Other("x")))()
 
 
+@pytest.mark.parametrize(
+    "error",
+    [VLMError("image_empty", "a" * 999), UnknownName("no"), RunDiffers([Difference("model.name", "a", "b")])],
+    ids=lambda error: type(error).__name__,
+)
+def test_an_error_can_be_copied_and_sent_to_another_process(error):
+    versions = range(pickle.HIGHEST_PROTOCOL + 1)
+    for twin in (copy.copy(error), *(pickle.loads(pickle.dumps(error, version)) for version in versions)):
+        assert type(twin) is type(error)
+        assert (str(twin), vars(twin)) == (str(error), vars(error))
+
+
 def refused_calls(tiny, folder) -> dict:
     """Return one call for each way to be refused that needs no network; of most codes several."""
     content = encode(noise_picture(), "PNG")
@@ -106,6 +121,15 @@ def refused_calls(tiny, folder) -> dict:
         "a hostile reference": lambda: VLM.from_pretrained(folder, reference=hostile),
         "a hostile quantize": lambda: VLM.from_pretrained(folder, quantize=hostile),
         "a hostile source": lambda: VLM.from_pretrained("y" * 250),
+        "a source no file may be called": lambda: VLM.from_pretrained("y" * 300),
+        "nobody's folder": lambda: VLM.from_pretrained("~nosuchuser/x"),
+        "a folder no file may be called": lambda: tiny.save_pretrained(folder / ("y" * 300)),
+        "a folder with a zero": lambda: tiny.save_pretrained("a\0b"),
+        "an adapter no file may be called": lambda: tiny.load_adapter(folder / ("y" * 300)),
+        "no adapter": lambda: tiny.load_adapter(folder / "none"),
+        "an object as folder": lambda: tiny.save_pretrained(object()),
+        "an object as adapter": lambda: tiny.load_adapter(object()),
+        "an object as cache_bytes": lambda: VLM.from_pretrained(folder, cache_bytes=object()),
         "a hostile format": lambda: tiny.save_pretrained(folder / "new", format=hostile),
         "a hostile stop": lambda: GenerationConfig(stop=[hostile]),
         "a hostile temperature": lambda: GenerationConfig(temperature=hostile),

@@ -274,6 +274,19 @@ def test_a_description_names_what_decides_the_answers(folder, tmp_path):
     assert other["weights"] != found["weights"] == CheckpointModel(source=str(folder)).identity()["weights"]
 
 
+@pytest.mark.parametrize("name", ["a.gguf", "consolidated.00.pth", "model.safetensors", "original/tokenizer.model"])
+def test_a_changed_file_of_a_checkpoint_is_another_model(tmp_path, name):
+    """B9."""
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(b"one")
+    model = CheckpointModel(source=str(tmp_path))
+    before = model.identity()
+    assert model.identity() == before
+    path.write_bytes(b"two")
+    assert model.identity() != before
+
+
 @pytest.mark.parametrize("max_rows", [1, 2, 3, 5])
 def test_batches_are_halved_when_the_memory_runs_out(folder, model, tmp_path, max_rows):
     """B6."""

@@ -156,18 +156,21 @@ def test_wrong_usage_is_explained(folder, more, complaint):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "complaint"),
+    ("arguments", "complaint", "status"),
     [
-        (["run", "chess", "--data", "x", "--out", "y"], "there is no task 'chess'"),
-        (["run", "chartqa", "--data", "nowhere", "--out", "{out}"], "nowhere"),
-        (["score", "nowhere"], "nowhere"),
-        (["compare", "nowhere", "nowhere"], "holds no answers"),
+        (["run", "chess", "--data", "x", "--out", "y"], "there is no task 'chess'", 2),
+        (["run", "chartqa", "--data", "nowhere", "--out", "{out}"], "nowhere", 1),
+        (["run", "chartqa", "--data", "{long}", "--out", "{out}"], "cannot be read (File name too long)", 1),
+        (["run", "chartqa", "--data", "~nosuchuser", "--out", "{out}"], "nosuchuser", 1),
+        (["score", "nowhere"], "nowhere", 1),
+        (["score", "{long}"], "cannot be read (File name too long)", 1),
+        (["compare", "nowhere", "nowhere"], "holds no answers", 1),
     ],
 )
-def test_what_fails_is_said_in_one_line(tmp_path, monkeypatch, arguments, complaint):
+def test_what_fails_is_said_in_one_line(tmp_path, monkeypatch, arguments, complaint, status):
     monkeypatch.chdir(tmp_path)
-    result = invoke(*(str(word).format(out=tmp_path / "out") for word in arguments))
-    assert result.exit_code == 1
+    result = invoke(*(word.format(out=tmp_path / "out", long="y" * 300) for word in arguments))
+    assert result.exit_code == status
     assert complaint in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1
 
@@ -179,6 +182,12 @@ def test_score_needs_no_model(folder, done):
     result = invoke("score", folder / "run", "--scorer", "pix2struct", "--json")
     assert result.exit_code == 0
     assert set(last_json(result)["tasks"]["chartqa"]["scores"]) == {"pix2struct"}
+
+
+def test_a_scorer_or_a_prompt_that_is_not_offered_is_wrong_usage(folder, done):
+    for result in (invoke("score", folder / "run", "--scorer", "gut"), run(folder, "asked", "--prompt", "gut")):
+        assert result.exit_code == 2
+        assert "gut" in result.stderr
 
 
 def test_compare_shows_both_scores_and_the_error_of_their_difference(folder, done):

@@ -179,9 +179,9 @@ def test_a_diagram_that_cannot_be_decoded_is_an_image_error(tmp_path):
     write_ai2d(tmp_path)
     (tmp_path / "images" / "1.png").write_bytes(picture(1)[:40])
     sample = next(AI2D.load(tmp_path))
-    with pytest.raises(VLMError, match="diagram cannot be decoded") as caught:
+    with pytest.raises(VLMError, match="the diagram: the PNG ") as caught:
         sample.images[0].read()
-    assert caught.value.code == "image_corrupt"
+    assert caught.value.code == "image_truncated"
 
 
 def test_without_the_test_ids_train_and_test_are_not_mixed(tmp_path):

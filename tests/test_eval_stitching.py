@@ -42,5 +42,5 @@ def test_only_meta_s_preset_of_mmmu_pro_stitches(preset, shown):
 
 
 def test_a_picture_that_cannot_be_decoded_is_named():
-    with pytest.raises(VLMError, match=r"image 'torn\.png' cannot be decoded"):
+    with pytest.raises(VLMError, match=r"image 'torn\.png': "):
         side_by_side([drawn("red", (2, 2)), ImageRef(id="torn.png", data=b"\x89PNG\r\n\x1a\n")]).read()

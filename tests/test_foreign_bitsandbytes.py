@@ -12,7 +12,7 @@ from tests.foreign_folders import difference, is_linear, make_over, wide_model
 from vlm.checkpoint import convert_to_hf, load_model, read_config, stored_precision
 from vlm.quantization import quantized_layers
 
-functional = pytest.importorskip("bitsandbytes.functional")
+functional = pytest.importorskip("bitsandbytes.functional", reason="not run: bitsandbytes")
 KINDS = {"nf4 nested": ("nf4", True), "nf4": ("nf4", False), "fp4 nested": ("fp4", True)}
 
 

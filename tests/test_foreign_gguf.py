@@ -19,7 +19,7 @@ from vlm.cli import main
 from vlm.quantization import quantized_layers
 from vlm.tokenizer_files.llama3 import meta_special_ids
 
-gguf = pytest.importorskip("gguf")
+gguf = pytest.importorskip("gguf", reason="not run: gguf")
 from tests import gguf_folders  # noqa: E402
 
 KINDS = {"F16": "F16", "Q8_0": "Q8_0", "Q4_K_M": "Q4_K and Q6_K"}

@@ -10,7 +10,7 @@ from tests.conversations import MIXED
 from tests.foreign_folders import difference, is_linear, make_over, wide_model
 from vlm.checkpoint import convert_to_hf, load_model, read_config, stored_precision
 
-mx = pytest.importorskip("mlx.core")
+mx = pytest.importorskip("mlx.core", reason="not run: mlx")
 # bits, group size, dtype
 KINDS = {"4 bits": (4, 64, mx.float32), "8 bits": (8, 32, mx.float32), "4 bits, bfloat16": (4, 32, mx.bfloat16)}
 

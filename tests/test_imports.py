@@ -78,6 +78,8 @@ for name in (
     "prometheus_client", "llguidance", "peft", "pyarrow", "tokenizers", "datasketch", "py3langid",
 ):
     sys.modules[name] = None
+import adapters
+adapters.lora.attach
 import vlm.cli
 from vlm import VLM, GenerationConfig, Tokenizer, VisionLanguageModel, preset
 import numpy as np

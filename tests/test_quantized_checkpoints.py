@@ -111,7 +111,7 @@ def test_progress_tells_every_weight_once(folders, tmp_path):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_folder_of_compressed_tensors_computes_what_that_library_reads(tmp_path, kind, caplog):
-    pytest.importorskip("compressed_tensors")
+    pytest.importorskip("compressed_tensors", reason="not run: compressed-tensors")
     from tests import compressed_folders
 
     assert set(compressed_folders.KINDS) == set(KINDS)
@@ -126,7 +126,7 @@ def test_a_folder_of_compressed_tensors_computes_what_that_library_reads(tmp_pat
 
 @pytest.mark.parametrize("precision", ["int8", "int4"])
 def test_transformers_reads_what_is_written(folders, precision):
-    pytest.importorskip("compressed_tensors")
+    pytest.importorskip("compressed_tensors", reason="not run: compressed-tensors")
     from transformers import MllamaForConditionalGeneration
 
     theirs = MllamaForConditionalGeneration.from_pretrained(folders / precision)

@@ -3,9 +3,11 @@
 The commands are in `vlm/commands/`. Nothing heavy is imported before one of them runs, so that help comes at once.
 """
 
+import errno
 import os
 import sys
-from typing import NoReturn
+from collections.abc import Callable
+from typing import NoReturn, TextIO
 
 import click
 
@@ -20,6 +22,8 @@ from vlm.commands.train import train
 from vlm.commands.verify import verify
 
 FAILED, INTERRUPTED = 1, 130
+_UNWRITABLE = {errno.EPIPE, errno.EIO, errno.ENOSPC}
+"""What writing ends with where the reader has left, the terminal was closed, or the disk is full."""
 
 
 class ExitStatusGroup(click.Group):
@@ -30,20 +34,50 @@ class ExitStatusGroup(click.Group):
         for stream, errors in ((sys.stdin, "replace"), (sys.stdout, "backslashreplace")):
             if hasattr(stream, "reconfigure"):
                 stream.reconfigure(errors=errors)
+        status = FAILED
+        try:
+            status = self._status(*args, **kwargs)
+            sys.stdout.flush()
+        except OSError as error:
+            if error.errno not in _UNWRITABLE or error.filename is not None:
+                raise
+            status = status or FAILED
+            if error.errno != errno.EPIPE:
+                text = f"error: the output cannot be written ({error.strerror}); free some space or write elsewhere"
+                _tell(lambda: click.echo(text, err=True))
+            _abandon(sys.stdout)
+        sys.exit(status)
+
+    def invoke(self, ctx: click.Context):
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            # Click would first write a line, which a closed terminal does not take.
+            raise click.Abort from None
+
+    def _status(self, *args, **kwargs) -> int:
         try:
             status = super().main(*args, **kwargs | {"standalone_mode": False})
-            sys.stdout.flush()
         except click.ClickException as error:
-            error.show()
-            status = error.exit_code
+            _tell(error.show)
+            return error.exit_code
         except (click.Abort, KeyboardInterrupt):
-            click.echo("interrupted", err=True)
-            status = INTERRUPTED
-        except BrokenPipeError:
-            # Whoever read the output has left; without this the interpreter would complain when it flushes at exit.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            status = FAILED
-        sys.exit(status if isinstance(status, int) else 0)
+            _tell(lambda: click.echo("\ninterrupted", err=True))
+            return INTERRUPTED
+        return status if isinstance(status, int) else 0
+
+
+def _tell(write: Callable[[], None]) -> None:
+    """Call what writes to standard error, where that can still be written to."""
+    try:
+        write()
+    except OSError:
+        _abandon(sys.stderr)
+
+
+def _abandon(stream: TextIO) -> None:
+    """Let what `stream` still holds go nowhere: the interpreter would fail when it flushes at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 @click.group(cls=ExitStatusGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

@@ -1,5 +1,6 @@
 """The one error type of the public API, and the gate that turns the lower packages' errors into it."""
 
+import copyreg
 import functools
 
 CODES = frozenset(
@@ -35,6 +36,17 @@ class VLMError(Exception):
             message = message[: MAX_MESSAGE_CHARS - 1] + "…"
         self.message = message
         super().__init__(message)
+
+    def __reduce__(self):
+        # Left to itself Python would make it anew from `args`, which hold the message alone.
+        return copyreg.__newobj__, (type(self), *self.args), self.__dict__
+
+
+class UnknownName(VLMError):
+    """A name that is none of those offered; on a command line that is wrong usage, not a failure."""
+
+    def __init__(self, message: str):
+        super().__init__("invalid_request", message)
 
 
 def shown(value: object) -> str:

@@ -4,6 +4,7 @@ import functools
 import os
 from collections.abc import Sequence
 from dataclasses import replace
+from numbers import Real
 from operator import itemgetter
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from torch import Tensor
 from adapters import lora
 from vlm import checkpoint
 from vlm.batch import MAX_BATCH_SIZE, DecoderPrompt
+from vlm.checkpoint.hub import folder_path
 from vlm.checkpoint.peft import load_adapter
 from vlm.errors import VLMError, public, shown
 from vlm.explain import Chosen, explain
@@ -51,6 +53,7 @@ class VLM:
         allow_urls: bool = False,
         cache_bytes: int = DEFAULT_CACHE_BYTES,
     ):
+        _check_cache_bytes(cache_bytes)
         self.model = model.eval()
         self.tokenizer = tokenizer
         self.images = None
@@ -85,8 +88,7 @@ class VLM:
         Raises: VLMError with `checkpoint_invalid`, `device_unavailable` or `invalid_request`.
         """
         check_precision(quantize)
-        if not isinstance(source, str | os.PathLike | None):
-            raise VLMError("invalid_request", f"source is {shown(source)}; give a folder or the name of a model")
+        _check_cache_bytes(cache_bytes)
         folder = DEFAULT_MODEL if source is None else checkpoint.resolve(source, revision=revision)
         model, tokenizer = load(folder, device, choose_dtype(dtype), reference, quantize)
         warn_of_other_template(folder)
@@ -277,7 +279,7 @@ class VLM:
             for name, content in files.items():
                 (staging / name).write_bytes(content)
 
-        checkpoint.save_model(self.model, Path(folder), format=format, write_more=write_more)
+        checkpoint.save_model(self.model, folder_path(folder), format=format, write_more=write_more)
 
     # Parts
 
@@ -308,6 +310,11 @@ class VLM:
         prompt = read(request)
         room = self._requests.room(prompt, config.max_new_tokens)
         return self._requests.ready(prompt), room
+
+
+def _check_cache_bytes(cache_bytes: object) -> None:
+    if not isinstance(cache_bytes, Real) or not cache_bytes >= 0:
+        raise VLMError("invalid_request", f"cache_bytes is {shown(cache_bytes)}; give a number, 0 for no cache")
 
 
 def _config(config: GenerationConfig | None) -> GenerationConfig:

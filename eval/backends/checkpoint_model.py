@@ -12,8 +12,8 @@ from eval.fingerprint import digest
 if TYPE_CHECKING:
     from vlm.pipeline import VLM
 
-_WEIGHTS = ("*.safetensors", "*.pth")
-_SETTINGS = ("*.json", "tokenizer.model")
+_WEIGHTS = ("*.safetensors", "*.pth", "*.gguf")
+_SETTINGS = ("*.json", "tokenizer.model", "original/tokenizer.model")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,8 +73,9 @@ def describe(model: "VLM") -> dict:
 
 def _files_digest(folder: Path) -> str:
     paths = sorted({path for pattern in _WEIGHTS + _SETTINGS for path in folder.glob(pattern) if path.is_file()})
+    names = [path.relative_to(folder).as_posix() for path in paths]
     with ThreadPoolExecutor(max_workers=8) as pool:
-        return digest(*zip([path.name for path in paths], pool.map(_file_digest, paths), strict=True))
+        return digest(*zip(names, pool.map(_file_digest, paths), strict=True))
 
 
 def _file_digest(path: Path) -> str:

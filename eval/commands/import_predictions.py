@@ -1,5 +1,6 @@
 """`vlm-eval import`: take another harness's predictions over, and say where its figures and ours differ."""
 
+import os
 from pathlib import Path
 
 import click
@@ -37,7 +38,7 @@ def import_predictions(ctx: click.Context, file: str, out: str, task: str | None
     from eval.prediction_files.taking_over import agreement, write_run
     from eval.scoring import score_folder
 
-    path, folder = Path(file).expanduser(), Path(out).expanduser()
+    path, folder = Path(os.path.expanduser(file)), Path(os.path.expanduser(out))
     found = read_predictions(path, task)
     write_run(found, path, folder, ("vlm-eval", *(ctx.obj or ())))
     scores = score_folder(folder)

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import os
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -82,7 +83,7 @@ def _settings(tasks: tuple[str, ...], options: dict, typed: tuple[str, ...]) -> 
         raise click.UsageError("--engine ray makes the shards itself; say how many with --workers, without --shard")
     return RunSettings(
         data=_places(tasks, options["places"]),
-        out=Path(options["out"]).expanduser(),
+        out=Path(os.path.expanduser(options["out"])),
         selection=Selection(
             limit=options["limit"], samples=samples, options=loading, blank_images=options["blank_images"]
         ),
@@ -102,9 +103,10 @@ def _places(tasks: tuple[str, ...], given: tuple[str, ...]) -> dict[str, Path]:
     for text in given:
         name, equals, path = text.partition("=")
         if equals and name in tasks:
-            places[name] = Path(path).expanduser()
+            places[name] = Path(os.path.expanduser(path))
         else:
-            places.update(dict.fromkeys([name for name in tasks if name not in places], Path(text).expanduser()))
+            everything = Path(os.path.expanduser(text))
+            places.update(dict.fromkeys([name for name in tasks if name not in places], everything))
     missing = [name for name in tasks if name not in places]
     if missing:
         raise click.UsageError(f"--data says nothing of {', '.join(missing)}; give one PATH, or TASK=PATH for each")

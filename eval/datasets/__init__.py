@@ -36,12 +36,14 @@ def find_tables(path: Path, kinds: Collection[Kind]) -> list[Table]:
         raise VLMError(
             "invalid_request", f"the data {path.name[:80]!r} is not there; expected a folder or a file; check the path"
         )
-    tables = []
-    for kind, suffix in _SUFFIXES.items():
-        if kind in kinds:
-            # Data sets of the Hugging Face Hub lie in folders, the others beside each other.
-            files = sorted(_files(path, suffix, depth=_MAX_DEPTH if kind == "parquet" else 0))
-            tables += [_opened(file, kind) for file in files if file.is_file()]
+    suffixes = {suffix: kind for kind, suffix in _SUFFIXES.items() if kind in kinds}
+    found: dict[Kind, list[Path]] = {kind: [] for kind in suffixes.values()}
+    for file in _files(path, tuple(suffixes)):
+        kind = suffixes[file.suffix.lower()]
+        # Data sets of the Hugging Face Hub lie in folders, the others beside each other.
+        if kind == "parquet" or file.parent == path:
+            found[kind].append(file)
+    tables = [_opened(file, kind) for kind, files in found.items() for file in sorted(files) if file.is_file()]
     if "chartqa folder" in kinds:
         tables += chartqa_tables(path)
     if "ai2d folder" in kinds:
@@ -92,12 +94,12 @@ def _opened(file: Path, kind: Kind) -> Table:
         return Table(kind=kind, path=file, columns=(), part=part_of(file), read=lambda wanted: iter(()), error=error)
 
 
-def _files(folder: Path, suffix: str | None = None, *, depth: int = _MAX_DEPTH) -> Iterator[Path]:
-    """Yield the files in `folder` and at most `depth` folders further down, with `suffix` only those that end in it."""
+def _files(folder: Path, suffixes: tuple[str, ...] = ("",)) -> Iterator[Path]:
+    """Yield the files that end in one of `suffixes`, in `folder` and at most `_MAX_DEPTH` folders further down."""
     for place, folders, names in os.walk(folder):
-        at_end = len(Path(place).relative_to(folder).parts) >= depth
+        at_end = len(Path(place).relative_to(folder).parts) >= _MAX_DEPTH
         folders[:] = [] if at_end else sorted(each for each in folders if not each.startswith("."))
         for name in names:
             # Beside a table there may be a hundred thousand pictures: no Path is made of those.
-            if not name.startswith(".") and suffix in (None, os.path.splitext(name)[1].lower()):
+            if name.lower().endswith(suffixes) and not name.startswith("."):
                 yield Path(place) / name

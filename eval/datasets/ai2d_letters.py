@@ -4,7 +4,7 @@ import io
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from vlm.errors import VLMError
+from vlm.picture_gate import named_picture
 
 _FILL, _HALF = (255, 255, 255), 127
 """White; how much of it lies over a word that can still be read, of 255."""
@@ -42,16 +42,11 @@ def draw_letters(content: bytes, boxes: Sequence[LetterBox], *, transparent: boo
     Source: google-research/pix2struct, preprocessing_utils.py (render_text_on_bounding_box) for opaque boxes;
     allenai/molmo, olmo/hf_datasets/ai2d.py (draw_abc_labels) for transparent ones. The font is Pillow's own.
 
-    Raises: VLMError (image_corrupt) when the picture cannot be decoded.
+    Raises: VLMError when the image gate refuses the picture.
     """
-    from PIL import Image, ImageDraw
+    from PIL import ImageDraw
 
-    try:
-        image = Image.open(io.BytesIO(content)).convert("RGBA")
-    except Exception:  # noqa: BLE001 (a decoder may raise anything)
-        raise VLMError("image_corrupt", "the diagram cannot be decoded; expected a whole picture") from None
-    picture = Image.new("RGB", image.size, _FILL)
-    picture.paste(image, mask=image.getchannel("A"))
+    picture = named_picture(content, "the diagram")
     draw = ImageDraw.Draw(picture, "RGBA")
     for box in boxes:
         if box.top == box.bottom or box.left == box.right:

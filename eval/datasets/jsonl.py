@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from eval.datasets.json_text import parse_json
-from eval.datasets.pictures import digest, picture_at
+from eval.datasets.pictures import picture_at
 from eval.datasets.row import Row, a_kind, damaged
 from eval.datasets.table import Table, part_named, part_of
 from vlm.errors import VLMError, shown
@@ -74,7 +74,7 @@ def _rows(path: Path) -> Iterator[Row]:
         problem, pictures = line.problem, ()
         try:
             names = _picture_names(path, line.number, line.record)
-            pictures = tuple(picture(name) for name in names)
+            pictures = tuple(map(picture, names))
         except VLMError as error:
             problem = error
         yield Row(
@@ -83,7 +83,7 @@ def _rows(path: Path) -> Iterator[Row]:
             values=line.record,
             pictures={"image": pictures},
             part=part or row_part,
-            name=f"line-{digest(line.content)}",
+            line=line.content,
             problem=problem,
         )
 

@@ -25,9 +25,9 @@ class Row:
     """The pictures of each column that holds some."""
     part: str | None = None
     """"train", "validation", "test", ... as the name of the file or the row itself says."""
-    name: str = ""
-    """What the row is called should it be of no use, in a format whose rows stand by themselves: then only its sample
-    is an error. "" in a file that is whole or damaged."""
+    line: bytes = b""
+    """The row as it was written, in a format whose rows stand by themselves: should it be of no use, only its sample is
+    an error. b"" in a file that is whole or damaged."""
     problem: VLMError | None = None
     """Why nothing in the row can be read."""
 
@@ -38,11 +38,11 @@ class Row:
     def text(self, column: str) -> str:
         """Return a text that must be there; a number is written out, but for NaN, which stands for nothing."""
         value = self.values.get(column)
+        if isinstance(value, str) and value:
+            return value
         if isinstance(value, int | float) and value == value:
             return str(value)
-        if not isinstance(value, str) or not value:
-            raise self.damaged(column, _found(value), "a text")
-        return value
+        raise self.damaged(column, _found(value), "a text")
 
     def texts(self, column: str, key: str | None = None) -> tuple[str, ...]:
         """Return a list of texts, which may be written out as Python writes it ("['a', 'b']"); () for none.

@@ -8,7 +8,7 @@ import importlib
 import importlib.metadata
 
 from eval.tasks.task import Format, Task
-from vlm.errors import VLMError, shown
+from vlm.errors import UnknownName, VLMError, shown
 
 __all__ = ["Format", "Task", "find", "names"]
 
@@ -31,10 +31,7 @@ def find(name: str) -> Task:
         return importlib.import_module(f"eval.tasks.{name}").TASK
     point = _plugged().get(name)
     if point is None:
-        raise VLMError(
-            "invalid_request",
-            f"there is no task {shown(name)}; expected one of {', '.join(names())}; choose one of them",
-        )
+        raise UnknownName(f"there is no task {shown(name)}; expected one of {', '.join(names())}; choose one of them")
     return _loaded(point)
 
 

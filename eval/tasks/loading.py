@@ -2,12 +2,14 @@
 
 import itertools
 import logging
+import os
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from eval.datasets import check_whole, contents, find_tables
+from eval.datasets.pictures import digest
 from eval.datasets.row import Row
 from eval.datasets.table import Table, part_named
 from eval.records import Sample
@@ -25,8 +27,11 @@ def load(task: Task, path: Path, split: str | None, variant: str | None, limit: 
     if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
         raise VLMError("invalid_request", f"limit is {shown(limit)}; expected a whole number from 1; give one")
     parts, halves = _wanted(task, split)
-    path = _own_folder(task, path)
-    layout, tables = _recognise(task, path)
+    try:
+        path = _own_folder(task, path)
+        layout, tables = _recognise(task, path)
+    except OSError as error:
+        raise _unreadable(path, error) from None
     parts = parts or _default_parts(task, tables)
     tables = _of_parts(tables, parts)
     for table in tables:
@@ -41,7 +46,9 @@ def _own_folder(task: Task, path: Path) -> Path:
     """Return the folder in `path` that is called as the task is, for one path may hold the data of several tasks."""
     if not path.is_dir():
         return path
-    return next((each for each in sorted(path.iterdir()) if each.name.lower() == task.name and each.is_dir()), path)
+    # Beside the table there may be a hundred thousand pictures: no Path is made of those.
+    own = [path / name for name in sorted(os.listdir(path)) if name.lower() == task.name]
+    return next((each for each in own if each.is_dir()), path)
 
 
 def _wanted(task: Task, split: str | None) -> tuple[set[str], set[str]]:
@@ -63,10 +70,7 @@ def _wanted(task: Task, split: str | None) -> tuple[set[str], set[str]]:
 
 def _recognise(task: Task, path: Path) -> tuple[Format, list[Table]]:
     """Return the one format of the task that lies at `path`, with its tables."""
-    try:
-        tables = find_tables(path, {layout.kind for layout in task.formats})
-    except OSError as error:
-        raise _unreadable(path, error) from None
+    tables = find_tables(path, {layout.kind for layout in task.formats})
     fitting: dict[int, list[Table]] = {}
     for table in tables:
         for number, layout in enumerate(task.formats):
@@ -192,9 +196,9 @@ class _Selection:
         try:
             if row.problem is not None:
                 raise row.problem
-            return list(self.layout.samples(row)) if row.name else self.layout.samples(row)
+            return list(self.layout.samples(row)) if row.line else self.layout.samples(row)
         except VLMError as error:
-            if not row.name:
+            if not row.line:
                 raise
             raise _RowOfNoUse(error) from None
 
@@ -205,7 +209,7 @@ class _Selection:
         sample = Sample(id="", task=self.task.name, images=(), question="", targets=(), fields=fields, problem=problem)
         if isinstance(given, str) and given:
             return self._names.named(replace(sample, id=given), row)
-        return replace(sample, id=self._names.unused(row.name))
+        return replace(sample, id=self._names.unused(f"line-{digest(row.line)}"))
 
     def _with_variant(self, sample: Sample, row: Row) -> Sample:
         """Return the sample with its variant; the first one decides where none was asked for."""

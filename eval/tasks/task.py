@@ -12,7 +12,7 @@ from eval.datasets.row import Row
 from eval.datasets.table import Kind, Table
 from eval.prompts import Preset
 from eval.records import Prompt, Sample
-from vlm.errors import VLMError, shown
+from vlm.errors import UnknownName, VLMError, shown
 
 _SAID: dict[Kind, str] = {
     "parquet": "Hugging Face parquet",
@@ -111,9 +111,7 @@ class Task:
             raise self.refusal("prompt", name, self.prompts)
         return name
 
-    def refusal(self, what: str, found: object, expected: Iterable[str]) -> VLMError:
+    def refusal(self, what: str, found: object, expected: Iterable[str]) -> UnknownName:
         """Return the error for a word that is none of those expected."""
         expected = ", ".join(expected) or "none, for it has only one"
-        return VLMError(
-            "invalid_request", f"{what} is {shown(found)}; {self.title} offers {expected}; choose one of them"
-        )
+        return UnknownName(f"{what} is {shown(found)}; {self.title} offers {expected}; choose one of them")

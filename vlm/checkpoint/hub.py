@@ -1,9 +1,11 @@
 """Where a source's files are: a local folder, or a repository on the Hugging Face Hub that is downloaded."""
 
+import os
 import re
 from pathlib import Path
 
 from vlm.checkpoint.files import invalid
+from vlm.errors import VLMError, shown
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9_][\w.-]*")
 _SAFETENSORS = re.compile(r"model[^/]*\.safetensors")
@@ -20,14 +22,35 @@ def resolve(source: str | Path, *, revision: str | None = None) -> Path:
 
     Raises VLMError where there is no such folder and no such repository.
     """
-    folder = Path(source).expanduser()
-    if str(source) and folder.is_dir():
+    folder = local_folder(source)
+    if folder is not None:
         return folder
-    if str(source) and folder.exists():
-        raise invalid(f"{folder.name} is a file; give the folder of the checkpoint that it belongs to")
     if not isinstance(source, str) or not _NAME.fullmatch(source):
         raise invalid(f"there is no folder {str(source)!r:.120}; give a folder, or a Hub name such as owner/name")
     return _checkpoint_folder(_download(source, revision))
+
+
+def local_folder(source: object) -> Path | None:
+    """Return the folder at `source`, None where there is none. Raises VLMError where it cannot be told or is a file."""
+    folder = folder_path(source)
+    try:
+        is_folder, is_there = folder.is_dir(), folder.exists()
+    except OSError as error:
+        raise invalid(f"{folder.name:.80} cannot be looked at ({error.strerror}); give another folder") from None
+    if not str(source) or not is_there:
+        return None
+    if not is_folder:
+        raise invalid(f"{folder.name} is a file; give the folder of the checkpoint that it belongs to")
+    if not os.access(folder, os.R_OK | os.X_OK):
+        raise invalid(f"{folder.name} may not be read; give yourself the permission, or another folder")
+    return folder
+
+
+def folder_path(folder: object) -> Path:
+    """Return `folder` as a path, `~` written out. Raises VLMError for what is no path."""
+    if not isinstance(folder, str | os.PathLike) or "\0" in str(folder):
+        raise VLMError("invalid_request", f"the folder is {shown(folder)}; give the path of a folder")
+    return Path(os.path.expanduser(folder))
 
 
 def _download(name: str, revision: str | None) -> Path:

@@ -12,13 +12,13 @@ import os
 import re
 from collections import Counter
 from contextlib import ExitStack
-from pathlib import Path
 
 import torch
 
 from adapters.lora import AdapterError, LoRAConfig, LowRank, adapter_names, adapters_of, attach, set_strength
 from vlm.checkpoint import hf, torchtune
 from vlm.checkpoint.files import invalid, read_json
+from vlm.checkpoint.hub import folder_path, local_folder
 from vlm.checkpoint.safetensors_file import open_safetensors, write_safetensors
 from vlm.checkpoint.staging import staged
 from vlm.checkpoint.stored import StoredTensor
@@ -52,7 +52,9 @@ def load_adapter(
 
     Raises: VLMError (checkpoint_invalid) for what is no such adapter, or one of another model.
     """
-    folder = Path(folder)
+    given, folder = folder_path(folder), local_folder(folder)
+    if folder is None:
+        raise invalid(f"there is no folder {given.name:.80}; give the folder of an adapter")
     if torchtune.is_adapter(folder) and not (folder / CONFIG).exists():
         raise invalid(
             f"{folder.name} is torchtune's and does not say how strong the adapter is; write beside it {CONFIG} with "
@@ -102,7 +104,7 @@ def save_adapter(
         tensors[f"{_PREFIX}{layer}.lora_A.weight"] = down
         tensors[f"{_PREFIX}{layer}.lora_B.weight"] = up
     settings = _settings(names, chosen, model.config, base)
-    with staged(Path(folder), last=(CONFIG,)) as staging:
+    with staged(folder_path(folder), last=(CONFIG,)) as staging:
         write_safetensors(staging / WEIGHTS, tensors)
         (staging / CONFIG).write_text(json.dumps(settings, indent=2) + "\n")
 

@@ -58,10 +58,16 @@ def check_folder(folder: Path, format: str) -> None:
     """Raise VLMError where a checkpoint of that format cannot be written into `folder`."""
     if format not in ("hf", "meta"):
         raise VLMError("invalid_request", f'format is {format!r:.40}; give "hf" or "meta"')
-    if folder.exists() and not folder.is_dir():
-        raise invalid(f"{folder.name} is a file; give a folder to save into")
     other = meta_config if format == "hf" else hf_config
-    if (folder / other.CONFIG).exists():
+    try:
+        is_file, is_other = folder.exists() and not folder.is_dir(), (folder / other.CONFIG).exists()
+    except OSError as error:
+        raise invalid(
+            f"nothing can be saved in {folder.name:.80} ({error.strerror}); give a folder that you may write to"
+        ) from None
+    if is_file:
+        raise invalid(f"{folder.name} is a file; give a folder to save into")
+    if is_other:
         raise invalid(f"{folder.name} holds {other.CONFIG}, a checkpoint of the other format; give another folder")
 
 

@@ -1,5 +1,6 @@
 """`vlm convert`: a checkpoint in another layout, dtype or precision."""
 
+import os
 from pathlib import Path
 from typing import Literal
 
@@ -7,6 +8,7 @@ import click
 
 from vlm.commands.options import dtype_option, json_option, quantize_option
 from vlm.commands.terminal import Command, say, say_json
+from vlm.errors import VLMError
 
 _LAYOUTS = {"hf": "Hugging Face", "meta": "Meta"}
 
@@ -75,9 +77,16 @@ def _check(source: str, target: Path, format: str | None, quantize: str | None, 
         raise click.UsageError("Missing option '--format'. Choose from: hf, meta; or give --quantize")
     if format == "meta" and quantize is not None:
         raise click.UsageError("--quantize goes with --format hf; Meta's layout has no form for quantised weights")
-    if target.exists() and Path(source).exists() and target.samefile(source):
+    try:
+        is_source = target.exists() and os.path.exists(source) and target.samefile(source)
+        is_full = target.is_dir() and any(target.iterdir())
+    except OSError as error:
+        raise VLMError(
+            "invalid_request", f"DST, {target.name!r:.80}, cannot be looked at ({error.strerror}); give another folder"
+        ) from None
+    if is_source:
         raise click.UsageError("SRC and DST are the same folder; give another DST")
-    if not overwrite and target.is_dir() and any(target.iterdir()):
+    if is_full and not overwrite:
         raise click.UsageError(f"DST, {target.name!r:.80}, is not empty; give a new folder, or --overwrite")
     return format or "hf"
 

@@ -1,7 +1,6 @@
 """`vlm info`: how large a model is and whether it fits, without reading its weights."""
 
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import click
@@ -54,6 +53,7 @@ def info(model: str | None, reference: str, as_json: bool):
 def _config(model: str | None) -> tuple[str, "ModelConfig", str | None]:
     """Return what to call the model, its config, and how its weights are quantised where they are."""
     from vlm import checkpoint
+    from vlm.checkpoint.hub import local_folder
     from vlm.config import PRESETS, preset
     from vlm.pipeline import DEFAULT_MODEL
 
@@ -61,13 +61,13 @@ def _config(model: str | None) -> tuple[str, "ModelConfig", str | None]:
         return "the shipped model", checkpoint.read_config(DEFAULT_MODEL), None
     if model in PRESETS:
         return f"{model} (preset)", preset(model), None
-    if not Path(model).exists():
+    folder = local_folder(model)
+    if folder is None:
         raise VLMError(
             "invalid_request",
             f"no folder and no preset is named {model!r:.80}; give a checkpoint's folder (vlm info downloads nothing), "
             f"or one of {', '.join(PRESETS)}",
         )
-    folder = checkpoint.resolve(model)
     return folder.resolve().name, checkpoint.read_config(folder), checkpoint.stored_precision(folder)
 
 

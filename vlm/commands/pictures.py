@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from vlm.errors import VLMError, public
+from vlm.picture_gate import named_picture
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -23,17 +23,12 @@ def check_standard_input(names: Sequence[str]) -> None:
 
 def read_picture(name: str) -> "Image":
     """Return the picture named; an error says which one it was."""
-    from vision_encoder.image_input import DEFAULT_LIMITS, read_image
-
-    source: str | bytes = name
     if name == STANDARD_INPUT:
+        from vision_encoder.image_input import DEFAULT_LIMITS
+
         # One byte more than is let in, so that too much is noticed and never held.
-        source = click.get_binary_stream("stdin").read(DEFAULT_LIMITS.max_bytes + 1)
-    try:
-        return public(read_image)(source)
-    except VLMError as error:
-        shown = "standard input" if name == STANDARD_INPUT else name if len(name) <= 60 else f"{name[:60]}…"
-        raise VLMError(error.code, f"{shown}: {error.message}") from None
+        return named_picture(click.get_binary_stream("stdin").read(DEFAULT_LIMITS.max_bytes + 1), "standard input")
+    return named_picture(name, name if len(name) <= 60 else f"{name[:60]}…")
 
 
 def image_turn(pictures: Sequence[object], text: str) -> dict:

@@ -7,7 +7,7 @@ from typing import TextIO
 
 import click
 
-from vlm.errors import VLMError
+from vlm.errors import UnknownName, VLMError
 
 # C0 without tab and newline, delete, and C1: a model that writes ESC could move the cursor, set the title or worse.
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
@@ -36,7 +36,10 @@ def complain(error: VLMError, *, about: str = "") -> None:
 
 
 class Command(click.Command):
-    """A command whose errors end it with status 1; with --json standard output then ends in the error."""
+    """A command whose errors end it with status 1, or 2 for a name that is not offered.
+
+    With --json standard output then ends in the error.
+    """
 
     def invoke(self, ctx: click.Context):
         try:
@@ -51,4 +54,4 @@ class Command(click.Command):
         complain(failure)
         if ctx.params.get("as_json"):
             say_json({"error": {"code": failure.code, "message": failure.message}})
-        ctx.exit(1)
+        ctx.exit(2 if isinstance(failure, UnknownName) else 1)
