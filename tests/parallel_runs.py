@@ -34,10 +34,11 @@ MODES: dict[str, dict] = {
     "pipeline-2": {"pipeline": 2},
     "pipeline-4": {"pipeline": 4},
     "fsdp-tensor": {"data": "fsdp", "tensor": 2},
+    "pipeline-ddp": {"data": "ddp", "pipeline": 2},
 }
 PROCESSES = {
     2: ("ddp", "fsdp", "tensor-2", "pipeline-2"),
-    4: ("ddp", "fsdp", "tensor-4", "pipeline-4", "fsdp-tensor"),
+    4: ("ddp", "fsdp", "tensor-4", "pipeline-4", "fsdp-tensor", "pipeline-ddp"),
 }
 
 

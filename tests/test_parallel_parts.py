@@ -4,23 +4,31 @@ import dataclasses
 
 import pytest
 import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Replicate, Shard
 
+from adapters.lora import LoRAConfig, adapters_of
 from tests.conftest import random_model
 from tests.nearness import difference
 from tests.training_rows import examples_of
 from vision_encoder.preprocess import ProcessedImage
 from vlm import Tokenizer, VLMError, preset
 from vlm.config import ModelConfig
-from vlm.training.config import OptimizerConfig, Parallel, WeightGroup
-from vlm.training.data.batches import Example, Poison, StepData
-from vlm.training.objectives import DirectPreference, SupervisedReplies
+from vlm.quantization import quantize_model
+from vlm.training.config import ObjectiveChoice, OptimizerConfig, Parallel, TrainConfig, WeightGroup
+from vlm.training.data.batches import Example, Poison, StepBatches, StepData
+from vlm.training.objectives import GRPO, PPO, DirectPreference, Objective, SupervisedReplies
 from vlm.training.optimizers import Optimizers
 from vlm.training.parallel.learner import Learner, Loss
 from vlm.training.parallel.pipeline import Stage, groups_here
+from vlm.training.parallel.placement import place
 from vlm.training.parallel.shares import Part, added, counted, evened, in_parts, share_of
 from vlm.training.parallel.tensor import plan, share_layers
 from vlm.training.parallel.world import World
 from vlm.training.rows import Row, predict
+from vlm.training.settings import build
+from vlm.training.trained import train_adapter, trained_weights
 
 CPU = torch.device("cpu")
 TOKENIZER = Tokenizer.bytes_only()
@@ -83,7 +91,7 @@ def test_a_blank_image_and_a_part_that_stands_in_change_neither_loss_nor_gradien
     texts = examples_of(row(7, 8, 9, 10), row(4, 5))
     expected, grads = gradients(loss_of(config), [Part(texts)])
     samples = Samples(Poison("x", "bad"), *examples_of(some_rows()[0]))
-    parts = evened([Part(texts)], Neighbours([(3, True)]), samples, config.vision)
+    parts = evened([Part(texts)], Neighbours([(3, True)]), samples, config.vision, Objective())
     assert [part.counts for part in parts] == [True, False, False]
     assert all(part.rows[0].images for part in parts)
     found, grads_found = gradients(loss_of(config), parts)
@@ -100,19 +108,33 @@ def test_a_part_that_stands_in_for_preferences_has_no_loss():
     objective = DirectPreference(TOKENIZER, 512)
     objective.reference = {(0, 0): 0.3}
     pair = Example("a", (0, 0), [row(1, 2, 3), row(1, 2, 4)])
-    parts = evened([], Neighbours([(2, False)]), Samples(pair), preset("tiny").vision)
+    parts = evened([], Neighbours([(2, False)]), Samples(pair), preset("tiny").vision, objective)
     assert gradients(Loss(random_model(preset("tiny")), objective), parts)[0] == 0
+
+
+def test_a_part_that_stands_in_for_replies_has_no_loss():
+    model, choice = random_model(preset("tiny")), ObjectiveChoice(name="ppo", reward="math:prod")
+    objective = PPO(TOKENIZER, 512, choice, None, model.decoder.embedding.weight)
+    talk = Example("a", (0, 0), [row(1, 2, 3)])
+    parts = evened([], Neighbours([(2, False)]), Samples(talk), preset("tiny").vision, objective)
+    loss = Loss(model, objective)
+    assert gradients(loss, parts)[0] == 0
+    # The head that a run trains beside its model is seen by what wraps the loss.
+    assert {id(weight) for weight in objective.weights.values()} <= {id(weight) for weight in loss.parameters()}
 
 
 def test_nothing_is_added_where_all_have_as_much_and_no_image():
     parts = in_parts(examples_of(row(1, 2), row(3, 4), row(5, 6)), 2)
     assert [len(part.examples) for part in parts] == [2, 1]
-    assert evened(parts, Neighbours([(2, False)]), Samples(), None) == parts
+    assert evened(parts, Neighbours([(2, False)]), Samples(), None, Objective()) == parts
 
 
 def test_processes_share_the_samples_of_every_step_between_them():
-    class Numbers:
+    class Numbers(StepBatches):
         batch_size, order = 5, {place: (0, place) for place in range(10)}
+
+        def __init__(self):
+            pass
 
         def read(self, source, place):
             return Poison(str(place), "") if place == 8 else Example(str(place), (source, place), [row(1, 2)])
@@ -121,7 +143,7 @@ def test_processes_share_the_samples_of_every_step_between_them():
     assert [one.id for one in share[1].examples] == ["6"]
     assert [one.id for one in share[1].poison] == ["8"]
     share.place = 0
-    assert [one.id for one in share[1].examples] == ["5", "7", "9"]
+    assert [(one.id, one.number) for one in share[1].examples] == [("5", 5), ("7", 7), ("9", 9)]
     data = Numbers()
     assert share_of(data, Neighbours()) is data
 
@@ -185,6 +207,25 @@ def test_every_matrix_of_every_layer_is_in_the_plan():
     assert {"decoder.layers.1.attention.q_norm", "decoder.layers.1.attention.k_norm"} <= planned
 
 
+@pytest.fixture
+def alone(tmp_path):
+    """The mesh of this process."""
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    yield init_device_mesh("cpu", (1,))
+    dist.destroy_process_group()
+
+
+def test_sharing_layers_trains_what_was_trained_before_and_nothing_else(alone):
+    model = random_model(preset("tiny"))
+    train_adapter(model, LoRAConfig(rank=2, targets=("q_proj", "o_proj", "patch_embedding")))
+    before = {name: weight.shape for name, weight in trained_weights(model).items()}
+    share_layers(model, alone)
+    assert {name: weight.shape for name, weight in trained_weights(model).items()} == before
+    adapter = adapters_of(model, "default")["decoder.layers.0.attention.o_proj"]
+    assert adapter.up.placements == (Replicate(),)
+    assert adapter.down.placements == (Shard(1),)
+
+
 def test_the_norm_over_one_process_is_torchs():
     torch.manual_seed(0)
     weights = {name: torch.nn.Parameter(torch.randn(3, 4)) for name in "ab"}
@@ -206,7 +247,11 @@ def test_the_norm_over_one_process_is_torchs():
     [
         ({"tensor": 2}, 3, "need a multiple of 2 processes and there are 3; start them with torchrun"),
         ({"pipeline": 2}, 1, "need a multiple of 2 processes and there are 1"),
-        ({"pipeline": 2}, 4, "4 processes for 2 stages of parallel.pipeline"),
+        (
+            {"pipeline": 2, "data": "fsdp"},
+            4,
+            "'fsdp', which stages cannot gather; set parallel.data = 'ddp', or start 2",
+        ),
         ({"tensor": 2}, 4, "parallel.data is 'ddp', which cannot hold shared layers; set parallel.data = 'fsdp'"),
     ],
 )
@@ -216,13 +261,60 @@ def test_a_number_of_processes_that_does_not_fit_is_refused(settings, size, mess
     assert len(caught.value.report) <= 300
 
 
-def test_heads_that_do_not_divide_are_refused():
-    class Mesh:
-        def size(self):
-            return 4
+class Mesh:
+    """Four processes."""
 
+    def size(self):
+        return 4
+
+
+def test_heads_that_do_not_divide_are_refused():
     with pytest.raises(VLMError, match=r"decoder.num_kv_heads 2, vision.num_heads 2 cannot be shared evenly by 4"):
         share_layers(random_model(preset("tiny")), Mesh())
+
+
+def test_quantised_layers_are_not_shared():
+    model = random_model(preset("tiny"))
+    quantize_model(model, "int8")
+    with pytest.raises(
+        VLMError, match=r"quantised weights cannot be shared by processes; .* leave quantize out"
+    ) as caught:
+        share_layers(model, Mesh())
+    assert len(caught.value.report) <= 300
+
+
+REWARDED = {"name": "grpo", "reward": "math:prod"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "dims", "message"),
+    [
+        (
+            {"parallel": {"data": "fsdp"}, "objective": REWARDED},
+            {"data": 2},
+            "grpo, for which each has to write replies",
+        ),
+        ({"parallel": {"pipeline": 2}, "objective": REWARDED}, {"pipeline": 2}, "use only data = 'ddp'"),
+        (
+            {"parallel": {"tensor": 2}, "samples": {"questions": [{"text": "?"}]}},
+            {"tensor": 2},
+            "one process has whole",
+        ),
+        ({"parallel": {"tensor": 2}, "optimizer": {"name": "muon"}}, {"tensor": 2}, "muon, which steps whole matrices"),
+        ({"parallel": {"pipeline": 2}, "pack": 8}, {"pipeline": 2}, "turn packing off"),
+    ],
+)
+def test_what_a_run_on_several_processes_cannot_do_is_refused(settings, dims, message):
+    config = build(TrainConfig, {"out": "x", "model": {"preset": "tiny"}, "data": [{"path": "x"}]} | settings)
+    model, world = random_model(preset("tiny")), Neighbours(**dims)
+    world.size = 2
+    objective = SupervisedReplies(TOKENIZER, 512)
+    if config.objective.name == "grpo":
+        objective = GRPO(TOKENIZER, 512, config.objective, None)
+    objective.pack = config.pack
+    with pytest.raises(VLMError, match=message) as caught:
+        place(config, world, model, objective)
+    assert len(caught.value.report) <= 300
 
 
 def test_a_tied_head_and_too_few_layers_make_no_pipeline():

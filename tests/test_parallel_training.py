@@ -77,14 +77,24 @@ def test_processes_follow_the_losses_of_one(folder, count):
         assert skipped.count("\n") == 1
 
 
-# Other ways to learn: adapters on frozen layers, layers computed twice, pairs, bfloat16
+# Other ways to learn: adapters on frozen layers, layers computed twice, pairs, bfloat16, replies of one's own
 
+
+def last_letter(prompt: str, reply: str, answer: str) -> float:
+    return ord(reply[-1]) % 7 if reply else -1.0
+
+
+POLICY = {"reward": "tests.test_parallel_training:last_letter", "max_new_tokens": 4, "updates": 2, "group_size": 2}
+ASKED = {"questions": [{"text": "?"}], "every": 2, "max_new_tokens": 4}
+LORA = ["q_proj", "k_proj", "o_proj", "down_proj", "fc1", "projector", "patch_embedding", "head"]
 
 VARIANTS = {
-    "lora": {"trained": {"lora": {"rank": 2, "targets": ["q_proj", "k_proj", "fc1"]}}},
+    "lora": {"trained": {"lora": {"rank": 2, "targets": LORA}}},
     "recompute": {"recompute": True, "optimizer": {"lr": 2e-3, "groups": [{"match": "encoder.*", "lr": 1e-3}]}},
-    "dpo": {"objective": {"name": "dpo"}, "batch_size": 3},
+    "dpo": {"objective": {"name": "dpo"}, "batch_size": 5},
     "bf16": {"precision": "bf16"},
+    "grpo": {"objective": {"name": "grpo", **POLICY}, "batch_size": 3, "samples": ASKED},
+    "ppo": {"objective": {"name": "ppo", **POLICY}, "batch_size": 3},
 }
 
 
@@ -100,16 +110,24 @@ def test_other_ways_to_learn_follow_the_losses_of_one(folder):
     prompt = [{"role": "user", "content": "say"}]
     pairs = [{"messages": prompt, "chosen": "a" * (1 + n), "rejected": "b"} for n in range(5)]
     write_jsonl(folder / "pairs.jsonl", pairs)
-    ways = [
-        ("lora", "fsdp"), ("lora", "ddp"), ("lora", "pipeline-2"), ("recompute", "fsdp"), ("recompute", "pipeline-2"),
-        ("dpo", "fsdp"), ("bf16", "fsdp"), ("bf16", "tensor-2"),
+    two = [
+        ("lora", "fsdp"), ("lora", "ddp"), ("lora", "pipeline-2"), ("lora", "tensor-2"), ("recompute", "fsdp"),
+        ("recompute", "pipeline-2"), ("dpo", "fsdp"), ("bf16", "fsdp"), ("bf16", "tensor-2"), ("grpo", "ddp"),
+        ("ppo", "ddp"),
     ]  # fmt: skip
-    for name in VARIANTS:
-        variants(folder, [(name, "single")])
-    run_all(2, variants, folder, ways)
-    for name, way in ways:
+    four = [("lora", "fsdp-tensor"), ("dpo", "pipeline-ddp")]
+    variants(folder, [(name, "single") for name in VARIANTS])
+    run_all(2, variants, folder, two)
+    run_all(4, variants, folder, four)
+    for name, way in two + four:
         logs = [read_log(folder / f"{name}-{one}") for one in (way, "single")]
         assert worst_difference(*logs) < (3e-2 if name == "bf16" else LIMIT), (name, way)
+        if name in ("grpo", "ppo"):
+            assert logs[1][0]["reward"] != logs[1][-1]["reward"]
+            assert max(worst_difference(*logs, figure) for figure in ("reward", "kl", "reply_tokens")) < LIMIT, name
+    asked = [(folder / f"grpo-{way}" / "samples.jsonl").read_text() for way in ("ddp", "single")]
+    assert asked[0] == asked[1]
+    assert asked[0].count("\n") == 2
 
 
 # The command

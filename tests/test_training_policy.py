@@ -65,14 +65,14 @@ def objective_of(model: VisionLanguageModel, config: ObjectiveChoice) -> GRPO | 
     else:
         objective = PPO(TOKENIZER, NUM_IDS, config, reward, model.decoder.embedding.weight)
     if config.reference == "start":
-        objective.reference = StartModel(model)
+        objective.reference = StartModel(model, torch.device("cpu"))
     return objective
 
 
 def learn(model, objective, *, steps: int, lr: float, prompts: int) -> float:
     """Take steps on the question q and return how likely a has become."""
     rows = objective.rows(Conversation(turns=TURNS), None)
-    batch = [Example(str(place), (0, place), rows) for place in range(prompts)]
+    batch = [Example(str(place), (0, place), rows, place) for place in range(prompts)]
     # Plain steps: Adam's are as large for tokens that are never said.
     groups = [{"params": [model.decoder.head.weight]}, {"params": [*objective.weights.values()], "lr": 0.02}]
     optimizer = torch.optim.SGD(groups if objective.weights else groups[:1], lr=lr)
@@ -98,7 +98,10 @@ def test_replies_end_where_reward_and_distance_balance(name):
     found = learn(model, objective, steps=20, lr=0.08, prompts={"grpo": 3, "ppo": 48}[name])
     # Of a group's mean a sixteenth is the reply's own, which takes as much of the reward.
     assert found == pytest.approx(0.75, abs=0.05)
-    # log p(a) - log 1/2 and log p(b) - log 1/2 by their shares.
+    # Over many replies: log p(a) - log 1/2 and log p(b) - log 1/2 by their shares.
+    rows = objective.rows(Conversation(turns=TURNS), None)
+    count = 400 // objective.num_replies
+    objective.collect(model, [Example("", (0, 0), rows, number) for number in range(count)], 100)
     distance = 0.75 * math.log(1.5) + 0.25 * math.log(0.5)
     assert objective.figures["kl"] == pytest.approx(distance, abs=0.08)
 
@@ -115,7 +118,7 @@ def test_a_value_head_learns_what_replies_are_worth():
     model.requires_grad_(False)
     objective = objective_of(model, choice("ppo", beta=0.0))
     rows = objective.rows(Conversation(turns=TURNS), None)
-    batch = [Example("", (0, 0), rows)] * 48
+    batch = [Example("", (0, 0), rows, number) for number in range(48)]
     optimizer = torch.optim.SGD(objective.weights.values(), lr=0.03)
     torch.manual_seed(0)
     for step in range(25):
@@ -138,6 +141,22 @@ def test_advantages_are_the_sums_of_later_surprises():
     assert generalised_advantages(rewards, values, 1.0).tolist() == pytest.approx([0.4, 0.5, 0.3])
 
 
+def test_a_reply_depends_on_the_step_and_the_samples_place_in_the_run_not_on_its_neighbours():
+    model = coin()
+    objective = objective_of(model, choice("grpo", group_size=8))
+    rows = objective.rows(Conversation(turns=TURNS), None)
+    samples = [Example("", (0, 0), rows, number) for number in range(4)]
+
+    def replies(seed: int, batch: list[Example], size: int) -> list[list[int]]:
+        torch.manual_seed(seed)
+        return [rollout.rows[0].ids for rollout in objective.collect(model, batch, size)]
+
+    whole = replies(0, samples, 64)
+    assert whole == replies(0, samples[:1], 3) + replies(0, samples[1:], 64)
+    assert whole[:8] != whole[8:16]
+    assert whole != replies(1, samples, 64)
+
+
 def test_a_step_too_far_has_no_gradient():
     """Beyond the clip only what went the wrong way is moved back."""
     model = coin()
@@ -155,7 +174,7 @@ def test_replies_go_on_from_the_prompt_alone_and_keep_the_answer_for_the_reward(
     objective = objective_of(model, choice("grpo"))
     earlier = (Turn("user", (Text("x"),)), Turn("assistant", (Text("y"),)))
     (row,) = objective.rows(Conversation(turns=(*earlier, *TURNS)), None)
-    (attempt,) = write_replies(model, TOKENIZER, [row], 3)
+    (attempt,) = write_replies(model, TOKENIZER, [row], [0], 3)
     prompt = encode_prompt(TOKENIZER, (*earlier, TURNS[0])).ids
     assert attempt.row.ids[: len(prompt)] == prompt
     assert attempt.answer == "a"
@@ -189,7 +208,7 @@ def test_a_reward_model_is_asked_about_the_reply(tmp_path):
     judge = VLM(model, TOKENIZER)
     judge.save_pretrained(tmp_path / "judge")
     objective = objective_of(model, choice("grpo"))
-    (attempt,) = write_replies(model, TOKENIZER, objective.rows(Conversation(turns=TURNS), None), 1)
+    (attempt,) = write_replies(model, TOKENIZER, objective.rows(Conversation(turns=TURNS), None), [0], 1)
     (found,) = ModelReward(str(tmp_path / "judge"), TOKENIZER, torch.device("cpu"))([attempt])
     talk = [
         {"role": "user", "content": "q"},

@@ -279,7 +279,8 @@ class VLM:
             for name, content in files.items():
                 (staging / name).write_bytes(content)
 
-        checkpoint.save_model(self.model, folder_path(folder), format=format, write_more=write_more)
+        path = folder_path(folder)
+        checkpoint.save_model(self.model, path, format=format, write_more=write_more, tokenizer=self.tokenizer)
 
     # Parts
 

@@ -12,6 +12,7 @@ from vlm.checkpoint.loading import readable
 from vlm.checkpoint.opened import OpenCheckpoint
 from vlm.checkpoint.saving import check_folder
 from vlm.quantization import GROUP_SIZES, QuantizedWeight, Scheme
+from vlm.tokenizer import Tokenizer
 
 
 def convert_to_hf(
@@ -24,6 +25,7 @@ def convert_to_hf(
     max_shard_bytes: float = 5e9,
     write_more: Callable[[Path], None] | None = None,
     progress: Callable[[int], None] | None = None,
+    tokenizer: Tokenizer | None = None,
 ) -> torch.dtype:
     """Write the checkpoint folder `source` into `target` in Hugging Face's layout, whole or not at all.
 
@@ -38,7 +40,7 @@ def convert_to_hf(
         checkpoint = OpenCheckpoint(source, None, opened)
         schemes = checkpoint.schemes(quantize, group_size)
         weights = _StreamedWeights(checkpoint, schemes, checkpoint.dtype(dtype), progress or (lambda _: None))
-        write_hf(weights, target, max_shard_bytes, write_more)
+        write_hf(weights, target, max_shard_bytes, write_more, tokenizer)
         return weights.dtype
 
 

@@ -15,6 +15,8 @@ from vision_encoder.tiling import supported_canvases
 from vlm.checkpoint import quantization_config
 from vlm.checkpoint.files import invalid, read_json
 from vlm.config import DecoderConfig, ModelConfig, RopeScaling
+from vlm.tokenizer import Tokenizer
+from vlm.tokenizer_files.llama3 import PADDING
 
 CONFIG = "config.json"
 
@@ -111,8 +113,8 @@ def quantization(folder: Path) -> quantization_config.Quantization | None:
         raise invalid(f"{CONFIG}: {error}") from None
 
 
-def write_config(config: ModelConfig, dtype: torch.dtype) -> dict:
-    """Return the config.json that transformers' old and new versions read."""
+def write_config(config: ModelConfig, dtype: torch.dtype, tokenizer: Tokenizer | None = None) -> dict:
+    """Return the config.json that transformers' old and new versions read; see `token_ids` for `tokenizer`."""
     named = {"torch_dtype": str(dtype).removeprefix("torch.")}
     decoder, vision = config.decoder, config.vision
     text = {theirs: getattr(decoder, ours) for ours, (theirs, *_) in _DECODER.items()}
@@ -122,7 +124,7 @@ def write_config(config: ModelConfig, dtype: torch.dtype) -> dict:
         "rope_theta": decoder.rope_theta,
         "rope_scaling": None,
         "tie_word_embeddings": decoder.tied,
-        **token_ids(decoder.vocab_size),
+        **token_ids(decoder.vocab_size, tokenizer),
     }
     if decoder.rope_scaling is not None:
         scaling = {theirs: getattr(decoder.rope_scaling, ours) for ours, theirs, _ in _ROPE}
@@ -150,8 +152,17 @@ def write_config(config: ModelConfig, dtype: torch.dtype) -> dict:
     }
 
 
-def token_ids(vocab_size: int) -> dict:
-    """Return the begin, end and padding ids, all among the 256 special tokens that end a vocabulary of Llama 3."""
+def token_ids(vocab_size: int, tokenizer: Tokenizer | None = None) -> dict:
+    """Return the begin, end and padding ids: the tokenizer's, or without one Llama 3's.
+
+    There the vocabulary ends with its 256 special tokens; words that a model gained stand behind them.
+    """
+    if tokenizer is not None:
+        return {
+            "bos_token_id": tokenizer.bos_id,
+            "eos_token_id": list(tokenizer.stop_ids),
+            "pad_token_id": tokenizer.special_ids.get(PADDING),
+        }
     special = vocab_size - 256
     if special < 0:
         return {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}

@@ -18,6 +18,7 @@ from vlm.checkpoint.staging import staged
 from vlm.checkpoint.stored import ComputedTensor, StoredTensor
 from vlm.config import ModelConfig
 from vlm.quantization import QuantizedWeight, Scheme
+from vlm.tokenizer import Tokenizer
 
 
 class Weights(Protocol):
@@ -45,7 +46,11 @@ class Weights(Protocol):
 
 
 def write_hf(
-    weights: Weights, folder: Path, max_shard_bytes: float, write_more: Callable[[Path], None] | None = None
+    weights: Weights,
+    folder: Path,
+    max_shard_bytes: float,
+    write_more: Callable[[Path], None] | None = None,
+    tokenizer: Tokenizer | None = None,
 ) -> None:
     """Write `weights` into `folder`, whole or not at all; see `save_model`."""
     keys = [key for key in hf.keys(weights.config) if not key.alias]
@@ -59,8 +64,9 @@ def write_hf(
         if len(shards) > 1:
             total_size = sum(tensor.num_bytes for shard in shards for tensor in shard.values())
             write_json(staging / hf.INDEX, {"metadata": {"total_size": total_size}, "weight_map": weight_map})
-        write_json(staging / "generation_config.json", hf_config.token_ids(weights.config.decoder.vocab_size))
-        settings = hf_config.write_config(weights.config, weights.dtype)
+        ids = hf_config.token_ids(weights.config.decoder.vocab_size, tokenizer)
+        write_json(staging / "generation_config.json", ids)
+        settings = hf_config.write_config(weights.config, weights.dtype, tokenizer)
         if weights.schemes:
             modules = {_module(key.theirs): weights.schemes.get(_module(key.ours)) for key in keys if _is_linear(key)}
             settings["quantization_config"] = write_quantization(modules)

@@ -16,6 +16,7 @@ from vlm.checkpoint.staging import staged
 from vlm.errors import VLMError
 from vlm.model import VisionLanguageModel
 from vlm.quantization import QuantizedWeight, quantized_layers
+from vlm.tokenizer import Tokenizer
 
 _TABLES = ("encoder.tile_position_before.table", "encoder.patch_position.table", "encoder.tile_position_after.table")
 
@@ -27,10 +28,12 @@ def save_model(
     format: Literal["hf", "meta"] = "hf",
     max_shard_bytes: float = 5e9,
     write_more: Callable[[Path], None] | None = None,
+    tokenizer: Tokenizer | None = None,
 ) -> None:
     """Write `model` into `folder`, whole or not at all; other files that are there stay.
 
-    `write_more` gets the folder in which the files are prepared and may add its own, a tokenizer's say.
+    `write_more` gets the folder in which the files are prepared and may add its own, a tokenizer's say. `tokenizer`:
+    whose ids Hugging Face's settings name; see `hf_config.token_ids`.
 
     Raises VLMError where the disk is full, the folder cannot be written to or holds the other format, or the model
     has what Meta's layout cannot hold: other position tables, or quantised layers.
@@ -42,7 +45,7 @@ def save_model(
     if odd:
         raise invalid(f"the model's tensors are not its config's ({', '.join(sorted(odd))!s:.120}); save a plain model")
     if format == "hf":
-        write_hf(weights, folder, max_shard_bytes, write_more)
+        write_hf(weights, folder, max_shard_bytes, write_more, tokenizer)
         return
     if weights.schemes:
         raise invalid('quantised layers have no form in Meta\'s layout; save with format="hf", or the original weights')

@@ -105,7 +105,8 @@ def _convert(
     config = checkpoint.read_config(folder)
     num_parameters = ModelSizes.of(config).num_parameters
     # A tokenizer that the layout cannot hold is refused before any weight is written.
-    files = read_tokenizer(folder, config).files(format)
+    tokenizer = read_tokenizer(folder, config)
+    files = tokenizer.files(format)
     with tqdm(total=num_parameters, unit_scale=True, desc="reading", disable=None, leave=False) as bar:
 
         def write_more(staging: Path) -> None:
@@ -123,6 +124,7 @@ def _convert(
                 group_size=group_size,
                 write_more=write_more,
                 progress=bar.update,
+                tokenizer=tokenizer,
             )
         else:
             model = checkpoint.load_model(folder, dtype=chosen)

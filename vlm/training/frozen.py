@@ -25,8 +25,10 @@ def let_gradients_through(model: nn.Module) -> None:
 def _forward(layer: QuantizedLinear, plain: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     if not (torch.is_grad_enabled() and x.requires_grad):
         return plain(x)
-    if torch.is_autocast_enabled(x.device.type):
-        x = x.to(torch.get_autocast_dtype(x.device.type))
+    kind = x.device.type
+    # The meta device has none, and to ask it is an error.
+    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+        x = x.to(torch.get_autocast_dtype(kind))
     return _Product.apply(x.reshape(-1, layer.in_features), layer).view(*x.shape[:-1], layer.out_features)
 
 

@@ -75,7 +75,7 @@ class Training:
         # Several processes take a model apart before they put it on their devices.
         self.vlm = open_model(config if self.world.size == 1 else replace(config, device="cpu"))
         self.model = self.vlm.model
-        self.objective: Objective = open_objective(config, self.vlm)
+        self.objective: Objective = open_objective(config, self.vlm, self.world.device)
         with self.world.main_first():
             self.data = open_data(config, self.vlm, self.objective)
         self.num_steps = num_steps(config, self.data)
@@ -89,16 +89,18 @@ class Training:
         self.checkpoints.clean()
         if isinstance(self.objective, DirectPreference) and config.objective.reference == "start":
             self.objective.reference = reference_margins(self.model, self.objective, self.data, self.out)
-        if isinstance(self.objective, PolicyGradient) and config.objective.reference == "start":
-            self.objective.reference = StartModel(self.model)
+        if isinstance(self.objective, PolicyGradient):
+            self.objective.world = self.world
+            if config.objective.reference == "start":
+                self.objective.reference = StartModel(self.model, self.world.device)
         self.learner, self.weights, self.names, optimizer = place(config, self.world, self.model, self.objective)
         self.weights, self.names = {**self.weights, **self.objective.weights}, self.names | set(self.objective.weights)
         self.optimizers = Optimizers(self.weights, optimizer, self.world)
         self._take_up()
-        self.journal = Silent()
+        self.journal = self.answers = Silent()
         if self.world.is_main:
             self.journal = Journal(self.out, num_done=self.num_done, tensorboard=config.tensorboard)
-        self.answers = Answers(config.samples, self.vlm, self.out, num_done=self.num_done)
+            self.answers = Answers(config.samples, self.vlm, self.out, num_done=self.num_done)
         self.speed: Speed | None = None
         if config.recompute:
             recompute_layers(self.model)
@@ -164,7 +166,7 @@ class Training:
             row |= {"samples": counts.samples, "tokens": counts.tokens, "elapsed_s": round(self.elapsed_s, 3)}
             self.journal.write(row)
         if self.num_done % self.config.samples.every == 0 or is_last:
-            for line in self.answers.ask(self.num_done):
+            for line in self.answers.ask(self.num_done) or ():
                 if not bar.disable:
                     bar.write(line)
         bar.update()
@@ -174,7 +176,7 @@ class Training:
 
     def _learn(self, examples: Sequence[Example], share: float) -> Outcome:
         """Take the updates of one step: one, or for what the model says itself as many as its settings say."""
-        torch.manual_seed(self._seed)
+        torch.manual_seed(self._seed(0))
         bf16 = self.config.precision == "bf16"
         with torch.autocast(self.vlm.device.type, torch.bfloat16, enabled=bf16):
             learned = self.objective.collect(
@@ -191,13 +193,13 @@ class Training:
 
         Where loss or gradient is not finite neither weights nor the state of the optimizers change.
         """
-        torch.manual_seed(self._seed)
+        torch.manual_seed(self._seed(self.world.place("data")))
         weight = self.world.total(self.objective.weight(examples), "data")
         if weight == 0:
             return Outcome(None, None, skipped=False)
         parts = in_parts(examples, self.config.micro_batch_size)
         if self.world.size > 1:
-            parts = evened(parts, self.world, self.data, self.model.config.vision)
+            parts = evened(parts, self.world, self.data, self.model.config.vision, self.objective)
         total = self.world.total(self.learner.gradients(parts, weight), "data", "pipeline")
         norm = float(self.optimizers.clip())
         skipped = not (math.isfinite(total) and math.isfinite(norm))
@@ -207,9 +209,8 @@ class Training:
         self.optimizers.zero_grad()
         return Outcome(*(value if math.isfinite(value) else None for value in (total, norm)), skipped)
 
-    @property
-    def _seed(self) -> int:
-        return (self.config.seed * 1_000_003 + self.num_done + (self.world.place("data") << 40)) % 2**63
+    def _seed(self, place: int) -> int:
+        return (self.config.seed * 1_000_003 + self.num_done + (place << 40)) % 2**63
 
     def _judge(self, outcome: Outcome) -> None:
         """Count a bad step; too many in a row end the run."""

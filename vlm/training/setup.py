@@ -30,7 +30,6 @@ from vlm.training.objectives import (
     Objective,
     SupervisedReplies,
 )
-from vlm.training.parallel.world import num_processes
 from vlm.training.trained import train_adapter, train_parts
 from vlm.training.vocabulary import add_tokens
 
@@ -62,19 +61,14 @@ def open_model(config: TrainConfig) -> VLM:
     return vlm
 
 
-def open_objective(config: TrainConfig, vlm: VLM) -> Objective:
-    """Return what the run learns."""
-    choice = config.objective
-    alone = {"ppo": choice.name == "ppo", "grpo": choice.name == "grpo", "samples": bool(config.samples.questions)}
-    if num_processes() > 1 and any(alone.values()):
-        names = ", ".join(name for name, wanted in alone.items() if wanted)
-        raise VLMError("invalid_request", f"{names} and several processes do not go together yet; start one")
-    objective = _objective(choice, vlm, _max_length(config, vlm))
+def open_objective(config: TrainConfig, vlm: VLM, device: torch.device) -> Objective:
+    """Return what the run learns; `device`: where it computes."""
+    objective = _objective(config.objective, vlm, _max_length(config, vlm), device)
     objective.pack = config.pack
     return objective
 
 
-def _objective(choice: ObjectiveChoice, vlm: VLM, max_length: int) -> Objective:
+def _objective(choice: ObjectiveChoice, vlm: VLM, max_length: int, device: torch.device) -> Objective:
     tokenizer, num_ids = vlm.tokenizer, vlm.model.config.decoder.vocab_size
     if choice.name == "supervised":
         return SupervisedReplies(tokenizer, num_ids)
@@ -85,7 +79,7 @@ def _objective(choice: ObjectiveChoice, vlm: VLM, max_length: int) -> Objective:
     if choice.reward is not None:
         reward = FunctionReward(choice.reward)
     else:
-        reward = ModelReward(choice.reward_model, tokenizer, vlm.device)
+        reward = ModelReward(choice.reward_model, tokenizer, device)
     if choice.name == "grpo":
         return GRPO(tokenizer, num_ids, choice, reward)
     return PPO(tokenizer, num_ids, choice, reward, vlm.model.decoder.embedding.weight)

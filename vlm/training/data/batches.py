@@ -1,6 +1,6 @@
 """The samples of each step, read and cut into rows; what cannot be used is named and left out."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -36,6 +36,8 @@ class Example(NamedTuple):
     """Its source and its place there."""
     rows: list[Row]
     """One, or for a preference the chosen and the rejected reply."""
+    number: int = 0
+    """Its place in the order of the run."""
 
 
 class Poison(NamedTuple):
@@ -85,10 +87,18 @@ class StepBatches(Dataset):
         return sum(self.order.sizes)
 
     def __getitem__(self, index: int) -> StepData:
-        found = [self.read(*self.order[index * self.batch_size + place]) for place in range(self.batch_size)]
-        return StepData(
-            [one for one in found if isinstance(one, Example)], [one for one in found if isinstance(one, Poison)]
-        )
+        return self.at(range(index * self.batch_size, (index + 1) * self.batch_size))
+
+    def at(self, numbers: Iterable[int]) -> StepData:
+        """Return the samples that stand at `numbers` in the order of the run."""
+        examples, poison = [], []
+        for number in numbers:
+            found = self.read(*self.order[number])
+            if isinstance(found, Poison):
+                poison.append(found)
+            else:
+                examples.append(found._replace(number=number))
+        return StepData(examples, poison)
 
     def every(self):
         """Yield each sample of every source once, in the order of the files."""

@@ -52,6 +52,10 @@ class Objective:
         """Return what a step learns from, given its samples; what is computed for that, `size` at a time."""
         return examples
 
+    def uncounted(self, example: Example) -> Example:
+        """Return `example`, which has no targets, as `loss` takes what was collected."""
+        return example
+
 
 def opened(turns_or_parts: Sequence[Turn] | Sequence[Text | Image], open_image: OpenImage) -> list[ProcessedImage]:
     """Return the images of turns or of parts in their order, opened."""

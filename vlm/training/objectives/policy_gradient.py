@@ -6,6 +6,7 @@ Source: Schulman et al., arXiv 1707.06347, equations 7 and 9; arXiv 1506.02438, 
 1909.08593, equation 2 (the reward of PPO); Shao et al., arXiv 2402.03300, section 4.1 (GRPO).
 """
 
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -21,6 +22,7 @@ from vlm.training.objectives.replies import conversation_ids
 from vlm.training.objectives.rewards import Reward
 from vlm.training.objectives.rollouts import Attempt, Rollout, score_rows, write_replies
 from vlm.training.objectives.start_model import StartModel
+from vlm.training.parallel.world import World
 from vlm.training.rows import Row, Scored, predict, score_targets
 
 
@@ -32,6 +34,8 @@ class PolicyGradient(Objective):
         self.updates = choice.updates
         self.reference: StartModel | None = None
         """None leaves the reference out."""
+        self.world = World.alone()
+        """The processes that share the samples of a step; all of them have the whole model."""
 
     def rows(self, sample: Sample, open_image: OpenImage) -> list[Row]:
         """Return a conversation whose last reply is marked: it is not learned, but given to the reward."""
@@ -49,11 +53,14 @@ class PolicyGradient(Objective):
     def collect(self, model: VisionLanguageModel, examples: Sequence[Example], size: int) -> list[Rollout]:
         """Return a reply, or several, to each sample, with what is to be learned from it."""
         prompts = [example.rows[0] for example in examples for _ in range(self.num_replies)]
+        # By the step and the sample's place in the run: taken up, or on several processes, it writes the same replies.
+        drawn = int(torch.randint(2**62, ()))
+        kinds = [(drawn, example.number, place) for example in examples for place in range(self.num_replies)]
         attempts: list[Attempt] = []
         for start in range(0, len(prompts), size):
-            part = prompts[start : start + size]
-            attempts += write_replies(model, self.tokenizer, part, self.choice.max_new_tokens)
-        if not attempts:
+            part, seeds = prompts[start : start + size], [hash(kind) % 2**62 for kind in kinds[start : start + size]]
+            attempts += write_replies(model, self.tokenizer, part, seeds, self.choice.max_new_tokens)
+        if not self.world.total(len(attempts), "data"):
             return []
         rows, marker_id = [attempt.row for attempt in attempts], self.tokenizer.image_marker_id
         old, hidden = score_rows(model, rows, marker_id, size)
@@ -63,12 +70,14 @@ class PolicyGradient(Objective):
                 reference, _ = score_rows(before, rows, marker_id, size)
         rewards = self.reward(attempts)
         distance = sum(float((one - other).sum()) for one, other in zip(old, reference, strict=True))
-        self.figures = {
-            "reward": sum(rewards) / len(rewards),
-            "kl": distance / len(rows),
-            "reply_tokens": sum(map(len, old)) / len(rows),
-        }
-        return self.judged(rows, old, reference, hidden, torch.tensor(rewards, device=old[0].device))
+        sums = {"reward": sum(rewards), "kl": distance, "reply_tokens": sum(map(len, old))}
+        num_replies = self.world.total(len(rows), "data")
+        self.figures = {name: self.world.total(value, "data") / num_replies for name, value in sums.items()}
+        device = model.decoder.embedding.weight.device
+        return self.judged(rows, old, reference, hidden, torch.tensor(rewards, device=device))
+
+    def uncounted(self, example: Example) -> Rollout:
+        return Rollout(example.rows, *[torch.zeros(0, device=self.world.device)] * 4)
 
     def loss(self, model: VisionLanguageModel, examples: Sequence[Rollout]) -> Tensor:
         rows = [rollout.rows[0] for rollout in examples]
@@ -103,7 +112,7 @@ class GRPO(PolicyGradient):
         return self.choice.group_size
 
     def judged(self, rows, old, reference, hidden, rewards: Tensor) -> list[Rollout]:
-        groups = rewards.unflatten(0, (-1, self.num_replies))
+        groups = rewards.unflatten(0, (len(rewards) // self.num_replies, self.num_replies))
         advantages = groups - groups.mean(1, keepdim=True)
         if self.choice.scale_rewards:
             advantages = advantages / (groups.std(1, keepdim=True) + 1e-4)
@@ -138,8 +147,11 @@ class PPO(PolicyGradient):
             values = self.value(hidden[place].float())[:, 0]
             advantages.append(generalised_advantages(each, values, self.choice.gae_lambda))
             returns.append(advantages[-1] + values)
-        every = torch.cat(advantages)
-        mean, spread = every.mean(), every.std(correction=0) + 1e-8
+        every = torch.cat([rewards.new_zeros(0), *advantages])
+        count, total = (self.world.total(value, "data") for value in (len(every), float(every.sum())))
+        mean = total / count
+        squares = self.world.total(float((every - mean).square().sum()), "data")
+        spread = math.sqrt(squares / count) + 1e-8
         advantages = [(one - mean) / spread for one in advantages]
         return [Rollout([row], *parts) for row, *parts in zip(rows, old, reference, advantages, returns, strict=True)]
 

@@ -41,16 +41,16 @@ class Attempt(NamedTuple):
 
 
 def write_replies(
-    model: VisionLanguageModel, tokenizer: Tokenizer, rows: Sequence[Row], max_new_tokens: int
+    model: VisionLanguageModel, tokenizer: Tokenizer, rows: Sequence[Row], seeds: Sequence[int], max_new_tokens: int
 ) -> list[Attempt]:
-    """Return a reply, drawn from all that the model finds possible, to the prompt of each row.
+    """Return a reply, drawn by its seed from all that the model finds possible, to the prompt of each row.
 
     The prompt is what stands before a row's first target. A reply ends with its end of turn, or without one where it
     grows longer than `max_new_tokens`.
     """
     starts = [next(place for place, target in enumerate(row.targets) if target != IGNORED) + 1 for row in rows]
     prompts = [Row(ids=row.ids[:start], targets=[], images=row.images) for row, start in zip(rows, starts, strict=True)]
-    replies = _sample(model, tokenizer, prompts, max_new_tokens)
+    replies = _sample(model, tokenizer, prompts, seeds, max_new_tokens)
     attempts = []
     for row, prompt, reply in zip(rows, prompts, replies, strict=True):
         ids, start = prompt.ids + reply, len(prompt.ids)
@@ -68,13 +68,11 @@ def write_replies(
 
 @torch.no_grad()
 def _sample(
-    model: VisionLanguageModel, tokenizer: Tokenizer, prompts: Sequence[Row], max_new_tokens: int
+    model: VisionLanguageModel, tokenizer: Tokenizer, prompts: Sequence[Row], seeds: Sequence[int], max_new_tokens: int
 ) -> list[list[int]]:
     marker_id, device = tokenizer.image_marker_id, model.decoder.embedding.weight.device
     batch = build_batch(decoder_prompts(model, prompts, marker_id), marker_id, device)
     prefilled = prefill(model, batch, batch.ids.shape[1] + max_new_tokens)
-    # Drawn from the generator of the step: a run that is taken up writes the same replies.
-    seeds = torch.randint(2**62, (len(prompts),)).tolist()
     samplers = [
         Sampler(GenerationConfig(temperature=1.0, seed=seed), prompt.ids, device)
         for seed, prompt in zip(seeds, prompts, strict=True)

@@ -4,6 +4,8 @@ import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
+
 from adapters.lora import adapter_names, set_strength
 from vlm.model import VisionLanguageModel
 
@@ -11,8 +13,9 @@ from vlm.model import VisionLanguageModel
 class StartModel:
     """A second copy of a model, or where adapters alone are trained the same model with them switched off."""
 
-    def __init__(self, model: VisionLanguageModel):
-        self._copy = None if adapter_names(model) else copy.deepcopy(model).requires_grad_(False)
+    def __init__(self, model: VisionLanguageModel, device: torch.device):
+        """`device`: where the model is going to be trained."""
+        self._copy = None if adapter_names(model) else copy.deepcopy(model).requires_grad_(False).to(device)
 
     @contextmanager
     def of(self, model: VisionLanguageModel) -> Iterator[VisionLanguageModel]:

@@ -26,6 +26,7 @@ class Loss(nn.Module):
     def __init__(self, model: VisionLanguageModel, objective: Objective, *, bf16: bool = False):
         super().__init__()
         self.model, self.objective, self.bf16 = model, objective, bf16
+        self.beside = nn.ParameterList(objective.weights.values())
 
     def forward(self, examples: Sequence[Example]) -> Tensor:
         with self.precision(), warnings.catch_warnings():

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGPipe
 from torch.nn import functional
 
@@ -18,7 +18,9 @@ from vlm.errors import VLMError
 from vlm.training.config import WeightGroup
 from vlm.training.parallel.learner import Loss
 from vlm.training.parallel.shares import Part
+from vlm.training.parallel.world import World
 from vlm.training.rows import hidden_states, images_of
+from vlm.training.trained import trained_weights
 
 
 class _Received(nn.Module):
@@ -65,7 +67,7 @@ class Stage(nn.Module):
             self.model.decoder.embedding.hidden = received[0]
             self.tokens = received[1] if len(received) > 1 else None
         if self.is_last:
-            loss = self.loss(part.examples) / self.weight
+            loss = self.loss(part.examples) / self.weight * part.counts
             # What no text of this part looks at has a gradient too: zero.
             return loss + sum(tensor.sum() * 0 for tensor in received)
         with self.loss.precision():
@@ -96,20 +98,24 @@ class Stage(nn.Module):
 
 
 class PipelineLearner:
-    """Fills the gradients of one step, together with the other stages."""
+    """Fills the gradients of one step, together with the other stages, and the same stage of other pipelines."""
 
-    def __init__(self, loss: Loss, mesh: DeviceMesh, device: torch.device):
-        self.index, self.count, self.group, self.device = mesh.get_local_rank(), mesh.size(), mesh.get_group(), device
-        self.stage = Stage(loss, self.index, self.count, device)
+    def __init__(self, loss: Loss, world: World):
+        self.index, self.count = world.place("pipeline"), world.extent("pipeline")
+        self.device, self.groups = world.device, {dim: world.mesh[dim].get_group() for dim in ("pipeline", "data")}
+        self.stage = Stage(loss, self.index, self.count, self.device)
 
     def gradients(self, parts: Sequence[Part], weight: float) -> float:
-        """Add the gradients of `parts` to those that this stage's weights have; return the loss in the last stage."""
+        """Give this stage's weights, which have none, the gradients of `parts`; return the loss in the last stage."""
         self.stage.parts, self.stage.weight = parts, weight
         indices = torch.arange(len(parts), device=self.device)
         losses: list[Tensor] = []
         # Steps are of different sizes, and a schedule is for one.
         self._schedule(len(parts)).step(index=indices, target=indices, losses=losses, return_outputs=False)
         self.stage.tokens = None
+        trained = list(trained_weights(self.stage.model).values())
+        if trained and dist.get_world_size(self.groups["data"]) > 1:
+            add_up(trained, self.groups["data"])
         return float(sum(loss.detach() for loss in losses))
 
     def _schedule(self, num_parts: int) -> Schedule1F1B | ScheduleGPipe:
@@ -117,10 +123,26 @@ class PipelineLearner:
         received = () if self.stage.is_first else tuple(wire)
         sent = (torch.empty((), device="meta", requires_grad=True),) if self.stage.is_last else tuple(wire)
         stage = PipelineStage(
-            self.stage, self.index, self.count, self.device, input_args=received, output_args=sent, group=self.group
+            self.stage,
+            self.index,
+            self.count,
+            self.device,
+            input_args=received,
+            output_args=sent,
+            group=self.groups["pipeline"],
         )
         kind = Schedule1F1B if num_parts >= self.count else ScheduleGPipe
         return kind(stage, num_parts, loss_fn=lambda loss, _: loss, scale_grads=False)
+
+
+def add_up(weights: Sequence[nn.Parameter], group: dist.ProcessGroup) -> None:
+    """Give all processes of `group` the sum of their gradients; a weight that has none in any of them keeps none."""
+    found = torch.tensor([weight.grad is not None for weight in weights], dtype=torch.int32, device=weights[0].device)
+    dist.all_reduce(found, dist.ReduceOp.MAX, group=group)
+    for weight, somewhere in zip(weights, found.tolist(), strict=True):
+        if somewhere:
+            weight.grad = torch.zeros_like(weight) if weight.grad is None else weight.grad
+            dist.all_reduce(weight.grad, group=group)
 
 
 def groups_here(groups: Sequence[WeightGroup], here: Sequence[str], everywhere: Sequence[str]) -> tuple:

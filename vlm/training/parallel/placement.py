@@ -36,7 +36,7 @@ def place(config: TrainConfig, world: World, model: VisionLanguageModel, objecti
     names = frozenset(everywhere)
     loss = Loss(model, objective, bf16=config.precision == "bf16")
     if world.extent("pipeline") > 1:
-        learner = PipelineLearner(loss, world.mesh["pipeline"], world.device)
+        learner = PipelineLearner(loss, world)
         model.to(world.device)
         kept = {id(weight) for weight in model.parameters()}
         here = {name: weight for name, weight in everywhere.items() if id(weight) in kept}
@@ -47,7 +47,7 @@ def place(config: TrainConfig, world: World, model: VisionLanguageModel, objecti
     learner = Learner(loss)
     if world.extent("data") > 1 and config.parallel.data == "fsdp":
         learner = shard(loss, world.mesh["data"])
-    model.to(world.device)
+    loss.to(world.device)
     if world.extent("data") > 1 and config.parallel.data == "ddp":
         learner = replicate(loss, world.mesh["data"])
     return Placed(learner, trained_weights(model), names, config.optimizer)
@@ -58,10 +58,10 @@ def _check(config: TrainConfig, world: World, objective: Objective) -> None:
     cut = world.extent("tensor") > 1 or (world.extent("data") > 1 and config.parallel.data == "fsdp")
     if cut and config.optimizer.name == "muon":
         found = "optimizer.name is muon, which steps whole matrices; use adamw, or parallel.data = 'ddp'"
-    elif isinstance(objective, PolicyGradient):
-        found = f"objective.name is {config.objective.name}, whose model writes replies; start it without torchrun"
-    elif config.samples.questions:
-        found = "samples.questions are asked of a model that is spread; ask them of the checkpoint that comes out"
+    elif (cut or world.extent("pipeline") > 1) and isinstance(objective, PolicyGradient):
+        found = f"objective.name is {config.objective.name}, for which each has to write replies; use only data = 'ddp'"
+    elif (cut or world.extent("pipeline") > 1) and config.samples.questions:
+        found = "samples.questions are for a model that one process has whole; use only parallel.data = 'ddp'"
     elif world.extent("pipeline") > 1 and objective.pack is not None:
         found = "the objective packs its rows, and a pipeline passes them on one by one; turn packing off"
     else:

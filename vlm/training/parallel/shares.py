@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 from vision_encoder.config import VisionConfig
 from vision_encoder.preprocess import ProcessedImage
 from vlm.training.data.batches import Example, Poison, StepBatches, StepData
+from vlm.training.objectives import Objective
 from vlm.training.parallel.world import World
 from vlm.training.rows import IGNORED, Row, images_of
 
@@ -39,11 +40,7 @@ class RankShare(Dataset):
 
     def __getitem__(self, index: int) -> StepData:
         first, size = index * self.whole.batch_size, self.whole.batch_size
-        places = range(first + self.place, first + size, self.count)
-        found = [self.whole.read(*self.whole.order[place]) for place in places]
-        return StepData(
-            [one for one in found if isinstance(one, Example)], [one for one in found if isinstance(one, Poison)]
-        )
+        return self.whole.at(range(first + self.place, first + size, self.count))
 
 
 def share_of(data: Dataset, world: World) -> Dataset:
@@ -77,13 +74,15 @@ def in_parts(examples: Sequence[Example], size: int | None) -> list[Part]:
     return [Part(list(examples[start : start + size])) for start in range(0, len(examples), size)]
 
 
-def evened(parts: list[Part], world: World, data: StepBatches, vision: VisionConfig | None) -> list[Part]:
+def evened(
+    parts: list[Part], world: World, data: StepBatches, vision: VisionConfig | None, objective: Objective
+) -> list[Part]:
     """Return this process's parts, and as many that count nothing as it takes to go the same way as the others."""
     shares = world.gather((len(parts), any(images_of(part.rows) for part in parts)), "data")
     counts, pictured = zip(*shares, strict=True)
     missing = max(counts) - len(parts)
     if missing:
-        parts = parts + [Part([_stand_in(data)], counts=False)] * missing
+        parts = parts + [Part([objective.uncounted(_stand_in(data))], counts=False)] * missing
     if any(pictured):
         parts = [part if images_of(part.rows) else _with_blank(part, vision) for part in parts]
     return parts

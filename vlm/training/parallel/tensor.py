@@ -2,7 +2,8 @@
 
 Attention is cut by heads, feed-forwards by their hidden width, the vocabulary by rows; each pair of a map cut by
 columns and one cut by rows costs one all-reduce. Norms, gates, position tables and the patch embedding are small:
-every process has all of them and computes the same with them.
+every process has all of them and computes the same with them. An adapter is cut as its layer is: its `up` by rows where
+the layer's outputs are, its `down` by columns where its inputs are, and its other half every process has.
 """
 
 from dataclasses import replace
@@ -11,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.tensor import Replicate
+from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.parallel import (
     ColwiseParallel,
     ParallelStyle,
@@ -21,12 +22,13 @@ from torch.distributed.tensor.parallel import (
 )
 
 from adapters.cross_attention import GatedCrossAttentionLayer
-from adapters.lora import adapter_names
+from adapters.lora import Adapters
 from vlm.config import ModelConfig
 from vlm.errors import VLMError
 from vlm.model import VisionLanguageModel
 from vlm.quantization import quantized_layers
 from vlm.training.parallel.world import join
+from vlm.training.trained import trained_weights
 
 ATTENTION = {
     "attention.q_proj": ColwiseParallel,
@@ -74,14 +76,34 @@ def share_layers(model: VisionLanguageModel, mesh: DeviceMesh) -> None:
         decoder.head = nn.Linear(*reversed(decoder.embedding.weight.shape), bias=False, device="meta")
         decoder.head.weight = decoder.embedding.weight
     tied = decoder.head.weight is decoder.embedding.weight
-    parallelize_module(model, mesh, plan(model))
+    styles, trained = plan(model), set(trained_weights(model))
+    # torch's styles take a layer's parameters for its own, whatever they are of.
+    children = {name: model.get_submodule(name)._modules for name in styles}
+    adapters = {name: own.pop("lora") for name, own in children.items() if "lora" in own}
+    parallelize_module(model, mesh, styles)
+    for name, stack in adapters.items():
+        share_adapters(stack, mesh, by_outputs=isinstance(styles[name], ColwiseParallel))
+        model.get_submodule(name).lora = stack
     if tied:
         decoder.head.weight = decoder.embedding.weight
+    for name, weight in model.named_parameters():
+        # Its style for norms has them all trained.
+        weight.requires_grad_(name in trained)
     for layer in [] if model.encoder is None else [*model.encoder.local_layers, *model.encoder.global_layers]:
         layer.attention.num_heads //= mesh.size()
     # Caches and image keys and values hold the heads that are here.
     num_here = model.config.decoder.num_kv_heads // mesh.size()
     model.config = replace(model.config, decoder=replace(model.config.decoder, num_kv_heads=num_here))
+
+
+def share_adapters(stack: Adapters, mesh: DeviceMesh, *, by_outputs: bool) -> None:
+    """Keep this process's part of the adapters of a layer that is cut by its outputs, or by its inputs, in place."""
+    places = {"up": Shard(0), "down": Replicate()} if by_outputs else {"up": Replicate(), "down": Shard(1)}
+    for adapter in stack.values():
+        for name, place in places.items():
+            whole = getattr(adapter, name)
+            share = nn.Parameter(distribute_tensor(whole, mesh, [place]), requires_grad=whole.requires_grad)
+            setattr(adapter, name, share)
 
 
 def share_for_inference(model: VisionLanguageModel, device: torch.device) -> VisionLanguageModel:
@@ -92,11 +114,11 @@ def share_for_inference(model: VisionLanguageModel, device: torch.device) -> Vis
 
 
 def _check(model: VisionLanguageModel, count: int) -> None:
-    if adapter_names(model) or quantized_layers(model):
+    if quantized_layers(model):
         raise VLMError(
             "invalid_request",
-            "layers with adapters or quantised weights cannot be shared by processes; expected plain ones; "
-            "merge the adapters, or use parallel.data",
+            "layers of quantised weights cannot be shared by processes; expected plain ones; leave quantize out, "
+            "or let the processes share the data: parallel.tensor = 1",
         )
     uneven = [f"{name} {size}" for name, size in _sizes(model.config).items() if size % count]
     if uneven:

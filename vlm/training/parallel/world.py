@@ -144,10 +144,10 @@ def _check(parallel: Parallel, size: int) -> None:
             f"parallel.tensor {parallel.tensor} and pipeline {parallel.pipeline} need a multiple of {needed} processes "
             f"and there are {size}; start them with torchrun --nproc-per-node {needed}"
         )
-    if parallel.pipeline > 1 and size > parallel.pipeline:
+    if parallel.pipeline > 1 and size > parallel.pipeline and parallel.data == "fsdp":
         raise _bad(
-            f"there are {size} processes for {parallel.pipeline} stages of parallel.pipeline, which goes with no other "
-            f"way yet; start {parallel.pipeline}, or use parallel.data = 'fsdp'"
+            f"{size} processes are {parallel.pipeline} stages and share the data among the rest, and parallel.data is "
+            f"'fsdp', which stages cannot gather; set parallel.data = 'ddp', or start {parallel.pipeline}"
         )
     if parallel.tensor > 1 and size > parallel.tensor and parallel.data == "ddp":
         raise _bad(
