@@ -62,7 +62,7 @@ STAGES = (
         diet=Diet(
             num_images=16, share_pages=0.1, num_questions=6, difficulty=(0.6, 1.0), share_sheets=0.3, max_shrink=1.3
         ),
-        num_batches=370,
+        num_batches=260,
         rates=(0.15, 0.0),
         weights=Losses(answer=1.0, characters=0.8, links=0.4, partners=0.4, order=0.3, pointers=0.6),
     ),
