@@ -30,31 +30,17 @@ STAGES = (
     ),
     Stage(
         name="words",
-        diet=Diet(num_images=8, share_pages=0.7, num_questions=0, difficulty=(0.0, 0.5)),
-        num_batches=600,
+        diet=Diet(num_images=16, share_pages=0.65, num_questions=0, difficulty=(0.0, 0.5), max_shrink=1.2),
+        num_batches=900,
         rates=(0.7, 0.4),
-        weights=Losses(answer=0.0, characters=1.0, links=0.4, partners=0.0, order=0.2, pointers=0.0),
+        weights=Losses(answer=0.0, characters=1.0, links=0.4, partners=0.3, order=0.2, pointers=0.0),
     ),
     Stage(
         name="questions",
-        diet=Diet(num_images=16, share_pages=0.2, num_questions=6, difficulty=(0.0, 0.6), max_shrink=1.1),
-        num_batches=1171,
-        rates=(0.3, 0.12),
-        weights=Losses(answer=1.0, characters=1.0, links=0.5, partners=0.0, order=0.3, pointers=0.6),
-    ),
-    Stage(
-        name="print",
-        diet=Diet(num_images=16, share_pages=0.65, num_questions=0, difficulty=(0.3, 0.8), max_shrink=1.2),
-        num_batches=475,
-        rates=(0.15, 0.3),
-        weights=Losses(answer=0.0, characters=1.0, links=0.3, partners=0.3, order=0.2, pointers=0.0),
-    ),
-    Stage(
-        name="more questions",
-        diet=Diet(num_images=16, share_pages=0.2, num_questions=6, difficulty=(0.4, 1.0), max_shrink=1.2),
-        num_batches=568,
-        rates=(0.25, 0.15),
-        weights=Losses(answer=1.0, characters=1.0, links=0.4, partners=0.4, order=0.3, pointers=0.6),
+        diet=Diet(num_images=16, share_pages=0.2, num_questions=6, difficulty=(0.0, 0.8), max_shrink=1.2),
+        num_batches=3000,
+        rates=(0.4, 0.3),
+        weights=Losses(answer=1.0, characters=1.0, links=0.5, partners=0.4, order=0.3, pointers=0.6),
     ),
     Stage(
         name="all sizes",
@@ -62,8 +48,8 @@ STAGES = (
         diet=Diet(
             num_images=16, share_pages=0.1, num_questions=6, difficulty=(0.6, 1.0), share_sheets=0.3, max_shrink=1.3
         ),
-        num_batches=260,
-        rates=(0.15, 0.0),
+        num_batches=1200,
+        rates=(0.3, 0.0),
         weights=Losses(answer=1.0, characters=0.8, links=0.4, partners=0.4, order=0.3, pointers=0.6),
     ),
 )
