@@ -2,12 +2,14 @@
 
     python -m benchmarks.serving [--requests 64] [--rounds 3] [--tokens 32] [--model FOLDER]
 
-Requests are about the example charts, over HTTP, a picture in each as a data: URL; all pictures were seen before.
-Replies are sampled hot with a seed a request, so that each is of exactly `--tokens` tokens (requests whose reply ends
-before are left out) and the same every time: how many are equal to `VLM.chat`'s is told. "One at a time" is `VLM.chat`
-in this process, without HTTP. Each round measures everything once; ratios are taken within a round, and the median of
-the rounds is told. /health is asked 50 times a second by another process while 32 clients are served; its slowest
-hundredth is limited to 100 ms, the cost of a schema to 5 %. The last line is JSON.
+Without --model it is one of the shipped model's shape with random weights, for speed does not ask what weights mean,
+and the shipped one has said all after a few tokens. Requests are about the example charts, over HTTP, a picture in each
+as a data: URL; all pictures were seen before. Replies are sampled hot with a seed a request, so that each is of exactly
+`--tokens` tokens (requests whose reply ends before are left out) and the same every time: how many are equal to
+`VLM.chat`'s is told. "One at a time" is `VLM.chat` in this process, without HTTP. Each round measures everything once;
+ratios are taken within a round, and the median of the rounds is told. /health is asked 50 times a second by another
+process while 32 clients are served; its slowest hundredth is limited to 100 ms, the cost of a schema to 5 %. The last
+line is JSON.
 """
 
 import argparse
@@ -20,6 +22,7 @@ import platform
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -32,6 +35,8 @@ import httpx
 import torch
 
 from vlm import VLM, GenerationConfig
+from vlm.bench.random_models import random_model
+from vlm.config import preset
 
 CHARTS = sorted((Path(__file__).parent.parent / "examples").glob("*.png"))
 CLIENTS = (1, 8, 32)
@@ -43,9 +48,9 @@ HEALTH_LIMIT_S, SCHEMA_LIMIT = 0.1, 0.05
 
 
 @contextlib.contextmanager
-def server(model: str | None) -> Iterator[str]:
+def server(model: str) -> Iterator[str]:
     """Run `vlm serve` and give its address once the model is loaded."""
-    options = ["--port", "0", "--json", "--slots", str(max(CLIENTS)), *(["--model", model] if model else [])]
+    options = ["--port", "0", "--json", "--slots", str(max(CLIENTS)), "--model", model]
     command = [sys.executable, "-m", "vlm", "serve", *options]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
         try:
@@ -92,10 +97,12 @@ def alone(vlm: VLM, bodies: list[dict]) -> tuple[float, list[str]]:
     return time.perf_counter() - begun, texts
 
 
-def poll(url: str, stop, times) -> None:
-    """Ask /health until `stop` is set, and put into `times` how long each answer took."""
+def poll(url: str, started, stop, times) -> None:
+    """Say `started`, ask /health until `stop` is set, and put into `times` how long each answer took."""
     found = []
     with httpx.Client(base_url=url, timeout=60) as client:
+        client.get("/health")
+        started.set()
         while not stop.wait(0.02):
             begun = time.perf_counter()
             client.get("/health").raise_for_status()
@@ -107,9 +114,10 @@ def poll(url: str, stop, times) -> None:
 def polled(url: str) -> Iterator[list[float]]:
     """Ask /health from another process while a block runs; the list is filled at its end."""
     spawn, found = multiprocessing.get_context("spawn"), []
-    stop, times = spawn.Event(), spawn.Queue()
-    process = spawn.Process(target=poll, args=(url, stop, times))
+    started, stop, times = spawn.Event(), spawn.Event(), spawn.Queue()
+    process = spawn.Process(target=poll, args=(url, started, stop, times))
     process.start()
+    started.wait()
     yield found
     stop.set()
     found += times.get()
@@ -163,14 +171,22 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--tokens", type=int, default=32, help="of each reply")
-    parser.add_argument("--model", help="a folder; the shipped model where none is given")
+    parser.add_argument("--model", help="a folder; random weights where none is given")
     arguments = parser.parse_args()
-    vlm = VLM.from_pretrained(arguments.model)
+    with tempfile.TemporaryDirectory() as folder:
+        if arguments.model is None:
+            VLM(random_model(preset("default")), VLM.from_pretrained().tokenizer).save_pretrained(folder)
+        run(arguments, arguments.model or folder)
+
+
+def run(arguments: argparse.Namespace, model: str) -> None:
+    """Measure `model` and print the figures."""
+    vlm = VLM.from_pretrained(model)
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
     hardware = {"device": device, "cpus": os.cpu_count(), "threads": torch.get_num_threads()}
     versions = {"torch": torch.__version__, "python": platform.python_version()}
     print(*(f"{name} {value}" for name, value in (hardware | versions).items()), sep=", ")
-    with server(arguments.model) as url:
+    with server(model) as url:
         bodies = [request(number, arguments.tokens) for number in range(2 * arguments.requests)]
         # Warms everything up, too: the schema is compiled, the pictures are encoded on both sides.
         _, choices = served(url, bodies, 8)
