@@ -57,7 +57,11 @@ def test_a_token_reads_every_matrix_but_the_embedding_and_those_of_image_keys(ti
 
 def test_a_token_reads_the_whole_cache_and_none_of_it_is_memory_never_written(monkeypatch):
     caches = []
-    made = lambda *sizes, **kinds: caches.append(empty_cache(*sizes, **kinds)) or caches[-1]  # noqa: E731
+
+    def made(*sizes, **kinds):
+        caches.append(empty_cache(*sizes, **kinds))
+        return caches[-1]
+
     monkeypatch.setattr(operations, "empty_cache", made)
     model = random_model(preset("tiny"))
     with torch.inference_mode():

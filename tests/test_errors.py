@@ -3,6 +3,7 @@
 import copy
 import pickle
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +15,8 @@ from vision_encoder.image_input import ImageError
 from vlm import VLM, EncodedImage, GenerationConfig, VLMError
 from vlm.errors import CODES, MAX_MESSAGE_CHARS, UnknownName, public, shown
 
-LEAK = re.compile(r"0x[0-9a-f]{4,}|Traceback|object at|\.py\b|site-packages|/work/|/tmp/|/usr/", re.I)
+CHECKOUT = re.escape(f"{Path(__file__).parent.parent}/")
+LEAK = re.compile(rf"0x[0-9a-f]{{4,}}|Traceback|object at|\.py\b|site-packages|{CHECKOUT}|/tmp/|/usr/", re.I)
 PROMISED = {
     *("image_unsupported", "image_corrupt", "image_truncated", "image_too_large", "image_empty"),
     *("context_length_exceeded", "invalid_request", "checkpoint_invalid", "device_unavailable"),

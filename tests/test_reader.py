@@ -19,7 +19,7 @@ from vlm.prompt import Image as ImagePart
 from vlm.prompt import Text, Turn, encode_prompt
 from vlm.tokenizer import Tokenizer
 from vlm.training.reader.data import IGNORED, Diet, ReaderData
-from vlm.training.reader.model import Reader, _partner_loss
+from vlm.training.reader.model import Reader, _partner_loss, _partners
 from vlm.training.reader.muon import Muon, nearest_orthogonal
 from vlm.training.reader.run import Run
 from vlm.training.reader.sinusoids import num_position_dims, place_tile, retile, shift, sinusoids
@@ -240,9 +240,9 @@ def test_what_a_label_or_value_holds_tells_where_its_partner_is():
     x = torch.cat([torch.zeros(1, 1, 8), torch.cat([torch.randn(1, 6, 2), positions], -1)], 1)
     told = torch.zeros(1, 1, 6, 6)
     told[0, 0, 1, 4] = told[0, 0, 4, 1] = 9
-    assert _partner_loss(told, x, links, 1) < 1e-3
-    assert _partner_loss(told.flip(2), x, links, 1) > 3
-    assert _partner_loss(told, x, nothing, 1) == 0
+    assert _partner_loss(told, x, _partners(links), 1) < 1e-3
+    assert _partner_loss(told.flip(2), x, _partners(links), 1) > 3
+    assert _partner_loss(told, x, _partners(nothing), 1) == 0
 
 
 def test_a_tile_of_a_canvas_lies_where_a_single_tile_is_put():

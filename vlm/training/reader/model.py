@@ -68,8 +68,9 @@ class Reader(nn.Module):
         with _Inputs([attention]) as inputs:
             features, tokens = self.model.encode(batch.pixels, [batch.canvas] * len(batch.pixels))
         characters = self._character_loss(features[:, :, 1:], batch.characters)
-        links = _link_loss(attention, inputs.taken[0], batch.links, num_tiles)
-        partners = _partner_loss(self.partner_head(features[:, :, 1:]), inputs.taken[0], batch.links, num_tiles)
+        pairs = _partners(batch.links)
+        links = _link_loss(attention, inputs.taken[0], batch.links, pairs, num_tiles)
+        partners = _partner_loss(self.partner_head(features[:, :, 1:]), inputs.taken[0], pairs, num_tiles)
         order = self._order_loss(features[:, :, 1:], batch.links.order)
         answer = pointers = features.new_zeros(())
         if batch.groups:
@@ -122,9 +123,11 @@ class Reader(nn.Module):
         self.exact.update(zip(group.kinds, right.tolist(), strict=True))
 
 
-def _link_loss(attention: VisionAttention, x: Tensor, links: PatchLinks, num_tiles: int) -> Tensor:
+def _link_loss(
+    attention: VisionAttention, x: Tensor, links: PatchLinks, partners: tuple[Tensor, Tensor], num_tiles: int
+) -> Tensor:
     """Return how little three heads of `attention` over rows x [m, rows, v] look where the links say."""
-    pairs = (*_partners(links), _same(links.value_entry, links.entry))
+    pairs = (*partners, _same(links.value_entry, links.entry))
     wanted = torch.stack(pairs, 1)
     # Padding and missing tiles come after the real tiles.
     tokens_per_tile = links.label.shape[1] // num_tiles + 1
@@ -140,12 +143,12 @@ def _link_loss(attention: VisionAttention, x: Tensor, links: PatchLinks, num_til
     return loss / count.clamp_min(1)
 
 
-def _partner_loss(sought: Tensor, x: Tensor, links: PatchLinks, num_tiles: int) -> Tensor:
+def _partner_loss(sought: Tensor, x: Tensor, partners: tuple[Tensor, Tensor], num_tiles: int) -> Tensor:
     """Return how little `sought` [m, t, p, n], of each patch, is like the position of its partner in `x`, see above."""
-    tokens_per_tile = links.label.shape[1] // num_tiles + 1
+    beside, below = partners
+    tokens_per_tile = beside.shape[1] // num_tiles + 1
     positions = _patches(x[:, : num_tiles * tokens_per_tile, -sought.shape[-1] :].detach(), 1, num_tiles)
     weights = attention_weights(sought.flatten(1, 2)[:, None], positions[:, None])[:, 0]
-    beside, below = _partners(links)
     loss, count = _missed_mass(weights, beside | below)
     return loss / count.clamp_min(1)
 
