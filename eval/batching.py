@@ -6,8 +6,11 @@ from itertools import groupby
 
 from eval.backends import Question
 
-DEFAULT_ROWS = 8
+ROWS_ON_CPU = 8
 MAX_ROWS_ON_ACCELERATOR = 64
+ROWS_OF_SMALL_MODEL = 32
+SMALL_MODEL_BYTES = 2**28
+"""With so few weights a step takes as long for many rows as for one; with more, minutes would pass without a record."""
 ROW_TOKENS = 1536
 """Counted for a prompt and its reply, whose lengths are not known before."""
 MEMORY_SHARE = 0.6
@@ -84,11 +87,13 @@ class Halving:
                 self._most = None
 
 
-def rows_that_fit(*, free_bytes: int | None, token_bytes: int, image_bytes: int, on_accelerator: bool) -> int:
-    """Return how many questions are computed together in `free_bytes`, each with one image of its own."""
-    most = MAX_ROWS_ON_ACCELERATOR if on_accelerator else DEFAULT_ROWS
-    if free_bytes is None:
-        return DEFAULT_ROWS
+def rows_on_cpu(weight_bytes: int) -> int:
+    """Return how many questions a CPU computes together."""
+    return ROWS_OF_SMALL_MODEL if weight_bytes <= SMALL_MODEL_BYTES else ROWS_ON_CPU
+
+
+def rows_that_fit(*, free_bytes: int, token_bytes: int, image_bytes: int) -> int:
+    """Return how many questions an accelerator computes together in `free_bytes`, each with one image of its own."""
     # An image is held twice: in the cache, and in the batch where rows of several images are joined.
     row_bytes = ROW_TOKENS * token_bytes + 2 * image_bytes
-    return max(1, min(most, math.floor(MEMORY_SHARE * free_bytes / row_bytes)))
+    return max(1, min(MAX_ROWS_ON_ACCELERATOR, math.floor(MEMORY_SHARE * free_bytes / row_bytes)))

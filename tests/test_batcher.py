@@ -100,6 +100,23 @@ def test_the_other_reference_writes_in_a_batch_what_it_writes_alone():
     assert [bench.ids(place) for place in range(8)] == [vlm.chat(each, config=config).token_ids for each in MIXED]
 
 
+def test_with_keys_and_values_in_int8_too(monkeypatch):
+    """The memory grows, rows leave gaps, and prompts are read in small chunks."""
+    monkeypatch.setattr(module, "PREFILL_TOKENS", 120)
+    monkeypatch.setattr(module, "PREFILL_TOKENS_BETWEEN", 40)
+    vlm = VLM(random_model(preset("tiny")), Tokenizer.bytes_only())
+    vlm.model.kv_cache_dtype = torch.int8
+    bench = Bench(vlm, 4)
+    for place, messages in enumerate(MIXED):
+        bench.add(place, job(messages, 3 + 5 * place % 11))
+        bench.step()
+    assert bench.batcher._running._memory.keys.dtype == torch.int8
+    bench.finish()
+    for place, messages in enumerate(MIXED):
+        config = GenerationConfig(max_new_tokens=3 + 5 * place % 11)
+        assert bench.ids(place) == vlm.chat(messages, config=config).token_ids
+
+
 def test_pieces_joined_are_the_text_and_the_end_tells_what_was_promised(plain):
     bench = Bench(plain)
     for place, messages in enumerate(MIXED):

@@ -166,9 +166,9 @@ def test_generation_options_reach_the_model(folder, model, pictures):
 
 def test_model_options_reach_the_model(folder, pictures):
     reply = run("ask", pictures[0], "Why?", "--model", folder, "--json", *SHORT)
-    options = ("--reference", "transformers", "--dtype", "bfloat16", "--device", "cpu")
+    options = ("--reference", "transformers", "--dtype", "bfloat16", "--device", "cpu", "--kv-cache-dtype", "int8")
     other = run("ask", pictures[0], "Why?", "--model", folder, "--json", *SHORT, *options)
-    expected = VLM.from_pretrained(folder, dtype="bfloat16", reference="transformers")
+    expected = VLM.from_pretrained(folder, dtype="bfloat16", reference="transformers", kv_cache_dtype="int8")
     assert other.exit_code == 0
     assert last_json(other)["replies"][0]["confidence"] != last_json(reply)["replies"][0]["confidence"]
     confidence = expected.answer(pictures[0], "Why?", config=SHORT_CONFIG).confidence

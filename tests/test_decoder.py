@@ -227,9 +227,9 @@ def test_without_a_cache_none_comes_back():
 def test_key_heads_are_never_repeated_and_no_mask_is_larger_than_a_chunk_by_the_keys(monkeypatch):
     decoder, calls = build(), []
 
-    def recorded(q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None, causal: bool = False) -> Tensor:
+    def recorded(q: Tensor, k: Tensor, *rest, mask: Tensor | None = None, causal: bool = False) -> Tensor:
         calls.append((q.shape, k.shape, mask, causal))
-        return attend(q, k, v, mask=mask, causal=causal)
+        return attend(q, k, *rest, mask=mask, causal=causal)
 
     attend = vlm.decoder.attend
     monkeypatch.setattr(vlm.decoder, "attend", recorded)

@@ -12,7 +12,7 @@ from hypothesis import settings as limits
 from hypothesis import strategies as st
 
 from eval.answer_log import MAX_TEXT_OF_ERROR
-from eval.batching import Halving, planned, rows_that_fit
+from eval.batching import Halving, planned, rows_on_cpu, rows_that_fit
 from eval.journal import read_journals
 from eval.manifest import RunDiffers
 from eval.run_folder import RunFolder
@@ -391,9 +391,13 @@ def test_halving_passes_on_other_errors():
 
 
 def test_rows_are_as_many_as_fit():
-    sizes = {"token_bytes": 1000, "image_bytes": 10**6, "on_accelerator": True}
+    sizes = {"token_bytes": 1000, "image_bytes": 10**6}
     counts = [rows_that_fit(free_bytes=free, **sizes) for free in (0, 10**7, 10**8, 10**12)]
     assert counts[0] == 1
     assert counts == sorted(counts)
     assert counts[2] == int(0.6 * 10**8 / (1536 * 1000 + 2 * 10**6))
     assert counts[3] == 64
+
+
+def test_a_small_model_takes_more_rows_on_a_cpu():
+    assert rows_on_cpu(15 * 10**6) > rows_on_cpu(2 * 10**9) > 1

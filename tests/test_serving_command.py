@@ -48,7 +48,14 @@ def test_a_port_that_is_taken_is_told():
 
 @pytest.mark.parametrize(
     ("option", "value"),
-    [("--port", 70000), ("--slots", 0), ("--max-body-mb", 0), ("--timeout", 0), ("--quantize", "int2")],
+    [
+        ("--port", 70000),
+        ("--slots", 0),
+        ("--max-body-mb", 0),
+        ("--timeout", 0),
+        ("--quantize", "int2"),
+        ("--kv-cache-dtype", "fp8"),
+    ],
 )
 def test_options_out_of_range_are_wrong_usage(option, value):
     assert run(option, value).exit_code == 2
@@ -77,6 +84,7 @@ def test_every_option_arrives(tmp_path):
     options = parsed(
         *("--model", "folder", "--device", "cpu", "--dtype", "float32", "--reference", "transformers"),
         *("--slots", 3, "--max-queue", 4, "--max-new-tokens", 5, "--timeout", 6, "--allow-urls"),
+        *("--kv-cache-dtype", "int8"),
         *("--max-images", 7, "--max-body-mb", 8, "--served-model-name", "a", "--served-model-name", "b"),
     )
     engine, settings = _engine_options(options), _settings(options)
@@ -88,6 +96,7 @@ def test_every_option_arrives(tmp_path):
     )
     assert (engine.num_slots, engine.max_queue, engine.max_new_tokens, engine.timeout_s) == (3, 4, 5, 6.0)
     assert engine.allow_urls
+    assert engine.kv_cache_dtype == "int8"
     assert settings.allow_urls
     assert (settings.max_images, settings.max_body_bytes, settings.names) == (7, 8 * 2**20, ("a", "b"))
     assert settings.check_host

@@ -18,6 +18,15 @@ def test_the_size_of_the_model_is_told(tiny, monkeypatch):
     assert info["num_bytes"] == tiny.info.num_bytes > 0
 
 
+def test_every_option_of_the_model_reaches_it(tiny, monkeypatch):
+    chosen = {"device": "cpu", "dtype": "bfloat16", "quantize": "int4", "kv_cache_dtype": "int8"}
+    chosen |= {"reference": "transformers", "allow_urls": True}
+    given = {}
+    monkeypatch.setattr(VLM, "from_pretrained", lambda source, **named: given.update(named) or tiny)
+    open_model(EngineOptions(**chosen))
+    assert given == chosen
+
+
 @pytest.mark.parametrize(
     "error",
     [

@@ -11,16 +11,28 @@ from einops import einsum, rearrange
 from torch import Tensor
 from torch.nn import functional
 
+from vlm.kv_cache import dequantize_vectors
 from vlm.native import attend_one
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None, causal: bool = False) -> Tensor:
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    scales: tuple[Tensor, Tensor] | None = None,
+    *,
+    mask: Tensor | None = None,
+    causal: bool = False,
+) -> Tensor:
     """Return [b, h, s, e] for queries [b, h, s, e] and keys and values [b, g, l, e].
 
-    `mask` is bool, broadcastable to [b, h, s, l], True where a key may be seen. `causal` needs s = l.
+    `scales` [b, g, l] are those of keys and of values in int8. `mask` is bool, broadcastable to [b, h, s, l], True
+    where a key may be seen. `causal` needs s = l.
     """
-    if mask is None and q.shape[2] == 1 and (out := attend_one(q, k, v)) is not None:
+    if mask is None and q.shape[2] == 1 and (out := attend_one(q, k, v, scales)) is not None:
         return out
+    if scales is not None:
+        k, v = (dequantize_vectors(codes, scale, q.dtype) for codes, scale in zip((k, v), scales, strict=True))
     return functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=True)
 
 

@@ -169,13 +169,13 @@ def _default() -> ModelConfig:
     vision = VisionConfig(
         tile_size=224,
         max_tiles=4,
-        patch_size=16,
-        width=192,
+        patch_size=8,
+        width=144,
         num_heads=3,
-        mlp_dim=768,
-        num_local_layers=5,
+        mlp_dim=432,
+        num_local_layers=4,
         num_global_layers=1,
-        feature_layers=(2, 4),
+        feature_layers=(1, 3),
     )
     return ModelConfig(decoder=decoder, adapter=AdapterConfig(cross_layers=(2, 4, 6)), vision=vision)
 

@@ -14,7 +14,7 @@ from adapters.cross_attention import GatedCrossAttentionLayer, ImageKV, LayerPar
 from adapters.masks import CrossMask
 from vlm.attention import attend
 from vlm.config import DecoderConfig
-from vlm.kv_cache import KVCache
+from vlm.kv_cache import KVCache, LayerKV
 from vlm.native import Linear, RMSNorm, gated, linear, rotate_in_place, side_by_side
 from vlm.rope import Rotation, rotate, rotation
 
@@ -149,15 +149,15 @@ class SelfAttention(nn.Module):
     def forward(self, x: Tensor, context: _SelfContext, index: int) -> Tensor:
         """Map x [b, s, d] to the same shape."""
         q, k, v = self._heads(x, context.rotation)
-        cache = context.cache
+        kv, cache = LayerKV(k, v), context.cache
         if cache is not None:
             cache.write(index, k, v, context.positions)
-        if cache is None or cache.max_length == 0:
-            # Nothing came before. Padding on the right is hidden from every real position by causality.
-            attended = attend(q, k, v, mask=context.mask, causal=context.mask is None)
-        else:
-            end = cache.max_length + x.shape[1]
-            attended = attend(q, cache.keys[index, :, :, :end], cache.values[index, :, :, :end], mask=context.mask)
+            # What was quantised is read so from the first chunk on: how a prompt is cut changes nothing.
+            if cache.max_length > 0 or cache.scales is not None:
+                kv = cache.read(index, cache.max_length + x.shape[1])
+        # Without a mask nothing came before several tokens, or they would need one. Padding on the right is hidden from
+        # every real position by causality.
+        attended = attend(q, *kv, mask=context.mask, causal=context.mask is None and x.shape[1] > 1)
         return self.o_proj(attended.transpose(1, 2).flatten(2))
 
     def _heads(self, x: Tensor, by: Rotation) -> tuple[Tensor, Tensor, Tensor]:

@@ -10,7 +10,7 @@ from torch import Tensor
 from vlm.batch import Batch
 from vlm.errors import VLMError
 from vlm.grammar import restrict
-from vlm.kv_cache import KVCache, close_up, empty_cache
+from vlm.kv_cache import KVCache, close_up
 from vlm.model import VisionLanguageModel
 from vlm.sampling import Sampler
 
@@ -55,7 +55,7 @@ def prefill_in_chunks(model: VisionLanguageModel, batch: Batch, capacity: int, c
     """Yield after each `chunk` of positions what was read so far; whole with the last."""
     device, lengths = batch.ids.device, torch.tensor(batch.lengths, device=batch.ids.device)
     weight = model.decoder.embedding.weight
-    cache = empty_cache(model.config.decoder, len(lengths), capacity, dtype=weight.dtype, device=device)
+    cache = model.empty_cache(len(lengths), capacity)
     last = torch.zeros(len(lengths), weight.shape[1], dtype=weight.dtype, device=device)
     for start in range(0, batch.ids.shape[1], chunk):
         end = min(start + chunk, batch.ids.shape[1])

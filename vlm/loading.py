@@ -43,6 +43,15 @@ def choose_dtype(dtype: str | torch.dtype) -> torch.dtype | None:
     return chosen
 
 
+def choose_kv_cache_dtype(kv_cache_dtype: str | torch.dtype) -> torch.dtype | None:
+    """Return int8; None for "auto", the model's own."""
+    if kv_cache_dtype == "auto":
+        return None
+    if kv_cache_dtype not in ("int8", torch.int8):
+        raise VLMError("invalid_request", f"kv_cache_dtype is {_named(kv_cache_dtype)}; give 'auto' or 'int8'")
+    return torch.int8
+
+
 def _named(value: object) -> str:
     return str(value) if isinstance(value, torch.device | torch.dtype) else shown(value)
 

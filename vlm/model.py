@@ -1,5 +1,6 @@
 """The whole model: encoder, projector and decoder put together. No text and no pictures here, only tensors."""
 
+import torch
 from torch import Tensor, nn
 
 from adapters.cross_attention import ImageKV
@@ -8,7 +9,7 @@ from adapters.projector import VisionProjector
 from vision_encoder.encoder import VisionEncoder
 from vlm.config import ModelConfig
 from vlm.decoder import TextDecoder
-from vlm.kv_cache import KVCache
+from vlm.kv_cache import KVCache, empty_cache
 
 
 class VisionLanguageModel(nn.Module):
@@ -17,6 +18,8 @@ class VisionLanguageModel(nn.Module):
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.config = config
+        self.kv_cache_dtype: torch.dtype | None = None
+        """Of new caches; None is the weights' own."""
         self.encoder = VisionEncoder(config.vision) if config.vision else None
         self.projector = VisionProjector(config.vision.feature_dim, config.decoder.width) if config.vision else None
         self.decoder = TextDecoder(config.decoder, config.adapter)
@@ -31,6 +34,12 @@ class VisionLanguageModel(nn.Module):
     ) -> Tensor:
         """Return the logits [b, s, n] of every position of ids [b, s]; see `TextDecoder.forward`."""
         return self.decoder.logits(self.decoder(ids, cache, image, mask, num_new).hidden)
+
+    def empty_cache(self, batch_size: int, capacity: int) -> KVCache:
+        """Return a cache for the decoder with room for `capacity` positions in each of `batch_size` rows."""
+        weight = self.decoder.embedding.weight
+        dtype = self.kv_cache_dtype or weight.dtype
+        return empty_cache(self.config.decoder, batch_size, capacity, dtype=dtype, device=weight.device)
 
     def encode(self, pixels: Tensor, canvases: list[tuple[int, int]] | Tensor) -> tuple[Tensor, Tensor]:
         """Return features [m, t, p, f] and image tokens [m, t, p, d]; see `VisionEncoder.forward`."""

@@ -13,6 +13,7 @@
 #define TILE 16   /* rows of weights, the lanes of a register */
 #define BLOCK 4   /* rows of x that share what was read of the weights */
 #define CHUNK 128 /* rows of x that stay in the second cache while all weights pass by */
+#define SPAN 128  /* values that stay in the first cache while all their columns pass by */
 #define AHEAD 8192
 #define SMALL (1 << 18) /* multiplications that one thread has done before another is awake */
 
@@ -327,48 +328,155 @@ static inline __m128 sums_of(const __m512 *x) {
     return _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
 }
 
-/* `rows` <= BLOCK query heads [rows, width] over keys and values [length, width]; room for BLOCK times
-   [length + 16 + width]. */
-static inline __attribute__((always_inline)) void attend_heads(
-    const uint16_t *q, const uint16_t *k, const uint16_t *v, uint16_t *out, int64_t length, int64_t width, int rows,
-    float *weights) {
-    const int64_t stride = (length + 15) / 16 * 16;
-    const __m128 factor = _mm_set1_ps(1 / sqrtf(width));
-    float sums[BLOCK], *queries = weights + BLOCK * stride;
+/* Keys or values, [groups, length, width]: bfloat16, or int8 with a scale for each vector. */
+typedef struct {
+    const char *numbers;
+    int64_t stride;         /* bytes from one group to the next */
+    const uint16_t *scales; /* bfloat16 [groups, length]; NULL where the numbers are bfloat16 */
+    int64_t scales_stride;
+} Vectors;
+
+static inline Vectors group_of(Vectors x, int64_t g) {
+    x.numbers += g * x.stride;
+    if (x.scales) x.scales += g * x.scales_stride;
+    return x;
+}
+
+/* Turn 16 lines of 16 words: word i of line k becomes word k of line i. */
+static inline void transpose(__m512i *x) {
+    __m512i y[TILE];
+    for (int i = 0; i < TILE; i += 2) {
+        y[i] = _mm512_unpacklo_epi32(x[i], x[i + 1]);
+        y[i + 1] = _mm512_unpackhi_epi32(x[i], x[i + 1]);
+    }
+    for (int i = 0; i < TILE; i += 4)
+        for (int k = 0; k < 2; k++) {
+            x[i + 2 * k] = _mm512_unpacklo_epi64(y[i + k], y[i + 2 + k]);
+            x[i + 2 * k + 1] = _mm512_unpackhi_epi64(y[i + k], y[i + 2 + k]);
+        }
+    /* x[i + k] holds the words k, 4 + k, 8 + k and 12 + k of lines i to i + 3; even and odd ones of these part. */
+    for (int k = 0; k < 4; k++) {
+        y[k] = _mm512_shuffle_i32x4(x[k], x[k + 4], 0x88);
+        y[k + 4] = _mm512_shuffle_i32x4(x[k], x[k + 4], 0xdd);
+        y[k + 8] = _mm512_shuffle_i32x4(x[k + 8], x[k + 12], 0x88);
+        y[k + 12] = _mm512_shuffle_i32x4(x[k + 8], x[k + 12], 0xdd);
+    }
+    for (int k = 0; k < 8; k++) {
+        x[k] = _mm512_shuffle_i32x4(y[k], y[k + 8], 0x88);
+        x[k + 8] = _mm512_shuffle_i32x4(y[k], y[k + 8], 0xdd);
+    }
+}
+
+/* The products of `rows` <= BLOCK query heads with bfloat16 keys, in rows `stride` apart; `queries` is room for BLOCK
+   times width. */
+static inline __attribute__((always_inline)) void dense_scores(
+    const uint16_t *q, const char *keys, int64_t length, int64_t width, int rows, float *scores, int64_t stride,
+    float *queries) {
     for (int64_t c = 0; c < rows * width; c += 16) _mm512_storeu_ps(queries + c, widened(q + c));
-    for (int64_t l = 0; l < length; l++) {
-        __m512 dots[BLOCK];
-        for (int m = 0; m < BLOCK; m++) dots[m] = _mm512_setzero_ps();
+    for (int64_t l = 0; l < length; l += BLOCK) {
+        __m512 dots[BLOCK][BLOCK];
+        const uint16_t *near[BLOCK];
+        for (int i = 0; i < BLOCK; i++)
+            near[i] = (const uint16_t *)keys + (l + i < length ? l + i : length - 1) * width;
+        for (int m = 0; m < rows; m++)
+            for (int i = 0; i < BLOCK; i++) dots[m][i] = _mm512_setzero_ps();
+        for (int64_t c = 0; c < BLOCK * width; c += 32)
+            _mm_prefetch((const char *)(near[0] + c) + AHEAD / 2, _MM_HINT_T0);
         for (int64_t c = 0; c < width; c += 16) {
-            const __m512 key = widened(k + l * width + c);
-            _mm_prefetch((const char *)(k + l * width + c) + AHEAD / 4, _MM_HINT_T0);
-            for (int m = 0; m < rows; m++)
-                dots[m] = _mm512_fmadd_ps(key, _mm512_loadu_ps(queries + m * width + c), dots[m]);
+            __m512 key[BLOCK];
+            for (int i = 0; i < BLOCK; i++) key[i] = widened(near[i] + c);
+            for (int m = 0; m < rows; m++) {
+                const __m512 query = _mm512_loadu_ps(queries + m * width + c);
+                for (int i = 0; i < BLOCK; i++) dots[m][i] = _mm512_fmadd_ps(key[i], query, dots[m][i]);
+            }
         }
-        _mm_storeu_ps(sums, _mm_mul_ps(sums_of(dots), factor));
-        for (int m = 0; m < rows; m++) weights[m * stride + l] = sums[m];
+        for (int m = 0; m < rows; m++) _mm_storeu_ps(scores + m * stride + l, sums_of(dots[m]));
     }
-    for (int m = 0; m < rows; m++) {
-        float *row = weights + m * stride;
-        for (int64_t l = length; l < stride; l++) row[l] = -INFINITY;
-        __m512 most = _mm512_set1_ps(-INFINITY), sum = _mm512_setzero_ps();
-        for (int64_t l = 0; l < length; l += 16) most = _mm512_max_ps(_mm512_loadu_ps(row + l), most);
-        most = _mm512_set1_ps(_mm512_reduce_max_ps(most));
-        for (int64_t l = 0; l < length; l += 16) {
-            const __mmask16 real = length - l < 16 ? (1 << (length - l)) - 1 : 0xffff;
-            const __m512 weight = _mm512_maskz_mov_ps(real, exponential(_mm512_sub_ps(_mm512_loadu_ps(row + l), most)));
-            sum = _mm512_add_ps(sum, weight);
-            _mm512_storeu_ps(row + l, weight);
+}
+
+/* The same with int8 keys, without their scales, of a width that is a multiple of 64 and at most 256: bytes with bytes,
+   as in quantized_product; room for BLOCK times 2 * width. */
+static inline __attribute__((always_inline)) void quantized_scores(
+    const uint16_t *q, const char *keys, int64_t length, int64_t width, int rows, float *scores, int64_t stride,
+    float *room) {
+    int8_t *bytes = (int8_t *)(room + 2 * BLOCK);
+    const Numbers x = {bytes, bytes + BLOCK * width, room, room + BLOCK};
+    const __m512i signs = _mm512_set1_epi8((char)128);
+    for (int m = 0; m < rows; m++) to_numbers(q, width, width, x, m);
+    char *last = (char *)(bytes + 2 * BLOCK * width);
+    for (int64_t l = 0; l < length; l += TILE) {
+        const char *near = keys + l * width;
+        /* Nothing is read beyond the last key; what then stands in for keys becomes no weight. */
+        if (length - l < TILE) near = memcpy(last, near, (length - l) * width);
+        __m512i high[BLOCK], low[BLOCK];
+        for (int m = 0; m < rows; m++) high[m] = low[m] = _mm512_setzero_si512();
+        for (int64_t c = 0; c < width; c += 64) {
+            __m512i codes[TILE];
+            for (int i = 0; i < TILE; i++) {
+                codes[i] = _mm512_xor_si512(_mm512_loadu_si512(near + i * width + c), signs);
+                _mm_prefetch(near + i * width + c + AHEAD / 2, _MM_HINT_T0);
+            }
+            transpose(codes);
+#pragma GCC unroll 16
+            for (int i = 0; i < TILE; i++)
+                for (int m = 0; m < rows; m++) {
+                    const int64_t at = m * width + c + 4 * i;
+                    high[m] = _mm512_dpbusd_epi32(high[m], codes[i], four(x.high + at));
+                    low[m] = _mm512_dpbusd_epi32(low[m], codes[i], four(x.low + at));
+                }
         }
-        sums[m] = 1 / _mm512_reduce_add_ps(sum);
+        for (int m = 0; m < rows; m++) {
+            __m512 sum = _mm512_cvtepi32_ps(_mm512_add_epi32(_mm512_slli_epi32(high[m], 8), low[m]));
+            sum = _mm512_fnmadd_ps(_mm512_set1_ps(128), _mm512_set1_ps(x.sums[m]), sum);
+            _mm512_storeu_ps(scores + m * stride + l, _mm512_mul_ps(sum, _mm512_set1_ps(x.scales[m])));
+        }
     }
+}
+
+/* Numbers of 16 vectors, from `l` on, times the scales of those that are `real`. */
+static inline __m512 scaled(__m512 y, Vectors x, int64_t l, __mmask16 real) {
+    if (!x.scales) return y;
+    const __m512i whole = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(real, x.scales + l));
+    return _mm512_mul_ps(y, _mm512_castsi512_ps(_mm512_slli_epi32(whole, 16)));
+}
+
+static inline __mmask16 real_of(int64_t count) { return count < 16 ? (1 << count) - 1 : 0xffff; }
+
+/* Make of one head's products, times `factor` and the keys' scales, the weights of the values, times their scales.
+   Returns the sum of the weights themselves. */
+static float softmax(float *row, Vectors keys, Vectors values, int64_t length, float factor) {
+    const __m512 lowest = _mm512_set1_ps(-INFINITY);
+    __m512 most = lowest, sum = _mm512_setzero_ps();
+    for (int64_t l = 0; l < length; l += 16) {
+        const __mmask16 real = real_of(length - l);
+        const __m512 dot = scaled(_mm512_loadu_ps(row + l), keys, l, real);
+        const __m512 score = _mm512_mask_mul_ps(lowest, real, dot, _mm512_set1_ps(factor));
+        most = _mm512_max_ps(score, most);
+        _mm512_storeu_ps(row + l, score);
+    }
+    most = _mm512_set1_ps(_mm512_reduce_max_ps(most));
+    for (int64_t l = 0; l < length; l += 16) {
+        const __mmask16 real = real_of(length - l);
+        const __m512 weight = _mm512_maskz_mov_ps(real, exponential(_mm512_sub_ps(_mm512_loadu_ps(row + l), most)));
+        sum = _mm512_add_ps(sum, weight);
+        _mm512_storeu_ps(row + l, scaled(weight, values, l, real));
+    }
+    return _mm512_reduce_add_ps(sum);
+}
+
+/* Add to `totals` [rows, width] `count` bfloat16 values times their weights, which stand in rows `stride` apart. */
+static inline __attribute__((always_inline)) void add_dense(
+    const char *values, const float *weights, int64_t stride, int64_t count, int64_t width, int rows, float *totals) {
     for (int64_t c = 0; c < width; c += 32) {
         __m512 first[BLOCK], second[BLOCK];
-        for (int m = 0; m < rows; m++) first[m] = second[m] = _mm512_setzero_ps();
-        for (int64_t l = 0; l < length; l++) {
-            const uint16_t *value = v + l * width + c;
+        for (int m = 0; m < rows; m++) {
+            first[m] = _mm512_loadu_ps(totals + m * width + c);
+            second[m] = _mm512_loadu_ps(totals + m * width + c + 16);
+        }
+        for (int64_t l = 0; l < count; l++) {
+            const uint16_t *value = (const uint16_t *)values + l * width + c;
             const __m512 left = widened(value), right = widened(value + 16);
-            _mm_prefetch((const char *)value + AHEAD / 4, _MM_HINT_T0);
+            _mm_prefetch((const char *)value + AHEAD / 2, _MM_HINT_T0);
             for (int m = 0; m < rows; m++) {
                 const __m512 weight = _mm512_set1_ps(weights[m * stride + l]);
                 first[m] = _mm512_fmadd_ps(left, weight, first[m]);
@@ -376,30 +484,114 @@ static inline __attribute__((always_inline)) void attend_heads(
             }
         }
         for (int m = 0; m < rows; m++) {
-            narrow(out + m * width + c, _mm512_mul_ps(first[m], _mm512_set1_ps(sums[m])));
-            narrow(out + m * width + c + 16, _mm512_mul_ps(second[m], _mm512_set1_ps(sums[m])));
+            _mm512_storeu_ps(totals + m * width + c, first[m]);
+            _mm512_storeu_ps(totals + m * width + c + 16, second[m]);
         }
     }
 }
 
-/* out [groups * per, width]: queries of the same shape over keys and values [groups, length, width], whose groups lie
-   `key_stride` and `value_stride` numbers apart; width a multiple of 32. Returns 1 where memory ran out. */
-int attend_one(const uint16_t *q, const uint16_t *k, const uint16_t *v, uint16_t *out, int64_t groups, int64_t per,
-               int64_t length, int64_t width, int64_t key_stride, int64_t value_stride, int64_t threads) {
-    const int64_t size = BLOCK * (length + 16 + width), parts = (per + BLOCK - 1) / BLOCK;
+/* Make of `count` <= SPAN weights, none below zero, whole numbers of 15 bits, and return their scale. */
+static float to_whole(const float *weights, int64_t count, int16_t *numbers) {
+    __m512 most = _mm512_setzero_ps();
+    __mmask16 bad = 0;
+    for (int64_t l = 0; l < count; l += 16) {
+        const __m512 weight = _mm512_loadu_ps(weights + l);
+        bad |= _mm512_cmp_ps_mask(weight, weight, _CMP_UNORD_Q);
+        most = _mm512_max_ps(most, weight);
+    }
+    /* As in to_numbers. */
+    const float largest = _mm512_reduce_max_ps(most);
+    const __m512 factor = _mm512_set1_ps(largest > 1e-30f && largest < INFINITY ? 32767 / largest : 0);
+    for (int64_t l = 0; l < count; l += 16) {
+        const __m512i number = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(weights + l), factor));
+        _mm256_storeu_si256((void *)(numbers + l), _mm512_cvtepi32_epi16(number));
+    }
+    return bad ? NAN : largest / 32767;
+}
+
+/* The same with at most SPAN int8 values, two and two, whose weights become whole numbers too: their sums are exact.
+   Where `count` is odd the weight after the last is 0. */
+static inline __attribute__((always_inline)) void add_quantized(
+    const char *values, const float *weights, int64_t stride, int64_t count, int64_t width, int rows, float *totals) {
+    int16_t numbers[BLOCK][SPAN];
+    float scales[BLOCK];
+    for (int m = 0; m < rows; m++) scales[m] = to_whole(weights + m * stride, count, numbers[m]);
+    for (int64_t c = 0; c < width; c += 64) {
+        __m512i sums[BLOCK][4];
+        for (int m = 0; m < rows; m++)
+            for (int i = 0; i < 4; i++) sums[m][i] = _mm512_setzero_si512();
+        for (int64_t l = 0; l < count; l += 2) {
+            const char *value = values + l * width + c, *next = l + 1 < count ? value + width : value;
+            __m512i pairs[4];
+            _mm_prefetch(value + AHEAD / 2, _MM_HINT_T0);
+            _mm_prefetch(value + AHEAD / 2 + width, _MM_HINT_T0);
+            for (int i = 0; i < 4; i += 2) {
+                const __m512i one = _mm512_cvtepi8_epi16(_mm256_loadu_si256((const void *)(value + 16 * i)));
+                const __m512i two = _mm512_cvtepi8_epi16(_mm256_loadu_si256((const void *)(next + 16 * i)));
+                pairs[i] = _mm512_unpacklo_epi16(one, two);
+                pairs[i + 1] = _mm512_unpackhi_epi16(one, two);
+            }
+            for (int m = 0; m < rows; m++) {
+                const __m512i weight = four((const int8_t *)(numbers[m] + l));
+                for (int i = 0; i < 4; i++) sums[m][i] = _mm512_dpwssd_epi32(sums[m][i], pairs[i], weight);
+            }
+        }
+        /* Of every 8 columns, pairs were made of the first 4 and of the last 4 apart. */
+        const __m512i even = _mm512_setr_epi32(0, 1, 2, 3, 16, 17, 18, 19, 4, 5, 6, 7, 20, 21, 22, 23);
+        for (int m = 0; m < rows; m++)
+            for (int i = 0; i < 4; i++) {
+                const __m512i order = _mm512_add_epi32(even, _mm512_set1_epi32(i % 2 * 8));
+                const __m512i sum = _mm512_permutex2var_epi32(sums[m][i & 2], order, sums[m][i | 1]);
+                float *total = totals + m * width + c + 16 * i;
+                _mm512_storeu_ps(total, _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), _mm512_set1_ps(scales[m]),
+                                                        _mm512_loadu_ps(total)));
+            }
+    }
+}
+
+/* `rows` <= BLOCK query heads [rows, width] over the keys and values of one group, in 8 or 16 `bits`; room for BLOCK
+   times [length + 16 + 2 * width]. */
+static inline __attribute__((always_inline)) void attend_heads(
+    const uint16_t *q, Vectors keys, Vectors values, uint16_t *out, int64_t length, int64_t width, int rows, int bits,
+    float *weights) {
+    const int64_t stride = (length + 15) / 16 * 16;
+    float sums[BLOCK], *totals = weights + BLOCK * stride;
+    if (bits == 8) quantized_scores(q, keys.numbers, length, width, rows, weights, stride, totals);
+    else dense_scores(q, keys.numbers, length, width, rows, weights, stride, totals);
+    for (int m = 0; m < rows; m++) sums[m] = softmax(weights + m * stride, keys, values, length, 1 / sqrtf(width));
+    for (int64_t c = 0; c < rows * width; c++) totals[c] = 0;
+    for (int64_t l = 0; l < length; l += SPAN) {
+        const int64_t count = length - l < SPAN ? length - l : SPAN;
+        const char *near = values.numbers + l * width * bits / 8;
+        if (bits == 8) add_quantized(near, weights + l, stride, count, width, rows, totals);
+        else add_dense(near, weights + l, stride, count, width, rows, totals);
+    }
+    for (int m = 0; m < rows; m++)
+        for (int64_t c = m * width; c < (m + 1) * width; c += 16)
+            narrow(out + c, _mm512_mul_ps(_mm512_loadu_ps(totals + c), _mm512_set1_ps(1 / sums[m])));
+}
+
+#define ATTEND(bits)                                                                                       \
+    switch (rows) {                                                                                        \
+    case 1: attend_heads(q + at, keys, values, out + at, length, width, 1, bits, room + i * size); break;  \
+    case 2: attend_heads(q + at, keys, values, out + at, length, width, 2, bits, room + i * size); break;  \
+    case 3: attend_heads(q + at, keys, values, out + at, length, width, 3, bits, room + i * size); break;  \
+    default: attend_heads(q + at, keys, values, out + at, length, width, 4, bits, room + i * size);        \
+    }
+
+/* out [groups * per, width]: queries of the same shape over keys and values, `kv`; width a multiple of 32, and of int8
+   as quantized_scores wants it. Returns 1 where memory ran out. */
+int attend_one(const uint16_t *q, const Vectors *kv, uint16_t *out, int64_t groups, int64_t per, int64_t length,
+               int64_t width, int64_t threads) {
+    const int64_t size = BLOCK * (length + 16 + 2 * width), parts = (per + BLOCK - 1) / BLOCK;
     float *room = malloc(4 * size * groups * parts);
     if (!room) return 1;
 #pragma omp parallel for schedule(static) num_threads(threads) if (2 * groups * per * length * width > SMALL)
     for (int64_t i = 0; i < groups * parts; i++) {
         const int64_t g = i / parts, first = i % parts * BLOCK, at = (g * per + first) * width;
         const int64_t rows = per - first < BLOCK ? per - first : BLOCK;
-        const uint16_t *keys = k + g * key_stride, *values = v + g * value_stride;
-        switch (rows) {
-        case 1: attend_heads(q + at, keys, values, out + at, length, width, 1, room + i * size); break;
-        case 2: attend_heads(q + at, keys, values, out + at, length, width, 2, room + i * size); break;
-        case 3: attend_heads(q + at, keys, values, out + at, length, width, 3, room + i * size); break;
-        default: attend_heads(q + at, keys, values, out + at, length, width, 4, room + i * size);
-        }
+        const Vectors keys = group_of(kv[0], g), values = group_of(kv[1], g);
+        if (keys.scales) { ATTEND(8) } else { ATTEND(16) }
     }
     free(room);
     return 0;

@@ -27,6 +27,8 @@ _MAX_NORMALISED = 1 << 16
 _SOURCE = Path(__file__).with_name("native.c")
 _FLAGS = ("-O3", "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512vnni", "-mfma", "-fopenmp", "-shared", "-fPIC")
 _TILE = 16
+# Bytes from which large pages are asked for: two of them.
+_LARGE = 1 << 22
 _KINDS = {"p": ctypes.c_void_p, "n": ctypes.c_int64, "d": ctypes.c_double}
 _ARGUMENTS = {
     "large_pages": "pn",
@@ -35,7 +37,7 @@ _ARGUMENTS = {
     "rms_norm": "pppnnd",
     "gated": "ppnnn",
     "rotate": "pppnnnnnn",
-    "attend_one": "ppppnnnnnnn",
+    "attend_one": "pppnnnnn",
     "read_all": "pnn",
 }
 
@@ -55,6 +57,15 @@ def library() -> ctypes.CDLL | None:
         why = "this processor has no AVX-512 VNNI"
     logger.warning("vlm/native.c is not in use: %s; torch's own products serve instead, which read slower", why)
     return None
+
+
+def in_large_pages(x: Tensor) -> Tensor:
+    """Return x, which was not written yet, with large pages asked for where it is large and not float32."""
+    # Float32 is torch's alone: nothing is built for it.
+    fits = type(x) is Tensor and x.device.type == "cpu" and x.dtype != torch.float32 and x.nbytes >= _LARGE
+    if fits and (functions := library()) is not None:
+        functions.large_pages(x.data_ptr(), x.nbytes)
+    return x
 
 
 def linear(x: Tensor, weight: Tensor) -> Tensor:
@@ -149,18 +160,28 @@ class RMSNorm(nn.RMSNorm):
         return out
 
 
-def attend_one(q: Tensor, k: Tensor, v: Tensor) -> Tensor | None:
-    """Return [1, h, 1, e] for one position's queries over all keys and values [1, g, l, e]; None where torch has to."""
+def attend_one(q: Tensor, k: Tensor, v: Tensor, scales: tuple[Tensor, Tensor] | None = None) -> Tensor | None:
+    """Return [1, h, 1, e] for one position's queries over all keys and values [1, g, l, e]; None where torch has to.
+
+    `scales` [1, g, l] are those of keys and of values in int8.
+    """
     _, groups, length, width = k.shape
-    dense = (k.stride(2), k.stride(3), v.stride(2), v.stride(3)) == (width, 1, width, 1)
-    functions = _functions_for(q[0, 0], k) if len(q) == 1 and q.shape[2] == 1 and width % 32 == 0 and dense else None
+    dense = all(x.stride()[2:] == (width, 1) for x in (k, v)) and all(scale.stride(2) == 1 for scale in scales or ())
+    wide = width % 32 == 0 if scales is None else width % 64 == 0 and width <= 256
+    fits = len(q) == 1 and q.shape[2] == 1 and wide and dense
+    functions = _functions_for(q[0, 0], k if scales is None else scales[0]) if fits else None
     if functions is None:
         return None
     q = q.contiguous()
     out = torch.empty_like(q)
+    # What `native.c` calls Vectors, of the keys and of the values.
+    table = array("q")
+    for x, scale in zip((k, v), scales or (None, None), strict=True):
+        table.extend((x.data_ptr(), x.stride(1) * x.itemsize))
+        table.extend((0, 0) if scale is None else (scale.data_ptr(), scale.stride(1)))
     if functions.attend_one(
-        q.data_ptr(), k.data_ptr(), v.data_ptr(), out.data_ptr(), groups, q.shape[1] // groups, length, width,
-        k.stride(1), v.stride(1), torch.get_num_threads(),
+        q.data_ptr(), table.buffer_info()[0], out.data_ptr(), groups, q.shape[1] // groups, length, width,
+        torch.get_num_threads(),
     ):  # fmt: skip
         raise MemoryError(f"no memory for the scores of {length} keys")
     return out

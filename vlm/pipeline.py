@@ -22,7 +22,7 @@ from vlm.fetch import Fetcher
 from vlm.grammar import Grammars
 from vlm.image_cache import EncodedImage
 from vlm.image_source import DEFAULT_CACHE_BYTES, ImageSource
-from vlm.loading import choose_dtype, load, warn_of_other_template
+from vlm.loading import choose_dtype, choose_kv_cache_dtype, load, warn_of_other_template
 from vlm.model import VisionLanguageModel
 from vlm.quantization import check_precision
 from vlm.reply import ModelInfo, Reply, Score
@@ -71,6 +71,7 @@ class VLM:
         device: str | torch.device = "auto",
         dtype: str | torch.dtype = "auto",
         quantize: str | None = None,
+        kv_cache_dtype: str | torch.dtype = "auto",
         reference: str = "meta",
         allow_urls: bool = False,
         revision: str | None = None,
@@ -81,6 +82,8 @@ class VLM:
         device: "auto" takes an accelerator when there is one, and shares the layers among torchrun's processes.
         dtype: "auto" is the checkpoint's own.
         quantize: "int8" or "int4" keeps the decoder's matrices so; a checkpoint that is quantised stays as it is.
+        kv_cache_dtype: "int8" halves the memory of the text's keys and values and what a token after a long text reads;
+            "auto" is the model's own.
         reference: "meta" computes what Meta's code computes, "transformers" what stock transformers computes since
             about 4.56; fine-tunes trained there have learned its features.
         cache_bytes: bound of the memory in which encoded pictures are kept for the next question.
@@ -88,9 +91,11 @@ class VLM:
         Raises: VLMError with `checkpoint_invalid`, `device_unavailable` or `invalid_request`.
         """
         check_precision(quantize)
+        cache_dtype = choose_kv_cache_dtype(kv_cache_dtype)
         _check_cache_bytes(cache_bytes)
         folder = DEFAULT_MODEL if source is None else checkpoint.resolve(source, revision=revision)
         model, tokenizer = load(folder, device, choose_dtype(dtype), reference, quantize)
+        model.kv_cache_dtype = cache_dtype
         warn_of_other_template(folder)
         return cls(model, tokenizer, allow_urls=allow_urls, cache_bytes=cache_bytes)
 

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from eval.batching import Halving, rows_that_fit
+from eval.batching import Halving, rows_on_cpu, rows_that_fit
 from vlm.errors import VLMError, is_out_of_memory
 
 if TYPE_CHECKING:
@@ -127,12 +127,11 @@ def fitting_rows(model: "VLM") -> int:
         vision = config.vision
         numbers = vision.max_tiles * vision.tokens_per_tile * (vision.feature_dim + config.decoder.width)
         image_bytes = numbers * info.dtype.itemsize + vision.max_tiles * sizes.tile_bytes(precision)
-    rows = rows_that_fit(
-        free_bytes=_free_bytes(info.device),
-        token_bytes=sizes.token_bytes(precision),
-        image_bytes=image_bytes,
-        on_accelerator=info.device.type != "cpu",
-    )
+    free_bytes = _free_bytes(info.device)
+    if free_bytes is None:
+        rows = rows_on_cpu(sizes.weight_bytes(precision))
+    else:
+        rows = rows_that_fit(free_bytes=free_bytes, token_bytes=sizes.token_bytes(precision), image_bytes=image_bytes)
     if model.images is not None:
         # Questions about one image come together: what is older than two batches is not asked for again.
         model.images.cache.max_bytes = min(model.images.cache.max_bytes, 4 * rows * image_bytes)

@@ -7,19 +7,21 @@ from torch import Tensor
 from adapters.masks import CrossMask
 from vlm.bench.measure import Call
 from vlm.config import DecoderConfig, ModelConfig
-from vlm.kv_cache import empty_cache
+from vlm.kv_cache import SCALE_DTYPE, empty_cache
 from vlm.model import VisionLanguageModel
 from vlm.pipeline import VLM
 from vlm.sampling import GenerationConfig
 
 
-def decode_step(model: VisionLanguageModel, context: int, image_tokens: int = 0) -> Call:
+def decode_step(
+    model: VisionLanguageModel, context: int, image_tokens: int = 0, cache_dtype: torch.dtype = torch.bfloat16
+) -> Call:
     """Return a function that decodes one token after `context` others, with a picture of `image_tokens` if any."""
     decoder, config = model.decoder, model.config.decoder
     # The same place is written again and again, so that each step takes the same.
-    cache = empty_cache(config, 1, context + 1, dtype=torch.bfloat16, device=torch.device("cpu"))
+    cache = empty_cache(config, 1, context + 1, dtype=cache_dtype, device=torch.device("cpu"))
     # Zeros that were never written are one page of memory, however many they are.
-    for part in (cache.keys, cache.values):
+    for part in cache.parts:
         part.fill_(1)
     cache = cache._replace(lengths=cache.lengths + context, max_length=context)
     image = mask = None
@@ -29,9 +31,11 @@ def decode_step(model: VisionLanguageModel, context: int, image_tokens: int = 0)
     return lambda: decoder.logits(decoder(ids, cache, image, mask).hidden).argmax(-1)
 
 
-def cache_bytes(config: DecoderConfig, context: int) -> int:
+def cache_bytes(config: DecoderConfig, context: int, dtype: torch.dtype = torch.bfloat16) -> int:
     """Return the bytes of keys and values that a token after `context` others reads, its own counted."""
-    return 2 * config.num_layers * config.num_kv_heads * config.head_dim * (context + 1) * torch.bfloat16.itemsize
+    scale_bytes = SCALE_DTYPE.itemsize if dtype == torch.int8 else 0
+    vector_bytes = config.head_dim * dtype.itemsize + scale_bytes
+    return 2 * config.num_layers * config.num_kv_heads * vector_bytes * (context + 1)
 
 
 def prefill(model: VisionLanguageModel, num_tokens: int) -> Call:

@@ -4,9 +4,11 @@ import functools
 import gc
 import importlib.util
 import io
+import itertools
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 
 import torch
@@ -77,21 +79,20 @@ class Bench:
         for precision in ALL_PRECISIONS:
             model = random_model(config, precision)
             yield from self._decode(f"1b, {precision}: a token", model, 0, peers.get("decode"))
-            found, beside = self._beside(operations.prefill(model, _PROMPT), peers.get("prefill"))
-            share = operations.prefill_operations(model, _PROMPT) / found / self.limits.operations_per_s["bfloat16"]
-            name = f"1b, {precision}: {_PROMPT} tokens read"
-            yield Row(name=name, seconds=found, share=share, limit="bfloat16", beside=beside, peer=self._peer(beside))
+            yield self._prefill(f"1b, {precision}: {_PROMPT} tokens read", model, peers.get("prefill"))
+            if precision in PRECISIONS:
+                yield from self._beside_llama_cpp(config, precision, model)
 
     def long(self) -> Iterator[Row]:
         """Decoding after long texts, in the 1B text shape: what is read is the weights and the cache."""
         config = self._smaller(preset("1b"))
         for precision in ("bfloat16", "int4"):
             model = random_model(config, precision)
-            for context in LONG_CONTEXTS:
-                found, _ = self._beside(operations.decode_step(model, context), None)
-                read = weights_read(model, with_image=False) + operations.cache_bytes(config.decoder, context)
+            for cache, context in itertools.product((torch.bfloat16, torch.int8), LONG_CONTEXTS):
+                found, _ = self._beside(operations.decode_step(model, context, cache_dtype=cache), None)
+                read = weights_read(model, with_image=False) + operations.cache_bytes(config.decoder, context, cache)
                 share = read / found / self.limits.bytes_per_s
-                name = f"1b, {precision}: a token after {context} others"
+                name = f"1b, {precision}{', int8 cache' if cache == torch.int8 else ''}: a token after {context} others"
                 yield Row(name=name, seconds=found, share=share, limit="reading, cache counted")
 
     def large(self) -> Iterator[Row]:
@@ -162,6 +163,25 @@ class Bench:
         found, beside = self._beside(operations.decode_step(model, _CONTEXT, image_tokens), peer)
         share = weights_read(model, with_image=image_tokens > 0) / found / self.limits.bytes_per_s
         yield Row(name=name, seconds=found, share=share, limit="reading", beside=beside, peer=self._peer(beside))
+
+    def _prefill(self, name: str, model: VisionLanguageModel, peer: Call | None) -> Row:
+        found, beside = self._beside(operations.prefill(model, _PROMPT), peer)
+        share = operations.prefill_operations(model, _PROMPT) / found / self.limits.operations_per_s["bfloat16"]
+        return Row(name=name, seconds=found, share=share, limit="bfloat16", beside=beside, peer=self._peer(beside))
+
+    def _beside_llama_cpp(self, config: ModelConfig, precision: str, model: VisionLanguageModel) -> Iterator[Row]:
+        """Compare decoding and prefill with llama.cpp at about as many bits, where it is installed."""
+        if not all(map(importlib.util.find_spec, ("llama_cpp", "gguf"))):
+            return
+        from vlm.bench.llama_cpp_peer import Peer
+
+        with closing(Peer(config.decoder, precision, _PROMPT)) as peer:
+            name = f"1b, {precision}, beside llama.cpp"
+            for row in (
+                *self._decode(f"{name}: a token", model, 0, peer.decode_step(_CONTEXT)),
+                self._prefill(f"{name}: {_PROMPT} tokens read", model, peer.prefill(_PROMPT)),
+            ):
+                yield replace(row, peer=peer.name)
 
     def _beside(self, ours: Call, theirs: Call | None, windows: int | None = None) -> tuple[float, float | None]:
         calls = {"ours": ours} | ({"theirs": theirs} if theirs else {})

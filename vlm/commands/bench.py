@@ -1,4 +1,4 @@
-"""`vlm bench`: speed, each figure beside the limit of the machine and beside transformers."""
+"""`vlm bench`: speed, each figure beside the limit of the machine and beside its peers."""
 
 import sys
 
@@ -8,7 +8,7 @@ from vlm.commands.options import json_option
 from vlm.commands.terminal import Command, say, say_json
 
 
-@click.command(cls=Command, short_help="Measure speed, beside this machine's limits and beside transformers.")
+@click.command(cls=Command, short_help="Measure speed, beside this machine's limits and its peers.")
 @click.option("--quick", is_flag=True, help="A look at small shapes, in about a minute; not for the record.")
 @json_option
 def bench(quick: bool, as_json: bool):
@@ -18,6 +18,7 @@ def bench(quick: bool, as_json: bool):
     of the limit that binds it, and how many times sooner than transformers, with the same random weights, it is done.
     Both are run in turn. The shapes are those of the 1B text model, of a vision model of that size and of layers of the
     11B. A full run needs 14 GB of memory and 8 GB of disk for a moment; without transformers its columns stay empty.
+    Where llama_cpp is installed, the 1B text model is compared with llama.cpp too.
 
     \b
     vlm bench --quick

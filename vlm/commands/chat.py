@@ -5,7 +5,14 @@ import sys
 
 import click
 
-from vlm.commands.options import generation_config, generation_options, json_option, model_options, open_model
+from vlm.commands.options import (
+    generation_config,
+    generation_options,
+    json_option,
+    kv_cache_dtype_option,
+    model_options,
+    open_model,
+)
 from vlm.commands.pictures import STANDARD_INPUT, image_turn, read_picture
 from vlm.commands.replies import reply_record
 from vlm.commands.terminal import Command, complain, say, say_json
@@ -15,6 +22,7 @@ from vlm.errors import VLMError
 @click.command(cls=Command, short_help="Talk about images in the terminal.")
 @click.argument("images", metavar="[IMAGE ...]", nargs=-1)
 @model_options
+@kv_cache_dtype_option
 @generation_options
 @json_option
 def chat(images: tuple[str, ...], as_json: bool, **options):

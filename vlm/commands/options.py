@@ -25,6 +25,13 @@ quantize_option = click.option(
     type=click.Choice(["int8", "int4"]),
     help="Keep the decoder's matrices in 8 or 4 bits. [default: as the checkpoint has them]",
 )
+kv_cache_dtype_option = click.option(
+    "--kv-cache-dtype",
+    type=click.Choice(["auto", "int8"]),
+    default="auto",
+    show_default=True,
+    help="Of the text's keys and values; int8 halves them, auto is the model's own.",
+)
 reference_option = click.option(
     "--reference",
     type=_REFERENCE,
@@ -76,7 +83,7 @@ def open_model(options: dict) -> "VLM":
     """Return the model that `options`, a command's own, name."""
     from vlm.pipeline import VLM
 
-    names = ("device", "dtype", "quantize", "reference")
+    names = ("device", "dtype", "quantize", "kv_cache_dtype", "reference")
     return VLM.from_pretrained(options["model"], **{name: options[name] for name in names})
 
 

@@ -6,7 +6,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from vlm.commands.options import generation_config, generation_options, json_option, model_options, open_model
+from vlm.commands.options import (
+    generation_config,
+    generation_options,
+    json_option,
+    kv_cache_dtype_option,
+    model_options,
+    open_model,
+)
 from vlm.commands.pictures import check_standard_input, image_turn, read_picture
 from vlm.commands.terminal import Command, complain, say, say_json
 from vlm.errors import VLMError
@@ -28,6 +35,7 @@ _ASK_EXAMPLE = 'vlm ask chart.png "Which year is highest?"'
 @click.command(cls=Command, short_help="Answer a question about images.")
 @click.argument("images_and_question", metavar="IMAGE [IMAGE ...] QUESTION", nargs=-1)
 @model_options
+@kv_cache_dtype_option
 @adapter_option
 @generation_options
 @json_option
@@ -62,6 +70,7 @@ def ask(images_and_question: tuple[str, ...], adapters: tuple[str, ...], as_json
 @click.command(cls=Command, short_help="Describe images, one caption each.")
 @click.argument("images", metavar="IMAGE [IMAGE ...]", nargs=-1, required=True)
 @model_options
+@kv_cache_dtype_option
 @generation_options
 @json_option
 @click.pass_context

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from vlm.commands.options import json_option, model_options
+from vlm.commands.options import json_option, kv_cache_dtype_option, model_options
 from vlm.commands.terminal import Command, say, say_json
 from vlm.errors import VLMError
 
@@ -68,6 +68,7 @@ def _serving_options(command):
 
 @click.command(cls=Command, short_help="Answer over HTTP, as OpenAI's and Ollama's servers do.")
 @model_options
+@kv_cache_dtype_option
 @_serving_options
 @json_option
 def serve(as_json: bool, **options):
@@ -144,7 +145,8 @@ def _settings(options: dict):
 def _engine_options(options: dict):
     from vlm.serving.engine import EngineOptions
 
-    names = ("device", "dtype", "quantize", "reference", "allow_urls", "max_queue", "timeout_s", "max_new_tokens")
+    names = ("device", "dtype", "quantize", "kv_cache_dtype", "reference", "allow_urls")
+    names += ("max_queue", "timeout_s", "max_new_tokens")
     named = {name: options[name] for name in names}
     return EngineOptions(source=options["model"], num_slots=options["slots"], **named)
 

@@ -33,8 +33,12 @@ def train(config: Path, overrides: tuple[str, ...], as_json: bool):
 
     settings = read_settings(TrainConfig, config, overrides)
 
+    import torch
+
     from vlm.training.loop import Training
 
+    # On a CPU attention underflows to numbers that are slow to compute with.
+    torch.set_flush_denormal(True)
     training = Training(settings)
     if training.num_done > 0 and training.world.is_main:
         say(f"going on after step {training.num_done} of {training.num_steps}")

@@ -17,6 +17,7 @@ class EngineOptions:
     device: str = "auto"
     dtype: str = "auto"
     quantize: str | None = None
+    kv_cache_dtype: str = "auto"
     reference: str = "meta"
     allow_urls: bool = False
     num_slots: int = 8

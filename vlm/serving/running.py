@@ -9,7 +9,7 @@ from adapters.cross_attention import ImageKV
 from adapters.masks import CrossMask, cross_mask
 from vlm.batch import Batch, DecoderPrompt, JoinedImages
 from vlm.generate import Prefilled
-from vlm.kv_cache import KVCache, close_up, empty_cache
+from vlm.kv_cache import KVCache, close_up
 from vlm.model import VisionLanguageModel
 from vlm.reply import ReplyText
 from vlm.sampling import Sampler
@@ -82,8 +82,7 @@ class RunningRows:
         capacity = -(-capacity // CAPACITY_STEP) * CAPACITY_STEP
         # Twice the rows each time: few moves, and a long reply alone takes no memory for others as long.
         num_rows = min(1 << (num_rows - 1).bit_length(), self._num_slots)
-        weight = self._model.decoder.embedding.weight
-        grown = empty_cache(self._model.config.decoder, num_rows, capacity, dtype=weight.dtype, device=weight.device)
+        grown = self._model.empty_cache(num_rows, capacity)
         for place, row in enumerate(self.rows):
             grown.put(place, self._memory, place, row.num_positions)
         self._memory = grown
@@ -120,7 +119,7 @@ class RunningRows:
         fed = torch.tensor([[row.last_id, row.num_positions] for row in self.rows], device=self._memory.keys.device)
         lengths, num_rows = fed[:, 1], len(self.rows)
         longest = max(row.num_positions for row in self.rows)
-        cache = KVCache(self._memory.keys[:, :num_rows], self._memory.values[:, :num_rows], lengths, longest)
+        cache = self._memory.mapped(lambda part: part[:, :num_rows])._replace(lengths=lengths, max_length=longest)
         return self._model.decoder(fed[:, :1], cache, self._image, self._mask).hidden[:, -1]
 
     def _arrange(self) -> None:

@@ -158,6 +158,7 @@ def load(folder: Path, options: EngineOptions) -> VLM:
             device=options.device,
             dtype=options.dtype,
             quantize=options.quantize,
+            kv_cache_dtype=options.kv_cache_dtype,
             reference=options.reference,
             allow_urls=options.allow_urls,
         )

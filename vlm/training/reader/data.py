@@ -19,16 +19,15 @@ from vision_encoder.preprocess import ImageProcessor
 from vlm.prompt import Image, Text, Turn, encode_prompt
 from vlm.tokenizer import Tokenizer
 from vlm.training.reader.targets import PatchLinks, character_codes, no_links, patch_links, pointer_targets
-from vlm.training.synthetic.charts import Character, Chart, Question, ask, draw_chart, patch_characters, patch_slots
+from vlm.training.synthetic.charts import Character, Chart, Question, ask, draw_chart, patch_characters
 from vlm.training.synthetic.style import draw_shape
 from vlm.training.synthetic.text_pages import draw_page
 
 IGNORED = -100
-MAX_GRID = 36
-"""Rows and columns of patches on the largest canvas that the reader is to see: two tiles of 288 pixels each way."""
-NUM_IN_ORDER = 4
-NUM_SLOTS = 8 + NUM_IN_ORDER
-"""Characters told of a patch: in each of its eight parts, which is the easier to learn, then the first in order."""
+MAX_GRID = 64
+"""Rows and columns of patches on a canvas that a single tile is pretended to lie on."""
+NUM_SLOTS = 2
+"""Characters told of a patch: a patch of 8 pixels holds the middle of one, seldom of two."""
 
 
 class QuestionBatch(NamedTuple):
@@ -60,8 +59,11 @@ class ReaderBatch(NamedTuple):
     characters: Tensor
     """[m, p, NUM_SLOTS] int64: classes, 0 where there is none."""
     links: PatchLinks
-    """Each int16 [m, p]."""
+    """Each int16 [m, p], but for the last."""
     groups: list[QuestionBatch]
+
+    def to(self, device: torch.device) -> "ReaderBatch":
+        return _moved(self, device)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,9 +144,7 @@ class ReaderData(Dataset):
         return float(rng.uniform(1, self.diet.max_shrink)) if rng.random() < 0.5 else 1.0
 
     def _characters(self, printed: Sequence[Character], layout: "_Layout") -> np.ndarray:
-        parts = patch_slots(printed, layout.patch_size, layout.grid)
-        in_order = patch_characters(printed, layout.patch_size, layout.grid, NUM_IN_ORDER)
-        codes = np.concatenate([parts, in_order], axis=-1)
+        codes = patch_characters(printed, layout.patch_size, layout.grid, NUM_SLOTS)
         return character_codes(codes.reshape(-1, NUM_SLOTS))[layout.order]
 
     def _conversation(
@@ -208,3 +208,12 @@ def _group(rows: list[tuple], marker_id: int) -> QuestionBatch:
         [kind for *_, kind in rows],
         rows[0][1].index(marker_id),
     )
+
+
+def _moved(part: object, device: torch.device) -> object:
+    """Return `part` with every tensor in it on `device`."""
+    if isinstance(part, Tensor):
+        return part.to(device)
+    if isinstance(part, list):
+        return [_moved(each, device) for each in part]
+    return type(part)(*(_moved(each, device) for each in part)) if hasattr(part, "_fields") else part

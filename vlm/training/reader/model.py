@@ -1,12 +1,13 @@
 """The model in training: the shipped classes, and the losses that are dropped once it reads.
 
-The answer alone teaches nothing for very long. Five more losses say what stands where and where to look:
+The answer alone teaches nothing for very long. Six more losses say what stands where and where to look:
 
 - characters: a head on every patch names the characters in it.
 - links: in the first global layer of the encoder the patches of a value and of its label look at each other, by one
   head where they stand in a row and by another where one is below the other; a third looks at the legend entry.
-- partners: another head on every patch of a value or of its label tells where the other one is.
+- partners: some dims of the image token of a value or of its label tell where the other one is.
 - order: another head on every patch tells how far into its label, value or title the print in it begins.
+- beginning: and another with which characters that label, value or title begins, by which a question knows it.
 - pointers: in the decoder's first cross-attention layer two heads look at what the question names, in the second at
   what the answer is taken from, in the third at the patch of the very next character.
 """
@@ -26,13 +27,14 @@ from vlm.attention import attention_weights
 from vlm.config import ModelConfig
 from vlm.model import VisionLanguageModel
 from vlm.training.reader.data import IGNORED, NUM_SLOTS, QuestionBatch, ReaderBatch
-from vlm.training.reader.sinusoids import num_position_dims, place_tile
-from vlm.training.reader.start import initialise
-from vlm.training.reader.targets import COPY, FIND, MAX_ORDER, NUM_CODES, SPELL, PatchLinks
+from vlm.training.reader.sinusoids import place_tile
+from vlm.training.reader.start import initialise, partner_dims
+from vlm.training.reader.targets import COPY, FIND, MAX_ORDER, NUM_CODES, NUM_FIRST, SPELL, PatchLinks
 
-POINTING_HEADS = ((FIND, [0, 1]), (COPY, [0, 1]), (SPELL, [0, 2]))
-"""What which heads of each cross-attention layer look for. Two key/value heads spell: one is too narrow for all of the
-characters of a patch."""
+POINTING_HEADS = ((FIND, [[0], [1]]), (COPY, [[0, 2], [1, 3]]), (SPELL, [[0], [2]]))
+"""What which heads of each cross-attention layer look for. Of two that are named together one has to: what an answer is
+taken from is the partner of what was found (see `start.wire_pointers`), or is known by what it is, as the largest value
+is."""
 
 
 class Losses(NamedTuple):
@@ -43,6 +45,7 @@ class Losses(NamedTuple):
     links: Tensor
     partners: Tensor
     order: Tensor
+    beginning: Tensor
     pointers: Tensor
 
 
@@ -54,7 +57,7 @@ class Reader(nn.Module):
         self.model = VisionLanguageModel(config)
         self.character_head = nn.Linear(config.vision.feature_dim, NUM_SLOTS * NUM_CODES)
         self.order_head = nn.Linear(config.vision.feature_dim, MAX_ORDER + 1)
-        self.partner_head = nn.Linear(config.vision.feature_dim, num_position_dims(config.vision.width))
+        self.beginning_head = nn.Linear(config.vision.feature_dim, NUM_FIRST * NUM_CODES)
         self.exact: Counter[tuple[str, bool]] = Counter()
         """How many replies of each kind were predicted whole, and how many not; the caller empties it."""
         initialise(self.model)
@@ -70,8 +73,14 @@ class Reader(nn.Module):
         characters = self._character_loss(features[:, :, 1:], batch.characters)
         pairs = _partners(batch.links)
         links = _link_loss(attention, inputs.taken[0], batch.links, pairs, num_tiles)
-        partners = _partner_loss(self.partner_head(features[:, :, 1:]), inputs.taken[0], pairs, num_tiles)
-        order = self._order_loss(features[:, :, 1:], batch.links.order)
+        partners = _partner_loss(tokens[:, :, 1:, partner_dims(self.model)], inputs.taken[0], pairs, num_tiles)
+        printed = batch.links.order > 0
+        of_text = features[:, :, 1:].flatten(1, 2)[printed]
+        order = _mean_entropy(self.order_head(of_text), batch.links.order[printed])
+        beginning = _mean_entropy(
+            self.beginning_head(of_text).unflatten(-1, (-1, NUM_CODES)).flatten(0, 1),
+            batch.links.beginning[printed].flatten(),
+        )
         answer = pointers = features.new_zeros(())
         if batch.groups:
             image = self.model.decoder.image_kv(tokens.flatten(1, 2))
@@ -80,7 +89,7 @@ class Reader(nn.Module):
             answer = sum(part[0] for part in parts) / num_tokens
             sums, counts = (torch.stack([part[index] for part in parts]).sum(0) for index in (2, 3))
             pointers = (sums / counts.clamp_min(1)).sum()
-        return Losses(answer, characters, links, partners, order, pointers)
+        return Losses(answer, characters, links, partners, order, beginning, pointers)
 
     def _character_loss(self, features: Tensor, characters: Tensor) -> Tensor:
         logits = rearrange(self.character_head(features), "m t p (i n) -> (m t p i) n", n=NUM_CODES).float()
@@ -89,16 +98,12 @@ class Reader(nn.Module):
         weight[0] = 0.05
         return functional.cross_entropy(logits, characters.flatten(), weight=weight)
 
-    def _order_loss(self, features: Tensor, order: Tensor) -> Tensor:
-        logits, order = self.order_head(features).flatten(0, 2).float(), order.flatten().long()
-        printed = order > 0
-        return functional.cross_entropy(logits[printed], order[printed], reduction="sum") / printed.sum().clamp_min(1)
-
     def _question_losses(
         self, group: QuestionBatch, image: ImageKV, num_tiles: int
     ) -> tuple[Tensor, int, Tensor, Tensor]:
         """Return the summed answer loss and its number of tokens, the three summed pointer losses and their numbers."""
-        own = ImageKV(*(part[:, group.image_index] for part in image))
+        # Layers apart: the gradient of an index is as large as what it was taken from, once for each layer.
+        own = ImageKV(*(part[:, group.image_index].unbind() for part in image))
         seeing = torch.arange(group.ids.shape[1], device=group.ids.device) >= group.first_seeing
         layers = [layer for layer in self.model.decoder.layers if isinstance(layer, GatedCrossAttentionLayer)]
         with _Inputs([layer.attention for layer in layers]) as inputs:
@@ -109,8 +114,11 @@ class Reader(nn.Module):
         sums, counts = [], []
         for index, (layer, x, (places, heads)) in enumerate(zip(layers, inputs.taken, POINTING_HEADS, strict=False)):
             queries = layer.attention.queries(x)
-            keys = own.keys[index].repeat_interleave(queries.shape[1] // own.keys.shape[2], dim=1)
-            weights = _patches(attention_weights(queries[:, heads], keys[:, heads]), -1, num_tiles)
+            keys = own.keys[index]
+            keys = keys.repeat_interleave(queries.shape[1] // keys.shape[1], dim=1)
+            chosen = [head for together in heads for head in together]
+            weights = attention_weights(queries[:, chosen], keys[:, chosen]).unflatten(1, (len(heads), -1)).mean(2)
+            weights = _patches(weights, -1, num_tiles)
             loss, count = _missed_mass(weights, group.pointers[:, places].expand(-1, len(heads), -1, -1))
             sums.append(loss)
             counts.append(count)
@@ -121,6 +129,11 @@ class Reader(nn.Module):
         """Count the replies that are right as a whole: each token predicted from the right ones before it."""
         right = ((logits.argmax(-1) == group.labels) | ~predicting).all(-1)
         self.exact.update(zip(group.kinds, right.tolist(), strict=True))
+
+
+def _mean_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """Return the mean cross entropy of logits [n, classes]; zero where n is."""
+    return functional.cross_entropy(logits.float(), targets.long(), reduction="sum") / max(1, len(targets))
 
 
 def _link_loss(

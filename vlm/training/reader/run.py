@@ -1,6 +1,7 @@
 """One training run in a folder: it can be stopped at any moment and goes on where it was.
 
-One process a core: on small matrices two processes of one thread do more than one of two.
+One process a core: on small matrices two processes of one thread do more than one of two. A single process takes a CUDA
+GPU where there is one, and all cores but one to draw for it.
 """
 
 import copy
@@ -30,7 +31,7 @@ from vlm.training.reader.model import Reader
 from vlm.training.reader.muon import Muon
 from vlm.training.reader.sinusoids import retile
 from vlm.training.reader.stages import Stage
-from vlm.training.reader.start import look_at_neighbours, positions_kept
+from vlm.training.reader.start import look_at_neighbours, positions_kept, wire_pointers
 from vlm.training.reader.vocabulary import reader_tokenizer
 
 logger = logging.getLogger(__name__)
@@ -44,10 +45,22 @@ LOG_EVERY = 20
 class Run:
     """A training run in a folder: the model, where it stands, and its log."""
 
-    def __init__(self, out: Path, stages: tuple[Stage, ...], seed: int, start: Path | None = None):
-        """Take up the run in `out`, or begin one: from nothing, or from the weights of the reader in folder `start`."""
-        self.out, self.stages, self.seed = out, stages, seed
+    def __init__(
+        self, out: Path, stages: tuple[Stage, ...], seed: int, start: Path | None = None, *, num_times_images: int = 1
+    ):
+        """Take up the run in `out`, or begin one: from nothing, or from the weights of the reader in folder `start`.
+
+        num_times_images: how many times the stages' pictures are in a batch.
+        """
+        self.out, self.seed = out, seed
+        self.stages = tuple(
+            replace(stage, diet=replace(stage.diet, num_images=stage.diet.num_images * num_times_images))
+            for stage in stages
+        )
         self.rank, self.num_ranks = _join_processes()
+        self.device = torch.device("cuda" if self.num_ranks == 1 and torch.cuda.is_available() else "cpu")
+        if self.device.type == "cuda":
+            torch.set_float32_matmul_precision("high")
         torch.manual_seed(seed)
         self.tokenizer = reader_tokenizer()
         self.reader = Reader(preset("default"))
@@ -59,6 +72,7 @@ class Run:
                     f"{start.name} is of an older recipe, whose layers write over positions; start from nothing",
                 )
             self.reader.model.load_state_dict(_without_positions(trained), strict=False)
+        self.reader.to(self.device)
         matrices, others = _split(self.reader)
         self.optimizers = (
             Muon(matrices, lr=0.0, weight_decay=0.4),
@@ -92,6 +106,7 @@ class Run:
     def _train_stage(self, stage: Stage) -> None:
         vision = replace(self.reader.model.config.vision, max_tiles=stage.max_tiles)
         retile(self.reader.model, vision)
+        self.reader.to(self.device)
         data = ReaderData(
             vision,
             self.tokenizer,
@@ -103,7 +118,11 @@ class Run:
         )
         remaining = Subset(data, range(self.batch_index, stage.num_batches))
         batches = DataLoader(
-            remaining, batch_size=None, num_workers=1, prefetch_factor=6, worker_init_fn=_leave_signals_to_the_run
+            remaining,
+            batch_size=None,
+            num_workers=1 if self.device.type == "cpu" else max(1, len(os.sched_getaffinity(0)) - 1),
+            prefetch_factor=6,
+            worker_init_fn=_leave_signals_to_the_run,
         )
         trained = self.reader
         if self.num_ranks > 1:
@@ -144,7 +163,7 @@ class Run:
         share = warm * (stage.rates[0] + done * (stage.rates[1] - stage.rates[0]))
         for optimizer, peak in zip(self.optimizers, PEAK_RATES, strict=True):
             optimizer.param_groups[0]["lr"] = share * peak
-        losses = trained(batch)
+        losses = trained(batch.to(self.device))
         total = sum(weight * loss for weight, loss in zip(stage.weights, losses, strict=True) if weight)
         self.reader.zero_grad(set_to_none=True)
         total.backward()
@@ -153,6 +172,7 @@ class Run:
             for optimizer in self.optimizers:
                 optimizer.step()
             look_at_neighbours(self.reader.model.encoder)
+            wire_pointers(self.reader.model)
         else:
             logger.warning("a step with a gradient that is not finite was left out")
         return {name: loss.item() for name, loss in losses._asdict().items()} | {"norm": norm, "steps": 1}
@@ -178,7 +198,7 @@ class Run:
 
     def export(self, folder: Path) -> None:
         """Write the model as it ships: without its head for characters, for pictures of up to four tiles, bfloat16."""
-        model = copy.deepcopy(self.reader.model)
+        model = copy.deepcopy(self.reader.model).cpu()
         retile(model, preset("default").vision)
         VLM(model.to(torch.bfloat16), self.tokenizer).save_pretrained(folder)
 
@@ -200,7 +220,7 @@ class Run:
         path = self.out / "checkpoint.pt"
         if not path.exists():
             return
-        state = torch.load(path, weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)
         self.reader.load_state_dict(state["reader"], strict=False)
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)

@@ -20,36 +20,38 @@ class Stage:
     """Of the losses, in their sum."""
 
 
+_ALL = Losses(answer=1.0, characters=1.0, links=0.4, partners=0.3, order=0.3, beginning=0.3, pointers=0.6)
+
 STAGES = (
     Stage(
         name="letters",
         diet=Diet(num_images=8, share_pages=1.0, num_questions=0),
-        num_batches=700,
-        rates=(1.0, 0.7),
-        weights=Losses(answer=0.0, characters=1.0, links=0.0, partners=0.0, order=0.0, pointers=0.0),
+        num_batches=262,
+        rates=(1.0, 0.9),
+        weights=Losses(answer=0.0, characters=1.0, links=0.0, partners=0.0, order=0.0, beginning=0.0, pointers=0.0),
     ),
     Stage(
         name="words",
-        diet=Diet(num_images=16, share_pages=0.65, num_questions=0, difficulty=(0.0, 0.5), max_shrink=1.2),
-        num_batches=900,
+        diet=Diet(num_images=8, share_pages=0.5, num_questions=0, difficulty=(0.0, 0.7), max_shrink=1.2),
+        num_batches=280,
         rates=(0.7, 0.4),
-        weights=Losses(answer=0.0, characters=1.0, links=0.4, partners=0.3, order=0.2, pointers=0.0),
+        weights=Losses(answer=0.0, characters=1.0, links=0.4, partners=0.3, order=0.2, beginning=0.2, pointers=0.0),
     ),
     Stage(
         name="questions",
-        diet=Diet(num_images=16, share_pages=0.2, num_questions=6, difficulty=(0.0, 0.8), max_shrink=1.2),
-        num_batches=3000,
-        rates=(0.4, 0.3),
-        weights=Losses(answer=1.0, characters=1.0, links=0.5, partners=0.4, order=0.3, pointers=0.6),
+        diet=Diet(num_images=8, share_pages=0.15, num_questions=6, difficulty=(0.0, 0.9), max_shrink=1.2),
+        num_batches=1250,
+        rates=(0.25, 0.12),
+        weights=_ALL,
     ),
     Stage(
         name="all sizes",
         max_tiles=4,
         diet=Diet(
-            num_images=16, share_pages=0.1, num_questions=6, difficulty=(0.6, 1.0), share_sheets=0.3, max_shrink=1.3
+            num_images=8, share_pages=0.1, num_questions=6, difficulty=(0.8, 1.0), share_sheets=0.4, max_shrink=1.3
         ),
-        num_batches=1200,
-        rates=(0.3, 0.0),
-        weights=Losses(answer=1.0, characters=0.8, links=0.4, partners=0.4, order=0.3, pointers=0.6),
+        num_batches=150,
+        rates=(0.12, 0.0),
+        weights=_ALL,
     ),
 )

@@ -23,10 +23,12 @@ character that comes next."""
 NUM_POINTERS = 5
 MAX_ORDER = 31
 """Characters further on in a text than this are told as this."""
+NUM_FIRST = 4
+"""Characters by which a text is known."""
 
 
 class PatchLinks(NamedTuple):
-    """What each patch belongs to; 0 where there is none. Each int16 [p].
+    """What each patch belongs to; 0 where there is none. Each int16 [p], but for the last.
 
     A label beside its value and one below it are told apart, for no one head can seek along rows and columns.
     """
@@ -43,6 +45,8 @@ class PatchLinks(NamedTuple):
     """The legend entry of the value printed in this patch."""
     order: np.ndarray
     """Which character of its label, value, entry or title is the first in this patch, from 1."""
+    beginning: np.ndarray
+    """The classes of the first characters of that label, value, entry or title, [p, NUM_FIRST]."""
 
 
 def patch_links(chart: Chart, patch_size: float, grid: tuple[int, int]) -> PatchLinks:
@@ -62,16 +66,21 @@ def patch_links(chart: Chart, patch_size: float, grid: tuple[int, int]) -> Patch
             links.value_entry[value] = entry
         boxes |= {box for box in (mark.label_box, mark.value_box, mark.series_box) if box}
     for box in boxes:
+        text, places = printed_text(chart, box)
+        first = character_codes(np.frombuffer(text[:NUM_FIRST].encode().ljust(NUM_FIRST, b"\0"), dtype=np.uint8))
         # Backwards, so that the first character in a patch is what stays.
-        for index, (y, x) in reversed(list(enumerate(printed_text(chart, box)[1], 1))):
+        for index, (y, x) in reversed(list(enumerate(places, 1))):
             patch = patch_at(y, patch_size, grid[0]) * grid[1] + patch_at(x, patch_size, grid[1])
             links.order[patch] = min(index, MAX_ORDER)
+            links.beginning[patch] = first
     return links
 
 
 def no_links(grid: tuple[int, int]) -> PatchLinks:
     """Return the links of a picture that has none."""
-    return PatchLinks(*np.zeros((len(PatchLinks._fields), grid[0] * grid[1]), dtype=np.int16))
+    num_patches, num_others = grid[0] * grid[1], len(PatchLinks._fields) - 1
+    others = np.zeros((num_others, num_patches), dtype=np.int16)
+    return PatchLinks(*others, beginning=np.zeros((num_patches, NUM_FIRST), dtype=np.int16))
 
 
 def _gap(one: Box, other: Box, axis: int) -> float:

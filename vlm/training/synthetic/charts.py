@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from random import Random
 
 import numpy as np
-from einops import rearrange
 
 from vlm.training.synthetic.canvas import Box, Character, DoesNotFit
 from vlm.training.synthetic.questions import Question, ask
@@ -27,7 +26,6 @@ __all__ = [
     "draw_chart",
     "patch_characters",
     "patch_mask",
-    "patch_slots",
 ]
 
 MAX_TRIES = 1000
@@ -77,20 +75,6 @@ def patch_characters(
         for i, character in enumerate(_in_reading_order(inside)[:max_per_patch]):
             codes[row, col, i] = ord(character.char)
     return codes
-
-
-def patch_slots(
-    characters: Sequence[Character], patch_size: float, grid: tuple[int, int], slots: tuple[int, int] = (2, 4)
-) -> np.ndarray:
-    """Return the codes of the characters in equal parts of each patch, uint8 [rows, cols, prod(slots)].
-
-    slots: parts down and across a patch. One character a part, the last to be drawn.
-    """
-    height, width = patch_size / slots[0], patch_size / slots[1]
-    parts = np.zeros((grid[0] * slots[0], grid[1] * slots[1]), dtype=np.uint8)
-    for char, x, y in characters:
-        parts[patch_at(y, height, len(parts)), patch_at(x, width, parts.shape[1])] = ord(char)
-    return rearrange(parts, "(rows i) (cols j) -> rows cols (i j)", i=slots[0], j=slots[1])
 
 
 def _in_reading_order(characters: list[Character]) -> list[Character]:
