@@ -36,7 +36,6 @@ import torch
 
 from vlm import VLM, GenerationConfig
 from vlm.bench.random_models import random_model
-from vlm.config import preset
 
 CHARTS = sorted((Path(__file__).parent.parent / "examples").glob("*.png"))
 CLIENTS = (1, 8, 32)
@@ -175,7 +174,8 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         if arguments.model is None:
-            VLM(random_model(preset("default")), VLM.from_pretrained().tokenizer).save_pretrained(folder)
+            shipped = VLM.from_pretrained()
+            VLM(random_model(shipped.model.config), shipped.tokenizer).save_pretrained(folder)
         run(arguments, arguments.model or folder)
 
 

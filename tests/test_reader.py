@@ -24,7 +24,7 @@ from vlm.training.reader.muon import Muon, nearest_orthogonal
 from vlm.training.reader.run import Run
 from vlm.training.reader.sinusoids import num_position_dims, place_tile, retile, shift, sinusoids
 from vlm.training.reader.stages import STAGES
-from vlm.training.reader.start import NEIGHBOURS, cross_attentions, partner_dims, positions_kept
+from vlm.training.reader.start import NEIGHBOURS, positions_kept
 from vlm.training.reader.targets import (
     COPY,
     FIND,
@@ -36,6 +36,7 @@ from vlm.training.reader.targets import (
     printed_text,
 )
 from vlm.training.reader.vocabulary import WORDS, reader_tokenizer
+from vlm.training.reader.wires import cross_attentions, partner_dims
 from vlm.training.synthetic.charts import Character, ask, draw_chart, patch_characters, patch_mask
 from vlm.training.synthetic.text_pages import draw_page
 

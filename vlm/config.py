@@ -155,7 +155,7 @@ def _tiny() -> ModelConfig:
 
 
 def _default() -> ModelConfig:
-    """The model that ships: charts; bytes and a few words as tokens (see `vlm.training.reader.vocabulary`)."""
+    """What `make train-default` trains: charts; bytes and a few words as tokens (`vlm.training.reader.vocabulary`)."""
     decoder = DecoderConfig(
         width=192,
         num_layers=4,
@@ -194,7 +194,7 @@ PRESETS: dict[str, Callable[[], ModelConfig]] = {
 
 
 def preset(name: str) -> ModelConfig:
-    """Return the config of a published checkpoint, of the shipped model ("default") or of the tests ("tiny")."""
+    """Return the config of a published checkpoint, of the reader in training ("default") or of the tests ("tiny")."""
     if name not in PRESETS:
         raise VLMError("invalid_request", f"no preset is named {name!r:.60}; there are {', '.join(PRESETS)}")
     return PRESETS[name]()

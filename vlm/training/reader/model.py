@@ -20,7 +20,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional
 
-from adapters.cross_attention import GatedCrossAttentionLayer, ImageKV
+from adapters.cross_attention import ImageKV
 from adapters.masks import CrossMask
 from vision_encoder.transformer import VisionAttention
 from vlm.attention import attention_weights
@@ -28,12 +28,13 @@ from vlm.config import ModelConfig
 from vlm.model import VisionLanguageModel
 from vlm.training.reader.data import IGNORED, NUM_SLOTS, QuestionBatch, ReaderBatch
 from vlm.training.reader.sinusoids import place_tile
-from vlm.training.reader.start import initialise, partner_dims
+from vlm.training.reader.start import initialise
 from vlm.training.reader.targets import COPY, FIND, MAX_ORDER, NUM_CODES, NUM_FIRST, SPELL, PatchLinks
+from vlm.training.reader.wires import cross_attentions, partner_dims
 
 POINTING_HEADS = ((FIND, [[0], [1]]), (COPY, [[0, 2], [1, 3]]), (SPELL, [[0], [2]]))
 """What which heads of each cross-attention layer look for. Of two that are named together one has to: what an answer is
-taken from is the partner of what was found (see `start.wire_pointers`), or is known by what it is, as the largest value
+taken from is the partner of what was found (see `wires.py`), or is known by what it is, as the largest value
 is."""
 
 
@@ -50,7 +51,7 @@ class Losses(NamedTuple):
 
 
 class Reader(nn.Module):
-    """The model with the head that is dropped after training."""
+    """The model with the heads that are dropped after training."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -105,15 +106,15 @@ class Reader(nn.Module):
         # Layers apart: the gradient of an index is as large as what it was taken from, once for each layer.
         own = ImageKV(*(part[:, group.image_index].unbind() for part in image))
         seeing = torch.arange(group.ids.shape[1], device=group.ids.device) >= group.first_seeing
-        layers = [layer for layer in self.model.decoder.layers if isinstance(layer, GatedCrossAttentionLayer)]
-        with _Inputs([layer.attention for layer in layers]) as inputs:
+        layers = cross_attentions(self.model)
+        with _Inputs(layers) as inputs:
             logits = self.model(group.ids, own, CrossMask(None, seeing[None, :, None]))
         predicting = group.labels != IGNORED
         answer = functional.cross_entropy(logits[predicting].float(), group.labels[predicting], reduction="sum")
         self._count(group, logits, predicting)
         sums, counts = [], []
         for index, (layer, x, (places, heads)) in enumerate(zip(layers, inputs.taken, POINTING_HEADS, strict=False)):
-            queries = layer.attention.queries(x)
+            queries = layer.queries(x)
             keys = own.keys[index]
             keys = keys.repeat_interleave(queries.shape[1] // keys.shape[1], dim=1)
             chosen = [head for together in heads for head in together]

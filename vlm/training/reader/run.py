@@ -31,8 +31,9 @@ from vlm.training.reader.model import Reader
 from vlm.training.reader.muon import Muon
 from vlm.training.reader.sinusoids import retile
 from vlm.training.reader.stages import Stage
-from vlm.training.reader.start import look_at_neighbours, positions_kept, wire_pointers
+from vlm.training.reader.start import look_at_neighbours, positions_kept
 from vlm.training.reader.vocabulary import reader_tokenizer
+from vlm.training.reader.wires import wire_pointers
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +67,8 @@ class Run:
         self.reader = Reader(preset("default"))
         if start is not None:
             trained = VLM.from_pretrained(start, device="cpu", dtype=torch.float32).model
-            if not positions_kept(trained.encoder):
+            same_shape = trained.config.vision == self.reader.model.config.vision
+            if not same_shape or not positions_kept(trained.encoder):
                 raise VLMError(
                     "invalid_request",
                     f"{start.name} is of an older recipe, whose layers write over positions; start from nothing",
@@ -106,7 +108,6 @@ class Run:
     def _train_stage(self, stage: Stage) -> None:
         vision = replace(self.reader.model.config.vision, max_tiles=stage.max_tiles)
         retile(self.reader.model, vision)
-        self.reader.to(self.device)
         data = ReaderData(
             vision,
             self.tokenizer,

@@ -101,5 +101,5 @@ def retile(model: VisionLanguageModel, vision: VisionConfig) -> None:
     encoder.tile_position_before = TilePosition(num_canvases, vision.max_tiles, vision.width)
     encoder.tile_position_after = TilePosition(num_canvases, vision.max_tiles, vision.width)
     for part in (encoder.patch_position, encoder.tile_position_before, encoder.tile_position_after):
-        part.requires_grad_(False)
+        part.requires_grad_(False).to(encoder.class_embedding.device)
     place_canvases(encoder)

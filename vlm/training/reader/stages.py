@@ -22,6 +22,7 @@ class Stage:
 
 _ALL = Losses(answer=1.0, characters=1.0, links=0.4, partners=0.3, order=0.3, beginning=0.3, pointers=0.6)
 
+# As long as they were in a run of an hour, which was cut short in the third: questions want some thousands of batches.
 STAGES = (
     Stage(
         name="letters",

@@ -11,16 +11,16 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from adapters.cross_attention import CrossAttention, GatedCrossAttentionLayer
+from adapters.cross_attention import GatedCrossAttentionLayer
 from vision_encoder.encoder import VisionEncoder
 from vision_encoder.transformer import VisionAttention, VisionLayer
 from vlm.model import VisionLanguageModel
+from vlm.training.reader.hold import hold
 from vlm.training.reader.sinusoids import num_position_dims, retile, shift
+from vlm.training.reader.wires import lay_wires
 
 SHARPNESS = 2.0
 """What the norm of the decoder's queries starts at: with 1 no attention over hundreds of patches can be sharp."""
-PLACE_SHARPNESS = 6.0
-"""The same where a place is looked for: next to it lie places that are all but equal to it."""
 _ABOVE, _BELOW, _LEFT, _RIGHT = (-1, 0), (1, 0), (0, -1), (0, 1)
 NEIGHBOURS = ((_ABOVE, _BELOW), (_LEFT, _RIGHT), (_LEFT, _RIGHT), (_ABOVE, _BELOW))
 """(rows, cols) from a patch to what the first two heads of each local layer look at."""
@@ -35,8 +35,6 @@ LOOK = 1.5
 """Weight of a position in queries and keys of the global layer, whose heads learn to look elsewhere."""
 SHARP_LOOK = 4.0
 """The same where a head is to look at one neighbour and at nothing beside it."""
-REGISTERED = 0.5
-"""How loud a place is put down in the decoder."""
 
 
 @torch.no_grad()
@@ -59,13 +57,7 @@ def initialise(model: VisionLanguageModel) -> None:
             nn.init.ones_(layer.attention_gate)
             nn.init.ones_(layer.mlp_gate)
             nn.init.constant_(layer.attention.q_norm.weight, SHARPNESS)
-    wire_pointers(model)
-    _hold_wires(model)
-    _, copy, spell = cross_attentions(model)
-    nn.init.constant_(copy.q_norm.weight, PLACE_SHARPNESS)
-    size = model.config.decoder.head_dim
-    spell.q_proj.weight[:size, _register(model, 0)] += torch.eye(size)
-    spell.k_proj.weight[:size, :size] += torch.eye(size)
+    lay_wires(model)
 
 
 @torch.no_grad()
@@ -76,71 +68,15 @@ def look_at_neighbours(encoder: VisionEncoder) -> None:
             _look(layer.attention, head, shift(*steps, encoder.config.width), SHARP_LOOK)
 
 
-def partner_dims(model: VisionLanguageModel) -> slice:
-    """Return the dims of an image token that tell where the partner of its patch is."""
-    head_dim = model.config.decoder.head_dim
-    return slice(head_dim, 2 * head_dim)
-
-
-@torch.no_grad()
-def wire_pointers(model: VisionLanguageModel) -> None:
-    """Have one cross-attention layer hand places on to the next; done after each step, for weight decay undoes it.
-
-    An image token holds its own place first, then its partner's. Where the first layer looks at a label, two heads take
-    its partner's place and put it where the second layer looks for what lies there, and puts that place in turn.
-    """
-    find, copy, _ = cross_attentions(model)
-    size = model.config.decoder.head_dim
-    own, partner = slice(size), partner_dims(model)
-    one = torch.eye(size)
-    model.projector.weight[own] = 0
-    model.projector.weight[own, model.config.vision.width - size : model.config.vision.width] = one
-    model.projector.bias[own] = 0
-    for projection, dims in ((find.v_proj, partner), (copy.k_proj, own), (copy.v_proj, own)):
-        projection.weight[own] = 0
-        projection.weight[own, dims] = one
-    for head in range(2):
-        rows = slice(head * size, (head + 1) * size)
-        register = _register(model, head)
-        copy.q_proj.weight[rows] = 0
-        copy.q_proj.weight[rows, register] = one
-        for layer in (find, copy):
-            layer.o_proj.weight[:, rows] = 0
-            layer.o_proj.weight[register, rows] = REGISTERED * one
-
-
-def _hold_wires(model: VisionLanguageModel) -> None:
-    """Let no gradient change what `wire_pointers` sets."""
-    find, copy, _ = cross_attentions(model)
-    size = model.config.decoder.head_dim
-    for parameter in (model.projector.weight, model.projector.bias, find.v_proj.weight):
-        _hold(parameter, slice(size))
-    for parameter, num_heads in ((copy.k_proj.weight, 1), (copy.v_proj.weight, 1), (copy.q_proj.weight, 2)):
-        _hold(parameter, slice(num_heads * size))
-    for layer in (find, copy):
-        _hold(layer.o_proj.weight, (slice(None), slice(2 * size)))
-
-
-def cross_attentions(model: VisionLanguageModel) -> list[CrossAttention]:
-    """Return what looks at the picture, from the first layer to the last: FIND, COPY and SPELL."""
-    return [layer.attention for layer in model.decoder.layers if isinstance(layer, GatedCrossAttentionLayer)]
-
-
-def _register(model: VisionLanguageModel, head: int) -> slice:
-    """Return the dims of the decoder in which a head puts a place: the last ones."""
-    size, width = model.config.decoder.head_dim, model.config.decoder.width
-    return slice(width - (2 - head) * size, width - (1 - head) * size)
-
-
 def _hold_looks(layer: VisionLayer, width: int) -> None:
     """Let no gradient turn the queries and keys of the heads that look at neighbours, nor the positions in them."""
     held = 2 * width // layer.attention.num_heads
     for projection in (layer.attention.q_proj, layer.attention.k_proj):
-        _hold(projection.weight, slice(held))
+        hold(projection.weight, slice(held))
     kept = width - num_position_dims(width)
     layer.attention_norm.weight[kept:] = FAINTNESS
     for parameter in layer.attention_norm.parameters():
-        _hold(parameter, slice(kept, None))
+        hold(parameter, slice(kept, None))
 
 
 def positions_kept(encoder: VisionEncoder) -> bool:
@@ -158,18 +94,7 @@ def _keep_positions(encoder: VisionEncoder) -> None:
             norm.weight[:kept] = PROMINENCE / 4
     for weight in _writers(encoder):
         weight[kept:] = 0
-        _hold(weight, slice(kept, None))
-
-
-def _hold(parameter: nn.Parameter, place: slice | tuple[slice, ...]) -> None:
-    """Let no gradient change what lies at `place`."""
-
-    def without(gradient: Tensor) -> Tensor:
-        gradient = gradient.clone()
-        gradient[place] = 0
-        return gradient
-
-    parameter.register_hook(without)
+        hold(weight, slice(kept, None))
 
 
 def _writers(encoder: VisionEncoder) -> list[nn.Parameter]:
