@@ -19,7 +19,7 @@ from vlm.prompt import Image as ImagePart
 from vlm.prompt import Text, Turn, encode_prompt
 from vlm.tokenizer import Tokenizer
 from vlm.training.reader.data import IGNORED, Diet, ReaderData
-from vlm.training.reader.model import Reader, _partner_loss, _partners
+from vlm.training.reader.model import Reader, _partner_loss, seekers_of
 from vlm.training.reader.muon import Muon, nearest_orthogonal
 from vlm.training.reader.run import Run
 from vlm.training.reader.sinusoids import num_position_dims, place_tile, retile, shift, sinusoids
@@ -97,7 +97,9 @@ def test_pointers_of_copied_answers_lie_on_their_characters(asked):
             continue
         prompt, reply = conversation(question)
         pointers = pointer_targets(TOKENIZER, chart, question, prompt, reply, PATCH, GRID)
-        assert pointers.shape == (5, len(prompt) + len(reply) - 1, 256)
+        assert pointers.numbers.shape == (5, len(prompt) + len(reply) - 1)
+        assert not pointers.places[0].any()
+        pointers = pointers.places[pointers.numbers]
         codes = patch_characters(chart.characters, PATCH, GRID, 9).reshape(256, 9)
         for index, token_id in enumerate(reply[:-1]):
             letters = TOKENIZER.decode([token_id]).strip()
@@ -175,7 +177,7 @@ def untrained_attention():
     for layer in (*model.encoder.local_layers, *model.encoder.global_layers):
         layer.attention.register_forward_pre_hook(lambda module, inputs: seen.append((module, inputs[0])))
     with torch.no_grad():
-        model.encode(torch.full((1, 1, 3, 224, 224), 1.9), [(1, 1)])
+        model.encode(torch.full((1, 1, 3, 272, 272), 1.9), [(1, 1)])
         weights = []
         for attention, x in seen:
             q, k = (
@@ -224,8 +226,7 @@ def test_training_leaves_positions_alone():
 
 def test_a_step_turns_no_head_away_from_its_neighbour(tmp_path):
     run = Run(tmp_path, (SMALL,), 0)
-    vision = replace(run.reader.model.config.vision, max_tiles=1)
-    retile(run.reader.model, vision)
+    vision = run.reader.model.config.vision
     layer = run.reader.model.encoder.local_layers[0]
     # Two heads of three, and what is no position of three thirds.
     held = vision.width * 2 // 3
@@ -258,8 +259,6 @@ def test_what_is_found_hands_its_partners_place_on_to_what_copies():
 
 def test_a_step_leaves_the_wires_as_they_are(tmp_path):
     run = Run(tmp_path, (SMALL,), 0)
-    vision = replace(run.reader.model.config.vision, max_tiles=1)
-    retile(run.reader.model, vision)
     find, copy, _ = cross_attentions(run.reader.model)
     size, part = run.reader.model.config.decoder.head_dim, slice(None)
     watched = (
@@ -269,7 +268,7 @@ def test_a_step_leaves_the_wires_as_they_are(tmp_path):
         (copy.o_proj, (part, slice(2 * size))),
     )  # fmt: skip
     before = [module.weight.clone() for module, _ in watched]
-    run._step(run.reader, SMALL, ReaderData(vision, TOKENIZER, SMALL.diet, num_batches=4, seed=0)[0])
+    run._step(run.reader, SMALL, ReaderData(preset("default").vision, TOKENIZER, SMALL.diet, num_batches=4, seed=0)[0])
     for (module, held), was in zip(watched, before, strict=True):
         assert torch.equal(module.weight[held], was[held])
         assert not torch.equal(module.weight, was)
@@ -295,9 +294,9 @@ def test_what_a_label_or_value_holds_tells_where_its_partner_is():
     x = torch.cat([torch.zeros(1, 1, 8), torch.cat([torch.randn(1, 6, 2), positions], -1)], 1)
     told = torch.zeros(1, 1, 6, 6)
     told[0, 0, 1, 4] = told[0, 0, 4, 1] = 9
-    assert _partner_loss(told, x, _partners(links), 1) < 1e-3
-    assert _partner_loss(told.flip(2), x, _partners(links), 1) > 3
-    assert _partner_loss(told, x, _partners(nothing), 1) == 0
+    assert _partner_loss(told, x, seekers_of(links), 1) < 1e-3
+    assert _partner_loss(told.flip(2), x, seekers_of(links), 1) > 3
+    assert _partner_loss(told, x, seekers_of(nothing), 1) == 0
 
 
 def test_a_tile_of_a_canvas_lies_where_a_single_tile_is_put():
@@ -359,7 +358,10 @@ def test_a_batch_is_a_function_of_its_index_and_its_targets_fit(sheets, max_tile
         assert torch.equal(batch.pixels, twin.pixels)
         assert batch.characters.shape[1] == batch.links.label.shape[1] == num_patches
         for group in batch.groups:
-            assert group.pointers.shape[2:] == (group.ids.shape[1], num_patches)
+            assert group.pointers.shape == (len(group.ids), 5, group.ids.shape[1])
+            assert group.places.shape[1] == num_patches
+            assert group.places[1:].any(-1).all()
+            assert set(group.pointers.unique().tolist()) <= set(range(len(group.places)))
             assert (group.labels != IGNORED).any(-1).all()
             assert (group.ids[:, group.first_seeing] == TOKENIZER.image_marker_id).all()
     assert not torch.equal(data[0].pixels[0, 0], data[1].pixels[0, 0])
@@ -422,10 +424,19 @@ def test_a_run_leaves_a_model_that_answers(tmp_path):
         assert torch.equal(weight.bfloat16(), model.model.get_parameter(name)), name
 
 
+def test_single_tiles_are_seen_without_missing_ones_and_sheets_with(tmp_path):
+    run = Run(tmp_path, (SMALL,), 0)
+    for sheets, max_tiles in ((0.0, 1), (1.0, 4), (0.0, 1)):
+        diet = replace(SMALL.diet, num_images=4, share_sheets=sheets)
+        batch = ReaderData(preset("default").vision, TOKENIZER, diet, num_batches=9, seed=1)[3]
+        assert (batch.canvas == (1, 1)) == (max_tiles == 1)
+        run._step(run.reader, SMALL, batch)
+        assert run.reader.model.config.vision.max_tiles == max_tiles
+
+
 def test_a_step_without_a_finite_gradient_changes_nothing(tmp_path, caplog):
     run = Run(tmp_path, (SMALL,), 0)
-    vision = replace(run.reader.model.config.vision, max_tiles=1)
-    retile(run.reader.model, vision)
+    vision = run.reader.model.config.vision
     batch = ReaderData(vision, TOKENIZER, SMALL.diet, num_batches=4, seed=0)[0]
     before = [weight.clone() for weight in run._trained()]
     batch.pixels[0, 0, 0, 0, 0] = float("nan")

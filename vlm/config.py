@@ -167,7 +167,7 @@ def _default() -> ModelConfig:
         max_context=2048,
     )
     vision = VisionConfig(
-        tile_size=224,
+        tile_size=272,
         max_tiles=4,
         patch_size=8,
         width=144,

@@ -17,18 +17,24 @@ def decode_step(
     model: VisionLanguageModel, context: int, image_tokens: int = 0, cache_dtype: torch.dtype = torch.bfloat16
 ) -> Call:
     """Return a function that decodes one token after `context` others, with a picture of `image_tokens` if any."""
-    decoder, config = model.decoder, model.config.decoder
+    decoder, config, device = model.decoder, model.config.decoder, device_of(model)
     # The same place is written again and again, so that each step takes the same.
-    cache = empty_cache(config, 1, context + 1, dtype=cache_dtype, device=torch.device("cpu"))
+    cache = empty_cache(config, 1, context + 1, dtype=cache_dtype, device=device)
     # Zeros that were never written are one page of memory, however many they are.
     for part in cache.parts:
         part.fill_(1)
     cache = cache._replace(lengths=cache.lengths + context, max_length=context)
     image = mask = None
     if image_tokens:
-        image, mask = decoder.image_kv(torch.randn(1, image_tokens, config.width).bfloat16()), CrossMask(None, None)
-    ids = torch.tensor([[1]])
+        tokens = torch.randn(1, image_tokens, config.width).to(device, torch.bfloat16)
+        image, mask = decoder.image_kv(tokens), CrossMask(None, None)
+    ids = torch.tensor([[1]], device=device)
     return lambda: decoder.logits(decoder(ids, cache, image, mask).hidden).argmax(-1)
+
+
+def device_of(model: VisionLanguageModel) -> torch.device:
+    """Return where the model computes."""
+    return model.decoder.embedding.weight.device
 
 
 def cache_bytes(config: DecoderConfig, context: int, dtype: torch.dtype = torch.bfloat16) -> int:
@@ -40,7 +46,8 @@ def cache_bytes(config: DecoderConfig, context: int, dtype: torch.dtype = torch.
 
 def prefill(model: VisionLanguageModel, num_tokens: int) -> Call:
     """Return a function that reads a text prompt into a fresh cache and gives the logits of its last token."""
-    decoder, ids = model.decoder, torch.arange(num_tokens)[None] % model.config.decoder.vocab_size
+    ids = torch.arange(num_tokens, device=device_of(model))[None] % model.config.decoder.vocab_size
+    decoder = model.decoder
     settings = {"dtype": torch.bfloat16, "device": ids.device}
 
     def call() -> Tensor:
@@ -52,7 +59,7 @@ def prefill(model: VisionLanguageModel, num_tokens: int) -> Call:
 
 def encode(model: VisionLanguageModel, canvas: tuple[int, int]) -> Call:
     """Return a function that encodes a picture of rows · cols tiles."""
-    pixels = random_pixels(model.config, canvas)
+    pixels = random_pixels(model.config, canvas).to(device_of(model))
     return lambda: model.encoder(pixels, [canvas])
 
 

@@ -1,7 +1,7 @@
 """Train the small reader of charts from nothing.
 
     torchrun --nproc-per-node 2 -m vlm.training.reader --out runs/reader
-    python -m vlm.training.reader --times-images 4 --out runs/reader    # on a CUDA GPU
+    python -m vlm.training.reader --out runs/reader    # on a CUDA GPU
 
 Run again with the same options to go on where it stopped.
 """
@@ -21,15 +21,12 @@ from vlm.training.reader.stages import STAGES
 @click.option("--start", type=click.Path(exists=True, path_type=Path), help="Folder of a reader to train further.")
 @click.option("--stage", type=click.Choice([stage.name for stage in STAGES]), help="The first to go through.")
 @click.option("--seed", type=int, default=0, show_default=True)
-@click.option(
-    "--times-images", type=click.IntRange(1), default=1, show_default=True, help="Batches so many times as large."
-)
-def main(out: Path, start: Path | None, stage: str | None, seed: int, times_images: int) -> None:
+def main(out: Path, start: Path | None, stage: str | None, seed: int) -> None:
     """Train the small reader of charts from nothing; run again with the same options to go on."""
     # What sharp attention lets underflow is slow to compute with: the backward pass took 7 times as long.
     torch.set_flush_denormal(True)
     names = [each.name for each in STAGES]
-    run = Run(out, STAGES[names.index(stage) if stage else 0 :], seed, start, num_times_images=times_images)
+    run = Run(out, STAGES[names.index(stage) if stage else 0 :], seed, start)
     signal.signal(signal.SIGTERM, run.stop)
     run.train()
 

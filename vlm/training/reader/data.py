@@ -18,13 +18,21 @@ from vision_encoder.config import VisionConfig
 from vision_encoder.preprocess import ImageProcessor
 from vlm.prompt import Image, Text, Turn, encode_prompt
 from vlm.tokenizer import Tokenizer
-from vlm.training.reader.targets import PatchLinks, character_codes, no_links, patch_links, pointer_targets
+from vlm.training.reader.targets import (
+    NUM_POINTERS,
+    PatchLinks,
+    Pointers,
+    character_codes,
+    no_links,
+    patch_links,
+    pointer_targets,
+)
 from vlm.training.synthetic.charts import Character, Chart, Question, ask, draw_chart, patch_characters
 from vlm.training.synthetic.style import draw_shape
 from vlm.training.synthetic.text_pages import draw_page
 
 IGNORED = -100
-MAX_GRID = 64
+MAX_GRID = 68
 """Rows and columns of patches on a canvas that a single tile is pretended to lie on."""
 NUM_SLOTS = 2
 """Characters told of a patch: a patch of 8 pixels holds the middle of one, seldom of two."""
@@ -40,7 +48,9 @@ class QuestionBatch(NamedTuple):
     image_index: Tensor
     """[b] int64: the picture asked about."""
     pointers: Tensor
-    """[b, NUM_POINTERS, s, p] bool: see `reader_targets.pointer_targets`."""
+    """[b, NUM_POINTERS, s] int64: which of `places` each position should look at; see `targets.Pointers`."""
+    places: Tensor
+    """[n, p] bool"""
     kinds: list[str]
     """What each asks for."""
     first_seeing: int
@@ -51,7 +61,7 @@ class ReaderBatch(NamedTuple):
     """Pictures, what is printed in each of their patches, and questions in groups of similar length."""
 
     pixels: Tensor
-    """[m, t, c, height, width] float32"""
+    """[m, t, c, height, width] float16: finer than the levels of a picture, and half as much to hand over."""
     canvas: tuple[int, int]
     """(rows, cols) of tiles, the same for all pictures; patches are counted tile by tile."""
     offset: tuple[int, int]
@@ -80,6 +90,8 @@ class Diet:
     """Of the charts in the first batch and in the last, a straight line between."""
     share_sheets: float = 0.0
     """How many batches are of half as many pictures, in all sizes up to two by two tiles rather than one tile large."""
+    share_several_series: float = 0.0
+    """How many of the charts have several series whatever would be drawn otherwise."""
     max_shrink: float = 1.0
     """Half of the pictures are drawn up to so much larger than the model sees them, as publishers' are."""
 
@@ -123,7 +135,8 @@ class ReaderData(Dataset):
                 image, printed = draw_page(rng, size)
                 links.append(no_links(layout.grid))
             else:
-                chart = draw_chart(rng, size, difficulty=difficulty)
+                several = rng.random() < self.diet.share_several_series
+                chart = draw_chart(rng, size, difficulty=difficulty, several_series=several)
                 image, printed = chart.image, chart.characters
                 links.append(patch_links(chart, layout.patch_size, layout.grid))
                 for question in ask(rng, chart, self.diet.num_questions) if self.diet.num_questions else ():
@@ -131,7 +144,7 @@ class ReaderData(Dataset):
             pixels.append(processor(image).pixels)
             characters.append(torch.from_numpy(self._characters(printed, layout)))
         return ReaderBatch(
-            torch.stack(pixels),
+            torch.stack(pixels).half(),
             canvas,
             offset,
             torch.stack(characters),
@@ -149,13 +162,13 @@ class ReaderData(Dataset):
 
     def _conversation(
         self, chart: Chart, question: Question, layout: "_Layout"
-    ) -> tuple[list[int], list[int], np.ndarray]:
+    ) -> tuple[list[int], list[int], Pointers]:
         """Return the ids of the whole conversation, the labels of each position, and the pointers."""
         turn = Turn("user", (Image(None), Text(question.question)))
         prompt = encode_prompt(self.tokenizer, [turn]).ids
         reply = [*self.tokenizer.encode(question.answer), self.tokenizer.eot_id]
-        places = layout.patch_size, layout.grid
-        pointers = pointer_targets(self.tokenizer, chart, question, prompt, reply, *places)[..., layout.order]
+        pointers = pointer_targets(self.tokenizer, chart, question, prompt, reply, layout.patch_size, layout.grid)
+        pointers = pointers._replace(places=pointers.places[:, layout.order])
         return prompt + reply[:-1], [IGNORED] * (len(prompt) - 1) + reply, pointers
 
 
@@ -197,14 +210,21 @@ def _by_length(rows: list[tuple]) -> list[list[tuple]]:
 
 def _group(rows: list[tuple], marker_id: int) -> QuestionBatch:
     longest = max(len(ids) for _, ids, *_ in rows)
-    pointers = torch.zeros(len(rows), rows[0][3].shape[0], longest, rows[0][3].shape[2], dtype=torch.bool)
-    for index, (*_, places, _) in enumerate(rows):
-        pointers[index, :, : places.shape[1]] = torch.from_numpy(places)
+    numbers = np.zeros((len(rows), NUM_POINTERS, longest), dtype=np.int64)
+    places = [rows[0][3].places[:1]]
+    num_places = 1
+    for index, (*_, pointers, _) in enumerate(rows):
+        # The empty place of all conversations is one.
+        own = np.where(pointers.numbers > 0, pointers.numbers + num_places - 1, 0)
+        numbers[index, :, : own.shape[1]] = own
+        places.append(pointers.places[1:])
+        num_places += len(places[-1])
     return QuestionBatch(
         torch.tensor([ids + [0] * (longest - len(ids)) for _, ids, *_ in rows]),
         torch.tensor([labels + [IGNORED] * (longest - len(labels)) for _, _, labels, *_ in rows]),
         torch.tensor([image_index for image_index, *_ in rows]),
-        pointers,
+        torch.from_numpy(numbers),
+        torch.from_numpy(np.concatenate(places)),
         [kind for *_, kind in rows],
         rows[0][1].index(marker_id),
     )
@@ -213,7 +233,7 @@ def _group(rows: list[tuple], marker_id: int) -> QuestionBatch:
 def _moved(part: object, device: torch.device) -> object:
     """Return `part` with every tensor in it on `device`."""
     if isinstance(part, Tensor):
-        return part.to(device)
+        return part.to(device, non_blocking=True)
     if isinstance(part, list):
         return [_moved(each, device) for each in part]
     return type(part)(*(_moved(each, device) for each in part)) if hasattr(part, "_fields") else part

@@ -72,9 +72,9 @@ class Reader(nn.Module):
         with _Inputs([attention]) as inputs:
             features, tokens = self.model.encode(batch.pixels, [batch.canvas] * len(batch.pixels))
         characters = self._character_loss(features[:, :, 1:], batch.characters)
-        pairs = _partners(batch.links)
-        links = _link_loss(attention, inputs.taken[0], batch.links, pairs, num_tiles)
-        partners = _partner_loss(tokens[:, :, 1:, partner_dims(self.model)], inputs.taken[0], pairs, num_tiles)
+        seekers = seekers_of(batch.links)
+        links = _link_loss(attention, inputs.taken[0], seekers, num_tiles)
+        partners = _partner_loss(tokens[:, :, 1:, partner_dims(self.model)], inputs.taken[0], seekers, num_tiles)
         printed = batch.links.order > 0
         of_text = features[:, :, 1:].flatten(1, 2)[printed]
         order = _mean_entropy(self.order_head(of_text), batch.links.order[printed])
@@ -119,8 +119,10 @@ class Reader(nn.Module):
             keys = keys.repeat_interleave(queries.shape[1] // keys.shape[1], dim=1)
             chosen = [head for together in heads for head in together]
             weights = attention_weights(queries[:, chosen], keys[:, chosen]).unflatten(1, (len(heads), -1)).mean(2)
-            weights = _patches(weights, -1, num_tiles)
-            loss, count = _missed_mass(weights, group.pointers[:, places].expand(-1, len(heads), -1, -1))
+            numbers = group.pointers[:, places].expand(-1, len(heads), -1)
+            pointing = numbers > 0
+            weights = _patches(weights[pointing], -1, num_tiles)
+            loss, count = _missed_mass(weights, group.places[numbers[pointing]])
             sums.append(loss)
             counts.append(count)
         return answer, int(predicting.sum()), torch.stack(sums), torch.stack(counts)
@@ -137,42 +139,66 @@ def _mean_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     return functional.cross_entropy(logits.float(), targets.long(), reduction="sum") / max(1, len(targets))
 
 
-def _link_loss(
-    attention: VisionAttention, x: Tensor, links: PatchLinks, partners: tuple[Tensor, Tensor], num_tiles: int
-) -> Tensor:
+class Seekers(NamedTuple):
+    """The patches that a link begins at, of which there are few, and where their links end."""
+
+    rows: Tensor
+    """[m, r] int64: which patches; the last ones of a picture that has fewer seek nothing."""
+    beside: Tensor
+    """[m, r, p] bool: the label of a value or the value of a label that stands in the same row."""
+    below: Tensor
+    """The same, where one stands below the other."""
+    entry: Tensor
+    """[m, r, p] bool: the legend entry of a value."""
+
+    def of(self, x: Tensor) -> Tensor:
+        """Return the rows of x [m, p, n] that seek, [m, r, n]."""
+        return x.gather(1, self.rows[..., None].expand(-1, -1, x.shape[-1]))
+
+
+def seekers_of(links: PatchLinks) -> Seekers:
+    """Return which patches seek what."""
+    seeking = (links.label > 0) | (links.label_beside > 0) | (links.label_below > 0) | (links.value_entry > 0)
+    rows = seeking.int().argsort(dim=1, descending=True, stable=True)[:, : int(seeking.sum(1).max())]
+    label, beside, below, value_entry = (
+        part.gather(1, rows) for part in (links.label, links.label_beside, links.label_below, links.value_entry)
+    )
+    return Seekers(
+        rows,
+        _same(beside, links.label) | _same(label, links.label_beside),
+        _same(below, links.label) | _same(label, links.label_below),
+        _same(value_entry, links.entry),
+    )
+
+
+def _link_loss(attention: VisionAttention, x: Tensor, seekers: Seekers, num_tiles: int) -> Tensor:
     """Return how little three heads of `attention` over rows x [m, rows, v] look where the links say."""
-    pairs = (*partners, _same(links.value_entry, links.entry))
-    wanted = torch.stack(pairs, 1)
+    wanted = torch.stack([seekers.beside, seekers.below, seekers.entry], 1)
     # Padding and missing tiles come after the real tiles.
-    tokens_per_tile = links.label.shape[1] // num_tiles + 1
-    real = x[:, : num_tiles * tokens_per_tile]
+    tokens_per_tile = wanted.shape[-1] // num_tiles + 1
+    num_real = num_tiles * tokens_per_tile
     head_dim = x.shape[-1] // attention.num_heads
-    dims = len(pairs) * head_dim
+    dims = wanted.shape[1] * head_dim
+    seeking = seekers.of(_patches(x[:, :num_real], 1, num_tiles))
     query, key = (
         functional.linear(part, projection.weight[:dims]).unflatten(-1, (-1, head_dim)).transpose(1, 2)
-        for part, projection in ((_patches(real, 1, num_tiles), attention.q_proj), (x, attention.k_proj))
+        for part, projection in ((seeking, attention.q_proj), (x, attention.k_proj))
     )
-    weights = attention_weights(query, key)[..., : real.shape[1]]
-    loss, count = _missed_mass(_patches(weights, -1, num_tiles), wanted)
-    return loss / count.clamp_min(1)
+    weights = attention_weights(query, key)[..., :num_real]
+    weights = _patches(weights, -1, num_tiles)
+    # Each on its own, for legend entries are few.
+    missed = [_missed_mass(weights[:, head], wanted[:, head]) for head in range(wanted.shape[1])]
+    return sum(loss / count.clamp_min(1) for loss, count in missed)
 
 
-def _partner_loss(sought: Tensor, x: Tensor, partners: tuple[Tensor, Tensor], num_tiles: int) -> Tensor:
+def _partner_loss(sought: Tensor, x: Tensor, seekers: Seekers, num_tiles: int) -> Tensor:
     """Return how little `sought` [m, t, p, n], of each patch, is like the position of its partner in `x`, see above."""
-    beside, below = partners
-    tokens_per_tile = beside.shape[1] // num_tiles + 1
+    wanted = seekers.beside | seekers.below
+    tokens_per_tile = wanted.shape[-1] // num_tiles + 1
     positions = _patches(x[:, : num_tiles * tokens_per_tile, -sought.shape[-1] :].detach(), 1, num_tiles)
-    weights = attention_weights(sought.flatten(1, 2)[:, None], positions[:, None])[:, 0]
-    loss, count = _missed_mass(weights, beside | below)
+    weights = attention_weights(seekers.of(sought.flatten(1, 2))[:, None], positions[:, None])[:, 0]
+    loss, count = _missed_mass(weights, wanted)
     return loss / count.clamp_min(1)
-
-
-def _partners(links: PatchLinks) -> tuple[Tensor, Tensor]:
-    """Return which patches [m, p, p] hold a label and its value, or the reverse: those in a row, then in a column."""
-    return (
-        _same(links.label_beside, links.label) | _same(links.label, links.label_beside),
-        _same(links.label_below, links.label) | _same(links.label, links.label_below),
-    )
 
 
 def _same(seeker: Tensor, sought: Tensor) -> Tensor:

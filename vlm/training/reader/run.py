@@ -46,22 +46,15 @@ LOG_EVERY = 20
 class Run:
     """A training run in a folder: the model, where it stands, and its log."""
 
-    def __init__(
-        self, out: Path, stages: tuple[Stage, ...], seed: int, start: Path | None = None, *, num_times_images: int = 1
-    ):
-        """Take up the run in `out`, or begin one: from nothing, or from the weights of the reader in folder `start`.
-
-        num_times_images: how many times the stages' pictures are in a batch.
-        """
-        self.out, self.seed = out, seed
-        self.stages = tuple(
-            replace(stage, diet=replace(stage.diet, num_images=stage.diet.num_images * num_times_images))
-            for stage in stages
-        )
+    def __init__(self, out: Path, stages: tuple[Stage, ...], seed: int, start: Path | None = None):
+        """Take up the run in `out`, or begin one: from nothing, or from the weights of the reader in folder `start`."""
+        self.out, self.stages, self.seed = out, stages, seed
         self.rank, self.num_ranks = _join_processes()
         self.device = torch.device("cuda" if self.num_ranks == 1 and torch.cuda.is_available() else "cpu")
         if self.device.type == "cuda":
             torch.set_float32_matmul_precision("high")
+            # It makes a plan for every new shape, and here each batch has its own.
+            torch.backends.cuda.enable_cudnn_sdp(False)
         torch.manual_seed(seed)
         self.tokenizer = reader_tokenizer()
         self.reader = Reader(preset("default"))
@@ -106,10 +99,8 @@ class Run:
             torch.distributed.destroy_process_group()
 
     def _train_stage(self, stage: Stage) -> None:
-        vision = replace(self.reader.model.config.vision, max_tiles=stage.max_tiles)
-        retile(self.reader.model, vision)
         data = ReaderData(
-            vision,
+            preset("default").vision,
             self.tokenizer,
             stage.diet,
             num_batches=stage.num_batches,
@@ -118,11 +109,13 @@ class Run:
             num_ranks=self.num_ranks,
         )
         remaining = Subset(data, range(self.batch_index, stage.num_batches))
+        on_cpu = self.device.type == "cpu"
         batches = DataLoader(
             remaining,
             batch_size=None,
-            num_workers=1 if self.device.type == "cpu" else max(1, len(os.sched_getaffinity(0)) - 1),
-            prefetch_factor=6,
+            num_workers=1 if on_cpu else max(1, len(os.sched_getaffinity(0)) - 1),
+            prefetch_factor=6 if on_cpu else 2,
+            pin_memory=not on_cpu,
             worker_init_fn=_leave_signals_to_the_run,
         )
         trained = self.reader
@@ -164,7 +157,9 @@ class Run:
         share = warm * (stage.rates[0] + done * (stage.rates[1] - stage.rates[0]))
         for optimizer, peak in zip(self.optimizers, PEAK_RATES, strict=True):
             optimizer.param_groups[0]["lr"] = share * peak
-        losses = trained(batch.to(self.device))
+        self._retile(batch.canvas)
+        with torch.autocast("cuda", torch.bfloat16, enabled=self.device.type == "cuda"):
+            losses = trained(batch.to(self.device))
         total = sum(weight * loss for weight, loss in zip(stage.weights, losses, strict=True) if weight)
         self.reader.zero_grad(set_to_none=True)
         total.backward()
@@ -177,6 +172,13 @@ class Run:
         else:
             logger.warning("a step with a gradient that is not finite was left out")
         return {name: loss.item() for name, loss in losses._asdict().items()} | {"norm": norm, "steps": 1}
+
+    def _retile(self, canvas: tuple[int, int]) -> None:
+        """Spare single tiles the missing ones that the model would encode beside them."""
+        vision = preset("default").vision
+        vision = replace(vision, max_tiles=1) if canvas == (1, 1) else vision
+        if self.reader.model.config.vision != vision:
+            retile(self.reader.model, vision)
 
     def _log(self, stage: Stage) -> None:
         """Append mean losses since the last time and the shares of whole replies that were right, of this process."""

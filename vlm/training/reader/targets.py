@@ -49,6 +49,15 @@ class PatchLinks(NamedTuple):
     """The classes of the first characters of that label, value, entry or title, [p, NUM_FIRST]."""
 
 
+class Pointers(NamedTuple):
+    """Where the pointers should look at each position of a conversation."""
+
+    numbers: np.ndarray
+    """[NUM_POINTERS, s] int64: which of `places`; 0 where there is nothing to point at."""
+    places: np.ndarray
+    """[n, p] bool: sets of patches, the first of them empty."""
+
+
 def patch_links(chart: Chart, patch_size: float, grid: tuple[int, int]) -> PatchLinks:
     """Return the links of a chart that lies at the top left of its canvas."""
     links = no_links(grid)
@@ -100,46 +109,52 @@ def pointer_targets(
     reply: list[int],
     patch_size: float,
     grid: tuple[int, int],
-) -> np.ndarray:
-    """Return where the pointers should look at each position of `prompt + reply[:-1]`, bool [NUM_POINTERS, s, p].
+) -> Pointers:
+    """Return where the pointers should look at each position of `prompt + reply[:-1]`.
 
-    All False where there is nothing to point at. A position points for the token that it predicts; besides, the
-    tokens of each label or value that the question names look for it.
+    A position points for the token that it predicts; besides, the tokens of each label or value that the question
+    names look for it.
     """
-    num_positions = len(prompt) + len(reply) - 1
-    pointers = np.zeros((NUM_POINTERS, num_positions, grid[0] * grid[1]), dtype=bool)
+    numbers = np.zeros((NUM_POINTERS, len(prompt) + len(reply) - 1), dtype=np.int64)
+    places = [np.zeros(grid[0] * grid[1], dtype=bool)]
     first = len(prompt) - 1
     found = [_mask(chart, box, patch_size, grid) for box in question.find_boxes]
     copied = [_mask(chart, box, patch_size, grid) for box in question.copy_boxes]
+
+    def number(place: np.ndarray) -> int:
+        places.append(place)
+        return len(places) - 1
+
     if question.kind != "caption":
-        for masks, pointer in ((found, FIND.start), (copied, COPY.start)):
-            if len(masks) == 2:
-                pointers[pointer, first:], pointers[pointer + 1, first:] = masks
-            else:
-                pointers[pointer, first:] = np.logical_or.reduce(masks)
+        for masks, pointer in ((found, FIND), (copied, COPY)):
+            parts = masks if len(masks) == 2 else [np.logical_or.reduce(masks)]
+            for row, place in zip(numbers[pointer], parts, strict=False):
+                row[first:] = number(place)
         asked = token_of_each_character(tokenizer, prompt)
         for index, box in enumerate(question.find_boxes if len(found) <= 2 else ()):
             span = _span(asked[0], printed_text(chart, box)[0], 0)
             if span:
                 # From its second character on, for which label it is shows only by and by.
-                pointers[FIND.start + index, asked[1][min(span[0] + 1, span[1] - 1) : span[1]]] = found[index]
+                numbers[FIND.start + index, asked[1][min(span[0] + 1, span[1] - 1) : span[1]]] = number(found[index])
     text, tokens = token_of_each_character(tokenizer, reply[:-1])
     cursor = 0
     for box, mask in zip(question.copy_boxes, copied, strict=True):
-        printed, places = printed_text(chart, box)
+        printed, spots = printed_text(chart, box)
         for spelt, kept in _spellings(printed):
             span = _span(text, spelt, cursor)
             if span is None:
                 continue
-            for offset, place in enumerate(kept):
-                row, col = (patch_at(*at) for at in zip(places[place], (patch_size, patch_size), grid, strict=True))
-                position = first + tokens[span[0] + offset]
-                pointers[SPELL.start, position, row * grid[1] + col] = True
-                if question.kind == "caption":
-                    pointers[COPY.start, position] |= mask
+            positions = [first + tokens[span[0] + offset] for offset in range(len(kept))]
+            for position in dict.fromkeys(positions):
+                numbers[SPELL.start, position] = number(np.zeros_like(mask))
+            for position, spot in zip(positions, kept, strict=True):
+                row, col = (patch_at(*at) for at in zip(spots[spot], (patch_size, patch_size), grid, strict=True))
+                places[numbers[SPELL.start, position]][row * grid[1] + col] = True
+            if question.kind == "caption":
+                numbers[COPY.start, positions] = number(mask)
             cursor = span[1]
             break
-    return pointers
+    return Pointers(numbers, np.stack(places))
 
 
 def printed_text(chart: Chart, box: Box) -> tuple[str, list[tuple[float, float]]]:

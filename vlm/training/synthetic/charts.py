@@ -37,6 +37,7 @@ def draw_chart(
     *,
     difficulty: float = 1.0,
     split: Split = "train",
+    several_series: bool = False,
     font_folders: Sequence[str] = (),
 ) -> Chart:
     """Draw a random chart whose longest side is `size` pixels, or one of `size` (height, width).
@@ -44,12 +45,15 @@ def draw_chart(
     difficulty: in [0, 1]; 0 gives bars with few labels, large print and nothing else, 1 the whole variety.
     split: "held_out" charts share no word, no numeral of two or more digits and no bar colour with "train" ones, and no
         font where the machine has other fonts than Pillow's own.
+    several_series: draw two or more series of values; otherwise most charts have one.
     font_folders: searched for further TTF and OTF fonts, all of which must hold the ASCII characters.
     """
     random = Random(int(rng.integers(2**63)))
     for _ in range(MAX_TRIES):
         shape = draw_shape(random, size) if isinstance(size, int) else size
         spec = draw_spec(random, split, difficulty, shape)
+        if several_series and len(spec.series_names) == 1:
+            continue
         style = draw_style(random, spec, split, shape, difficulty, tuple(font_folders))
         try:
             return render(spec, style, random)
