@@ -1,14 +1,15 @@
 """The recipe of the shipped model: targets say where things stand, and a run that is cut goes on as if uncut."""
 
+import json
 import os
 import subprocess
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from PIL import Image
 
 from vlm.config import preset
@@ -18,6 +19,7 @@ from vlm.pipeline import VLM
 from vlm.prompt import Image as ImagePart
 from vlm.prompt import Text, Turn, encode_prompt
 from vlm.tokenizer import Tokenizer
+from vlm.training.reader import real
 from vlm.training.reader.data import IGNORED, Diet, ReaderData
 from vlm.training.reader.model import Reader, _partner_loss, seekers_of
 from vlm.training.reader.muon import Muon, nearest_orthogonal
@@ -44,6 +46,14 @@ TOKENIZER = reader_tokenizer()
 GRID_OF_TILE = preset("default").vision.grid
 PATCH, GRID = 16, (16, 16)
 SMALL = replace(STAGES[-1], num_batches=4, diet=Diet(num_images=2, share_pages=0.3, num_questions=2))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def no_denormals():
+    """As in a run: what sharp attention lets underflow takes several times as long."""
+    torch.set_flush_denormal(True)
+    yield
+    torch.set_flush_denormal(False)
 
 
 @pytest.fixture(scope="module")
@@ -203,13 +213,14 @@ def test_untrained_heads_look_at_their_neighbours_and_along_their_axes(untrained
 
 
 def test_a_reader_of_the_older_recipe_is_no_start(tmp_path):
-    encoder = Reader(preset("default")).model.encoder
-    assert positions_kept(encoder)
+    shipped = VLM.from_pretrained(dtype=torch.float32)
+    assert positions_kept(shipped.model.encoder)
     with torch.no_grad():
-        encoder.local_layers[2].fc2.bias[-1] = 1
-    assert not positions_kept(encoder)
+        shipped.model.encoder.local_layers[2].fc2.bias[-1] = 1
+    assert not positions_kept(shipped.model.encoder)
+    shipped.save_pretrained(tmp_path / "older")
     with pytest.raises(VLMError, match="older recipe"):
-        Run(tmp_path, STAGES, 0, Path("vlm/default_model"))
+        Run(tmp_path, STAGES, 0, tmp_path / "older")
 
 
 def test_training_leaves_positions_alone():
@@ -233,7 +244,7 @@ def test_a_step_turns_no_head_away_from_its_neighbour(tmp_path):
     watched = ((layer.attention.q_proj, slice(held)), (layer.attention.k_proj, slice(held)))
     watched += ((layer.attention_norm, slice(held, None)),)
     before = [part.weight.clone() for part, _ in watched]
-    run._step(run.reader, SMALL, ReaderData(vision, TOKENIZER, SMALL.diet, num_batches=4, seed=0)[0])
+    run._step(run.reader, SMALL, [ReaderData(vision, TOKENIZER, SMALL.diet, num_batches=4, seed=0)[0]])
     for (part, held), was in zip(watched, before, strict=True):
         assert torch.equal(part.weight[held], was[held])
         assert not torch.equal(part.weight, was)
@@ -268,7 +279,9 @@ def test_a_step_leaves_the_wires_as_they_are(tmp_path):
         (copy.o_proj, (part, slice(2 * size))),
     )  # fmt: skip
     before = [module.weight.clone() for module, _ in watched]
-    run._step(run.reader, SMALL, ReaderData(preset("default").vision, TOKENIZER, SMALL.diet, num_batches=4, seed=0)[0])
+    run._step(
+        run.reader, SMALL, [ReaderData(preset("default").vision, TOKENIZER, SMALL.diet, num_batches=4, seed=0)[0]]
+    )
     for (module, held), was in zip(watched, before, strict=True):
         assert torch.equal(module.weight[held], was[held])
         assert not torch.equal(module.weight, was)
@@ -424,14 +437,59 @@ def test_a_run_leaves_a_model_that_answers(tmp_path):
         assert torch.equal(weight.bfloat16(), model.model.get_parameter(name)), name
 
 
+def test_a_batch_in_parts_is_learned_as_one(tmp_path, monkeypatch):
+    """A run on a CPU adds up the gradients of parts of a batch: here of the same part twice, which is that part."""
+    whole, parts = (Run(tmp_path / name, (SMALL,), 0) for name in ("whole", "parts"))
+    batch = ReaderData(preset("default").vision, TOKENIZER, SMALL.diet, num_batches=4, seed=0)[0]
+    losses = [run._step(run.reader, SMALL, [batch] * count) for run, count in ((whole, 1), (parts, 2))]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    for weight, same in zip(whole._trained(), parts._trained(), strict=True):
+        assert torch.allclose(weight, same, atol=1e-6)
+    seen = []
+    monkeypatch.setattr("vlm.training.reader.run.PICTURES_AT_ONCE", 1)
+    cut = Run(tmp_path / "cut", (replace(SMALL, num_batches=1),), 0)
+    monkeypatch.setattr(cut, "_step", lambda trained, stage, parts: seen.append(parts) or {"steps": 1})
+    cut.train()
+    assert [len(part.pixels) for part in seen[0]] == [1, 1]
+    assert len(seen) == 1
+
+
 def test_single_tiles_are_seen_without_missing_ones_and_sheets_with(tmp_path):
     run = Run(tmp_path, (SMALL,), 0)
-    for sheets, max_tiles in ((0.0, 1), (1.0, 4), (0.0, 1)):
-        diet = replace(SMALL.diet, num_images=4, share_sheets=sheets)
-        batch = ReaderData(preset("default").vision, TOKENIZER, diet, num_batches=9, seed=1)[3]
-        assert (batch.canvas == (1, 1)) == (max_tiles == 1)
-        run._step(run.reader, SMALL, batch)
+    run._step(
+        run.reader, SMALL, [ReaderData(preset("default").vision, TOKENIZER, SMALL.diet, num_batches=4, seed=0)[0]]
+    )
+    assert run.reader.model.config.vision.max_tiles == 1
+    for canvas, max_tiles in (((1, 2), 4), ((2, 2), 4), ((1, 1), 1)):
+        run._retile(canvas)
         assert run.reader.model.config.vision.max_tiles == max_tiles
+
+
+def test_real_charts_teach_the_decoder_alone(tmp_path, monkeypatch):
+    """Of the layout of ChartQA, with a picture of one tile and one of four."""
+    small_run(tmp_path / "start", 1)
+    folder = tmp_path / "charts"
+    (folder / "png").mkdir(parents=True)
+    for name, size in (("a", (200, 150)), ("b", (800, 557))):
+        Image.new("RGB", size, "white").save(folder / "png" / f"{name}.png")
+    rows = [{"imgname": f"{name}.png", "query": "How much in 2019?", "label": "7"} for name in "aba"]
+    (folder / "train_human.json").write_text(json.dumps(rows))
+    monkeypatch.setattr(real, "DRAWN", replace(real.DRAWN, num_images=2, num_questions=2, share_sheets=0.0))
+    command = ["--model", tmp_path / "start/model", "--data", folder, "--out", tmp_path, "--steps", 20, "--drawn", 1]
+    done = CliRunner().invoke(real.main, [str(part) for part in command], catch_exceptions=False)
+    assert done.exit_code == 0
+    before, after = (VLM.from_pretrained(path).model for path in (tmp_path / "start/model", tmp_path / "model"))
+    assert all(torch.equal(weight, after.encoder.get_parameter(n)) for n, weight in before.encoder.named_parameters())
+    moved = [not torch.equal(weight, after.decoder.get_parameter(n)) for n, weight in before.decoder.named_parameters()]
+    assert sum(moved) > len(moved) / 2
+    row = json.loads((tmp_path / "log.jsonl").read_text())
+    assert row["batch"] == 20
+    assert set(row["exact"]) > {"real"}
+
+
+def test_a_folder_without_real_charts_is_refused(tmp_path):
+    with pytest.raises(VLMError, match="holds no questions"):
+        next(real.real_lessons(Reader(preset("default")), tmp_path, 0, 1))
 
 
 def test_a_step_without_a_finite_gradient_changes_nothing(tmp_path, caplog):
@@ -440,7 +498,7 @@ def test_a_step_without_a_finite_gradient_changes_nothing(tmp_path, caplog):
     batch = ReaderData(vision, TOKENIZER, SMALL.diet, num_batches=4, seed=0)[0]
     before = [weight.clone() for weight in run._trained()]
     batch.pixels[0, 0, 0, 0, 0] = float("nan")
-    run._step(run.reader, SMALL, batch)
+    run._step(run.reader, SMALL, [batch])
     assert all(torch.equal(weight, old) for weight, old in zip(run._trained(), before, strict=True))
     assert "left out" in caplog.text
 

@@ -61,6 +61,11 @@ class Bench:
 
     def __init__(self, *, quick: bool):
         self.window_s, self.windows, self.quick = (0.05, 3, True) if quick else (0.5, 7, False)
+        self.work = {
+            "reading": limits.reading(1 << (26 if quick else 30), self.window_s),
+            "float32": limits.product(torch.float32),
+            "bfloat16": limits.product(torch.bfloat16),
+        }
         self.limits = self._limits()
         self.has_peer = importlib.util.find_spec("transformers") is not None
 
@@ -89,11 +94,10 @@ class Bench:
         for precision in ("bfloat16", "int4"):
             model = random_model(config, precision)
             for cache, context in itertools.product((torch.bfloat16, torch.int8), LONG_CONTEXTS):
-                found, _ = self._beside(operations.decode_step(model, context, cache_dtype=cache), None)
+                step = operations.decode_step(model, context, cache_dtype=cache)
                 read = weights_read(model, with_image=False) + operations.cache_bytes(config.decoder, context, cache)
-                share = read / found / self.limits.bytes_per_s
                 name = f"1b, {precision}{', int8 cache' if cache == torch.int8 else ''}: a token after {context} others"
-                yield Row(name=name, seconds=found, share=share, limit="reading, cache counted")
+                yield replace(self._row(name, step, None, "reading", read), limit="reading, cache counted")
 
     def large(self) -> Iterator[Row]:
         """Decoding with a picture of four tiles in 5 of the 40 layers of the 11B shape, and its head."""
@@ -117,11 +121,10 @@ class Bench:
             peer = transformers_peer.peer_of(model)
         for canvas in CANVASES[: 1 if self.quick else 3]:
             theirs = peer and transformers_peer.encode(peer, model, canvas)
-            found, beside = self._beside(operations.encode(model, canvas), theirs, windows=3)
             tiles = canvas[0] * canvas[1]
-            share = operations.encode_operations(config, tiles) / found / self.limits.operations_per_s["bfloat16"]
+            needed = operations.encode_operations(config, tiles)
             name = f"1b-vision: a picture of {tiles} tiles encoded"
-            yield Row(name=name, seconds=found, share=share, limit="bfloat16", beside=beside, peer=self._peer(beside))
+            yield self._row(name, operations.encode(model, canvas), theirs, "bfloat16", needed, windows=3)
         vlm = VLM(model, Tokenizer.bytes_only())
         picture = Image.new("RGB", (config.vision.tile_size,) * 2, "white")
         ours = operations.answer_many(vlm, picture, _QUESTIONS, _NEW_TOKENS)
@@ -129,20 +132,14 @@ class Bench:
         if peer is not None:
             prompts = [vlm.prompt_ids(_about(picture, question)) for question in _QUESTIONS]
             theirs = transformers_peer.answer_loop(peer, model, prompts, _NEW_TOKENS)
-        found, beside = self._beside(ours, theirs, windows=1)
-        yield Row(name="1b-vision: ten questions, one picture", seconds=found, beside=beside, peer=self._peer(beside))
+        yield self._row("1b-vision: ten questions, one picture", ours, theirs, windows=1)
 
     # Parts
 
     def _limits(self) -> Limits:
-        size = 1 << (26 if self.quick else 30)
-        dtypes = (torch.float32, torch.bfloat16)
-        return Limits(
-            bytes_per_s=limits.read_bandwidth(size, self.window_s),
-            operations_per_s={
-                str(dtype).removeprefix("torch."): limits.matrix_throughput(dtype, self.window_s) for dtype in dtypes
-            },
-        )
+        taken = seconds({name: work.call for name, work in self.work.items()}, window_s=self.window_s)
+        rates = {name: work.amount / taken[name] for name, work in self.work.items()}
+        return Limits(bytes_per_s=rates.pop("reading"), operations_per_s=rates)
 
     def _smaller(self, config: ModelConfig) -> ModelConfig:
         """Return the shape, or for a quick look a small part of it."""
@@ -160,14 +157,12 @@ class Bench:
         }
 
     def _decode(self, name: str, model: VisionLanguageModel, image_tokens: int, peer: Call | None) -> Iterator[Row]:
-        found, beside = self._beside(operations.decode_step(model, _CONTEXT, image_tokens), peer)
-        share = weights_read(model, with_image=image_tokens > 0) / found / self.limits.bytes_per_s
-        yield Row(name=name, seconds=found, share=share, limit="reading", beside=beside, peer=self._peer(beside))
+        step = operations.decode_step(model, _CONTEXT, image_tokens)
+        yield self._row(name, step, peer, "reading", weights_read(model, with_image=image_tokens > 0))
 
     def _prefill(self, name: str, model: VisionLanguageModel, peer: Call | None) -> Row:
-        found, beside = self._beside(operations.prefill(model, _PROMPT), peer)
-        share = operations.prefill_operations(model, _PROMPT) / found / self.limits.operations_per_s["bfloat16"]
-        return Row(name=name, seconds=found, share=share, limit="bfloat16", beside=beside, peer=self._peer(beside))
+        needed = operations.prefill_operations(model, _PROMPT)
+        return self._row(name, operations.prefill(model, _PROMPT), peer, "bfloat16", needed)
 
     def _beside_llama_cpp(self, config: ModelConfig, precision: str, model: VisionLanguageModel) -> Iterator[Row]:
         """Compare decoding and prefill with llama.cpp at about as many bits, where it is installed."""
@@ -183,10 +178,25 @@ class Bench:
             ):
                 yield replace(row, peer=peer.name)
 
-    def _beside(self, ours: Call, theirs: Call | None, windows: int | None = None) -> tuple[float, float | None]:
+    def _row(
+        self,
+        name: str,
+        ours: Call,
+        theirs: Call | None,
+        limit: str = "",
+        needed: int = 0,
+        windows: int | None = None,
+    ) -> Row:
+        """Measure an operation that needs so many bytes or operations, in turn with its peer and with its limit.
+
+        What the machine can do changes from minute to minute, so that a limit measured before says little.
+        """
         calls = {"ours": ours} | ({"theirs": theirs} if theirs else {})
+        calls |= {"limit": self.work[limit].call} if limit else {}
         found = seconds(calls, windows=min(windows or self.windows, self.windows), window_s=self.window_s)
-        return found["ours"], found["theirs"] / found["ours"] if theirs else None
+        beside = found["theirs"] / found["ours"] if theirs else None
+        share = needed / found["ours"] * found["limit"] / self.work[limit].amount if limit else None
+        return Row(name=name, seconds=found["ours"], share=share, limit=limit, beside=beside, peer=self._peer(beside))
 
     def _peer(self, beside: float | None) -> str:
         if beside is not None:

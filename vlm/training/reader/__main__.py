@@ -18,7 +18,9 @@ from vlm.training.reader.stages import STAGES
 
 @click.command()
 @click.option("--out", type=click.Path(path_type=Path), default="runs/reader", show_default=True)
-@click.option("--start", type=click.Path(exists=True, path_type=Path), help="Folder of a reader to train further.")
+@click.option(
+    "--model", "start", type=click.Path(exists=True, path_type=Path), help="Folder of a reader to train further."
+)
 @click.option("--stage", type=click.Choice([stage.name for stage in STAGES]), help="The first to go through.")
 @click.option("--seed", type=int, default=0, show_default=True)
 def main(out: Path, start: Path | None, stage: str | None, seed: int) -> None:

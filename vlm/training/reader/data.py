@@ -149,7 +149,7 @@ class ReaderData(Dataset):
             offset,
             torch.stack(characters),
             PatchLinks(*(torch.from_numpy(np.stack(part)[:, layout.order]) for part in zip(*links, strict=True))),
-            [_group(group, self.tokenizer.image_marker_id) for group in _by_length(rows)],
+            question_groups(rows, self.tokenizer.image_marker_id),
         )
 
     def _shrink(self, rng: np.random.Generator) -> float:
@@ -164,12 +164,10 @@ class ReaderData(Dataset):
         self, chart: Chart, question: Question, layout: "_Layout"
     ) -> tuple[list[int], list[int], Pointers]:
         """Return the ids of the whole conversation, the labels of each position, and the pointers."""
-        turn = Turn("user", (Image(None), Text(question.question)))
-        prompt = encode_prompt(self.tokenizer, [turn]).ids
-        reply = [*self.tokenizer.encode(question.answer), self.tokenizer.eot_id]
+        prompt, reply = conversation(self.tokenizer, question.question, question.answer)
         pointers = pointer_targets(self.tokenizer, chart, question, prompt, reply, layout.patch_size, layout.grid)
         pointers = pointers._replace(places=pointers.places[:, layout.order])
-        return prompt + reply[:-1], [IGNORED] * (len(prompt) - 1) + reply, pointers
+        return *with_labels(prompt, reply), pointers
 
 
 class _Layout:
@@ -196,6 +194,25 @@ def _sheet(rng: np.random.Generator, tile_size: int, shrink: float) -> tuple[int
         return round(2 * tile_size * shrink * 557 / 800), round(2 * tile_size * shrink)
     random = Random(int(rng.integers(2**63)))
     return draw_shape(random, round(random.randint(tile_size, 2 * tile_size) * shrink))
+
+
+def question_groups(rows: list[tuple], marker_id: int) -> list[QuestionBatch]:
+    """Return batches of questions of similar length.
+
+    rows: (which picture, ids, labels, pointers, kind) of each.
+    """
+    return [_group(group, marker_id) for group in _by_length(rows)]
+
+
+def conversation(tokenizer: Tokenizer, question: str, answer: str) -> tuple[list[int], list[int]]:
+    """Return the ids of a prompt about a picture, and those of its reply."""
+    prompt = encode_prompt(tokenizer, [Turn("user", (Image(None), Text(question)))]).ids
+    return prompt, [*tokenizer.encode(answer), tokenizer.eot_id]
+
+
+def with_labels(prompt: list[int], reply: list[int]) -> tuple[list[int], list[int]]:
+    """Return the ids of a whole conversation but for the last, and what each position should predict."""
+    return prompt + reply[:-1], [IGNORED] * (len(prompt) - 1) + reply
 
 
 def _by_length(rows: list[tuple]) -> list[list[tuple]]:

@@ -60,7 +60,7 @@ class Reader(nn.Module):
         self.order_head = nn.Linear(config.vision.feature_dim, MAX_ORDER + 1)
         self.beginning_head = nn.Linear(config.vision.feature_dim, NUM_FIRST * NUM_CODES)
         self.exact: Counter[tuple[str, bool]] = Counter()
-        """How many replies of each kind were predicted whole, and how many not; the caller empties it."""
+        """How many replies of each kind were predicted whole, and how many not."""
         initialise(self.model)
 
     def forward(self, batch: ReaderBatch) -> Losses:
@@ -84,13 +84,16 @@ class Reader(nn.Module):
         )
         answer = pointers = features.new_zeros(())
         if batch.groups:
-            image = self.model.decoder.image_kv(tokens.flatten(1, 2))
-            parts = [self._question_losses(group, image, num_tiles) for group in batch.groups]
-            num_tokens = sum(part[1] for part in parts)
-            answer = sum(part[0] for part in parts) / num_tokens
-            sums, counts = (torch.stack([part[index] for part in parts]).sum(0) for index in (2, 3))
-            pointers = (sums / counts.clamp_min(1)).sum()
+            answer, pointers = self.asked(tokens, batch.groups)
         return Losses(answer, characters, links, partners, order, beginning, pointers)
+
+    def asked(self, tokens: Tensor, groups: list[QuestionBatch]) -> tuple[Tensor, Tensor]:
+        """Return the losses of answers and of pointers of questions about pictures of image tokens [m, t, p, d]."""
+        image = self.model.decoder.image_kv(tokens.flatten(1, 2))
+        parts = [self._question_losses(group, image, tokens.shape[1]) for group in groups]
+        answer = sum(part[0] for part in parts) / sum(part[1] for part in parts)
+        sums, counts = (torch.stack([part[index] for part in parts]).sum(0) for index in (2, 3))
+        return answer, (sums / counts.clamp_min(1)).sum()
 
     def _character_loss(self, features: Tensor, characters: Tensor) -> Tensor:
         logits = rearrange(self.character_head(features), "m t p (i n) -> (m t p i) n", n=NUM_CODES).float()
@@ -126,6 +129,12 @@ class Reader(nn.Module):
             sums.append(loss)
             counts.append(count)
         return answer, int(predicting.sum()), torch.stack(sums), torch.stack(counts)
+
+    def shares_right(self) -> dict[str, float]:
+        """Return the share of replies of each kind that were predicted whole since this was last asked."""
+        kinds, exact = sorted({kind for kind, _ in self.exact}), self.exact.copy()
+        self.exact.clear()
+        return {kind: round(exact[kind, True] / (exact[kind, True] + exact[kind, False]), 3) for kind in kinds}
 
     @torch.no_grad()
     def _count(self, group: QuestionBatch, logits: Tensor, predicting: Tensor) -> None:

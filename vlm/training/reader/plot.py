@@ -30,8 +30,8 @@ def main(log: Path, picture: Path) -> None:
     minutes = np.array([row["elapsed_s"] / 60 for row in rows])
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
     for name in LOSSES:
-        # A loss that its stage does not use is zero.
-        left.plot(minutes, smooth([row[name] or np.nan for row in rows]), label=name)
+        # A loss that its stage does not use is zero, or not there.
+        left.plot(minutes, smooth([row.get(name) or np.nan for row in rows]), label=name)
     left.set(xlabel="minutes", title="losses", ylim=(0, None))
     for kind in KINDS:
         right.plot(minutes, smooth([row["exact"].get(kind, np.nan) for row in rows]), label=kind)

@@ -12,7 +12,7 @@ import os
 import signal
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -39,6 +39,8 @@ logger = logging.getLogger(__name__)
 
 PEAK_RATES = (1e-2, 2e-3)
 """Of Muon and of AdamW."""
+PICTURES_AT_ONCE = 8
+"""By each process on a CPU; the gradients of a larger batch are added up."""
 SAVE_EVERY_S = 240
 LOG_EVERY = 20
 
@@ -49,7 +51,7 @@ class Run:
     def __init__(self, out: Path, stages: tuple[Stage, ...], seed: int, start: Path | None = None):
         """Take up the run in `out`, or begin one: from nothing, or from the weights of the reader in folder `start`."""
         self.out, self.stages, self.seed = out, stages, seed
-        self.rank, self.num_ranks = _join_processes()
+        self.rank, self.num_ranks = join_processes()
         self.device = torch.device("cuda" if self.num_ranks == 1 and torch.cuda.is_available() else "cpu")
         if self.device.type == "cuda":
             torch.set_float32_matmul_precision("high")
@@ -66,9 +68,9 @@ class Run:
                     "invalid_request",
                     f"{start.name} is of an older recipe, whose layers write over positions; start from nothing",
                 )
-            self.reader.model.load_state_dict(_without_positions(trained), strict=False)
+            self.reader.model.load_state_dict(without_positions(trained), strict=False)
         self.reader.to(self.device)
-        matrices, others = _split(self.reader)
+        matrices, others = split(self.reader)
         self.optimizers = (
             Muon(matrices, lr=0.0, weight_decay=0.4),
             torch.optim.AdamW(others, lr=0.0, betas=(0.9, 0.95), weight_decay=0.0, fused=True),
@@ -99,17 +101,19 @@ class Run:
             torch.distributed.destroy_process_group()
 
     def _train_stage(self, stage: Stage) -> None:
+        on_cpu = self.device.type == "cpu"
+        num_images = stage.diet.num_images
+        num_parts = math.ceil(num_images / self.num_ranks / PICTURES_AT_ONCE) if on_cpu else 1
         data = ReaderData(
             preset("default").vision,
             self.tokenizer,
-            stage.diet,
-            num_batches=stage.num_batches,
+            replace(stage.diet, num_images=num_images // num_parts),
+            num_batches=stage.num_batches * num_parts,
             seed=self.seed + self.stage_index,
             rank=self.rank,
             num_ranks=self.num_ranks,
         )
-        remaining = Subset(data, range(self.batch_index, stage.num_batches))
-        on_cpu = self.device.type == "cpu"
+        remaining = Subset(data, range(self.batch_index * num_parts, len(data)))
         batches = DataLoader(
             remaining,
             batch_size=None,
@@ -124,8 +128,8 @@ class Run:
             trained = DistributedDataParallel(self.reader, find_unused_parameters=stage.diet.share_pages > 0)
         since = saved = time.monotonic()
         bar = tqdm(total=stage.num_batches, initial=self.batch_index, disable=None, unit="batch", desc=stage.name)
-        for batch in batches:
-            self.recent.update(self._step(trained, stage, batch))
+        for parts in zip(*[iter(batches)] * num_parts, strict=True):
+            self.recent.update(self._step(trained, stage, parts))
             self.batch_index += 1
             bar.update()
             now = time.monotonic()
@@ -150,19 +154,22 @@ class Run:
             torch.distributed.all_reduce(told, torch.distributed.ReduceOp.MAX)
         return bool(told)
 
-    def _step(self, trained: nn.Module, stage: Stage, batch: ReaderBatch) -> dict[str, float]:
-        """Take one optimizer step; a step whose gradient is not finite is left out."""
+    def _step(self, trained: nn.Module, stage: Stage, parts: Sequence[ReaderBatch]) -> dict[str, float]:
+        """Take one optimizer step on a batch that comes in parts; one whose gradient is not finite is left out."""
         done = self.batch_index / stage.num_batches
         warm = min(1.0, (self.batch_index + 1) / 40) if self.stage_index == 0 else 1.0
         share = warm * (stage.rates[0] + done * (stage.rates[1] - stage.rates[0]))
         for optimizer, peak in zip(self.optimizers, PEAK_RATES, strict=True):
             optimizer.param_groups[0]["lr"] = share * peak
-        self._retile(batch.canvas)
-        with torch.autocast("cuda", torch.bfloat16, enabled=self.device.type == "cuda"):
-            losses = trained(batch.to(self.device))
-        total = sum(weight * loss for weight, loss in zip(stage.weights, losses, strict=True) if weight)
         self.reader.zero_grad(set_to_none=True)
-        total.backward()
+        means: Counter[str] = Counter()
+        for batch in parts:
+            self._retile(batch.canvas)
+            with torch.autocast("cuda", torch.bfloat16, enabled=self.device.type == "cuda"):
+                losses = trained(batch.to(self.device))
+            total = sum(weight * loss for weight, loss in zip(stage.weights, losses, strict=True) if weight)
+            (total / len(parts)).backward()
+            means.update({name: loss.item() / len(parts) for name, loss in losses._asdict().items()})
         norm = float(nn.utils.clip_grad_norm_(self._trained(), 1.0))
         if math.isfinite(norm):
             for optimizer in self.optimizers:
@@ -171,7 +178,7 @@ class Run:
             wire_pointers(self.reader.model)
         else:
             logger.warning("a step with a gradient that is not finite was left out")
-        return {name: loss.item() for name, loss in losses._asdict().items()} | {"norm": norm, "steps": 1}
+        return means | {"norm": norm, "steps": 1}
 
     def _retile(self, canvas: tuple[int, int]) -> None:
         """Spare single tiles the missing ones that the model would encode beside them."""
@@ -182,10 +189,7 @@ class Run:
 
     def _log(self, stage: Stage) -> None:
         """Append mean losses since the last time and the shares of whole replies that were right, of this process."""
-        exact = self.reader.exact
-        kinds = sorted({kind for kind, _ in exact})
-        right = {kind: round(exact[kind, True] / (exact[kind, True] + exact[kind, False]), 3) for kind in kinds}
-        exact.clear()
+        right = self.reader.shares_right()
         num_steps = self.recent.pop("steps")
         if self.rank == 0:
             row = {
@@ -210,7 +214,7 @@ class Run:
         if self.rank:
             return
         state = {
-            "reader": _without_positions(self.reader),
+            "reader": without_positions(self.reader),
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "elapsed_s": self.elapsed_s,
             "stage": self.stage_index,
@@ -235,12 +239,12 @@ def _leave_signals_to_the_run(_: int) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
-def _without_positions(module: nn.Module) -> dict[str, torch.Tensor]:
+def without_positions(module: nn.Module) -> dict[str, torch.Tensor]:
     """Return what was learned: positions depend on the tile alone."""
     return {name: weight for name, weight in module.state_dict().items() if "position" not in name}
 
 
-def _split(reader: Reader) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+def split(reader: Reader) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
     """Return what Muon trains, the matrices inside the model, and what AdamW trains: vectors, embedding and heads."""
     named = [(name, weight) for name, weight in reader.named_parameters() if weight.requires_grad]
     inner = [
@@ -250,7 +254,7 @@ def _split(reader: Reader) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
     return inner, [weight for _, weight in named if id(weight) not in chosen]
 
 
-def _join_processes() -> tuple[int, int]:
+def join_processes() -> tuple[int, int]:
     """Return this process's rank and how many there are; torchrun names them in the environment."""
     num_processes = int(os.environ.get("WORLD_SIZE", "1"))
     if num_processes > 1:
