@@ -40,7 +40,9 @@ def scripted(model: VLM, controls: Path) -> None:
             steps[:] = [*(controls / "answer").read_bytes(), model.tokenizer.eot_id]
 
     def logits(hidden):
-        time.sleep(float((controls / "delay").read_text()))
+        began = time.monotonic()
+        while time.monotonic() - began < float((controls / "delay").read_text()):
+            time.sleep(0.01)
         out = given(hidden).clone()
         out[:, steps[min(place[0], len(steps) - 1)]] += 1e6
         place[0] += 1

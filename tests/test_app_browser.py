@@ -334,7 +334,8 @@ def test_an_answer_can_be_stopped(view, demo):
 def test_a_full_queue_is_told_and_the_page_is_not_stuck(view, demo):
     view.add(CHART)
     view.answer("?")
-    demo.delay(10)
+    # None may end while the others are put in.
+    demo.delay(600)
     path, event = demo.upload("a.png", CHART.read_bytes()), demo.event("question", "submit")
     value = [{"image": {"path": path, "meta": {"_type": "gradio.FileData"}}, "caption": None}]
     names = [f"busy{number}" for number in range(34)]
