@@ -83,7 +83,7 @@ class Bench:
         peers = self._text_peers(config)
         for precision in ALL_PRECISIONS:
             model = random_model(config, precision)
-            yield from self._decode(f"1b, {precision}: a token", model, 0, peers.get("decode"))
+            yield self._decode(f"1b, {precision}: a token", model, 0, peers.get("decode"))
             yield self._prefill(f"1b, {precision}: {_PROMPT} tokens read", model, peers.get("prefill"))
             if precision in PRECISIONS:
                 yield from self._beside_llama_cpp(config, precision, model)
@@ -108,7 +108,7 @@ class Bench:
         config = replace(config, decoder=layers, adapter=adapter, vision=preset("tiny").vision)
         for precision in ALL_PRECISIONS:
             model = random_model(config, precision)
-            yield from self._decode(f"11b, {precision}: a token, 5 layers and head", model, 4 * 1601, None)
+            yield self._decode(f"11b, {precision}: a token, 5 layers and head", model, 4 * 1601, None)
 
     def pictures(self) -> Iterator[Row]:
         """Encoding, and ten questions about one picture, of a 1B-like vision model."""
@@ -156,9 +156,9 @@ class Bench:
             "prefill": transformers_peer.prefill(peer, _PROMPT),
         }
 
-    def _decode(self, name: str, model: VisionLanguageModel, image_tokens: int, peer: Call | None) -> Iterator[Row]:
+    def _decode(self, name: str, model: VisionLanguageModel, image_tokens: int, peer: Call | None) -> Row:
         step = operations.decode_step(model, _CONTEXT, image_tokens)
-        yield self._row(name, step, peer, "reading", weights_read(model, with_image=image_tokens > 0))
+        return self._row(name, step, peer, "reading", weights_read(model, with_image=image_tokens > 0))
 
     def _prefill(self, name: str, model: VisionLanguageModel, peer: Call | None) -> Row:
         needed = operations.prefill_operations(model, _PROMPT)
@@ -173,7 +173,7 @@ class Bench:
         with closing(Peer(config.decoder, precision, _PROMPT)) as peer:
             name = f"1b, {precision}, beside llama.cpp"
             for row in (
-                *self._decode(f"{name}: a token", model, 0, peer.decode_step(_CONTEXT)),
+                self._decode(f"{name}: a token", model, 0, peer.decode_step(_CONTEXT)),
                 self._prefill(f"{name}: {_PROMPT} tokens read", model, peer.prefill(_PROMPT)),
             ):
                 yield replace(row, peer=peer.name)

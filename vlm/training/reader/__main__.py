@@ -12,6 +12,7 @@ from pathlib import Path
 import click
 import torch
 
+from vlm.errors import VLMError
 from vlm.training.reader.run import Run
 from vlm.training.reader.stages import STAGES
 
@@ -28,7 +29,10 @@ def main(out: Path, start: Path | None, stage: str | None, seed: int) -> None:
     # What sharp attention lets underflow is slow to compute with: the backward pass took 7 times as long.
     torch.set_flush_denormal(True)
     names = [each.name for each in STAGES]
-    run = Run(out, STAGES[names.index(stage) if stage else 0 :], seed, start)
+    try:
+        run = Run(out, STAGES[names.index(stage) if stage else 0 :], seed, start)
+    except VLMError as error:
+        raise click.ClickException(str(error)) from None
     signal.signal(signal.SIGTERM, run.stop)
     run.train()
 

@@ -19,15 +19,13 @@ from typing import NamedTuple
 import click
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
+from vision_encoder.image_limits import ImageError
 from vision_encoder.preprocess import ImageProcessor
-from vlm.config import preset
 from vlm.errors import VLMError
-from vlm.pipeline import VLM
 from vlm.training.reader.data import (
     Diet,
     QuestionBatch,
@@ -36,9 +34,10 @@ from vlm.training.reader.data import (
     question_groups,
     with_labels,
 )
+from vlm.training.reader.folder import load_reader, save_reader
 from vlm.training.reader.model import Reader
-from vlm.training.reader.muon import Muon
-from vlm.training.reader.run import LOG_EVERY, PEAK_RATES, join_processes, split, without_positions
+from vlm.training.reader.optimizers import optimizers_of, set_rates
+from vlm.training.reader.run import LOG_EVERY, join_processes
 from vlm.training.reader.targets import NUM_POINTERS, Pointers
 from vlm.training.reader.vocabulary import reader_tokenizer
 from vlm.training.reader.wires import wire_pointers
@@ -76,8 +75,8 @@ def see(reader: Reader, pixels: Tensor, canvas: tuple[int, int]) -> Tensor:
     return torch.cat([reader.model.encode(one[None].float(), [canvas])[1].half() for one in pixels])
 
 
-def real_lessons(reader: Reader, data: Path, rank: int, num_ranks: int) -> Iterator[Lesson]:
-    """Yield the charts of a folder in ChartQA's layout, `png` and `*_augmented.json` or `*_human.json`, this process's.
+def read_questions(data: Path) -> dict[str, list[tuple[str, str]]]:
+    """Return (question, answer) by name of chart, of a folder in ChartQA's layout: `png` and any number of JSON files.
 
     Raises: VLMError with `invalid_request` where there is none.
     """
@@ -87,13 +86,24 @@ def real_lessons(reader: Reader, data: Path, rank: int, num_ranks: int) -> Itera
             asked.setdefault(row["imgname"], []).append((row["query"], str(row["label"])))
     if not asked:
         raise VLMError("invalid_request", f"{data.name} holds no questions; expected *.json and png/ as in ChartQA")
+    return asked
+
+
+def real_lessons(
+    reader: Reader, data: Path, asked: dict[str, list[tuple[str, str]]], *, silent: bool = False
+) -> Iterator[Lesson]:
+    """Yield the charts of folder `data` that are asked about, those of equally many tiles together.
+
+    Raises: VLMError with `invalid_request` where one cannot be read.
+    """
     processor = ImageProcessor(reader.model.config.vision)
     seen: dict[tuple[int, int], list[tuple[Tensor, list[tuple[str, str]]]]] = {}
-    names = sorted(asked)[rank::num_ranks]
-    for name in tqdm(names, disable=None if rank == 0 else True, unit="picture", desc="real charts seen"):
-        with Image.open(data / "png" / name) as image:
-            pixels, canvas = processor(image)
-        seen.setdefault(canvas, []).append((see(reader, pixels[None], canvas), asked[name]))
+    for name, questions in tqdm(asked.items(), disable=silent or None, unit="picture", desc="real charts seen"):
+        try:
+            pixels, canvas = processor(data / "png" / name)
+        except ImageError as error:
+            raise VLMError("invalid_request", f"png/{name}: {error}") from None
+        seen.setdefault(canvas, []).append((see(reader, pixels[None], canvas), questions))
     for pictures in seen.values():
         for start in range(0, len(pictures), PICTURES_TOGETHER):
             yield _lesson(pictures[start : start + PICTURES_TOGETHER])
@@ -130,7 +140,7 @@ def drawn_lessons(reader: Reader, count: int, seed: int, rank: int, num_ranks: i
 @click.option("--data", type=click.Path(exists=True, path_type=Path), required=True, help="As ChartQA's train folder.")
 @click.option("--out", type=click.Path(path_type=Path), default="runs/real", show_default=True)
 @click.option("--steps", type=click.IntRange(1), default=360, show_default=True)
-@click.option("--drawn", type=click.IntRange(1), default=120, show_default=True, help="Lessons of each process.")
+@click.option("--drawn", type=click.IntRange(1), default=90, show_default=True, help="Lessons of each process.")
 @click.option("--rate", type=float, default=0.06, show_default=True, help="Share of the peak learning rates.")
 @click.option("--seed", type=int, default=0, show_default=True)
 def main(start: Path, data: Path, out: Path, steps: int, drawn: int, rate: float, seed: int) -> None:
@@ -138,19 +148,22 @@ def main(start: Path, data: Path, out: Path, steps: int, drawn: int, rate: float
     torch.set_flush_denormal(True)
     torch.manual_seed(seed)
     rank, num_ranks = join_processes()
-    trained = VLM.from_pretrained(start, device="cpu", dtype=torch.float32).model
-    reader = Reader(preset("default"))
-    reader.model.load_state_dict(without_positions(trained), strict=False)
-    reader.requires_grad_(False)
-    reader.model.decoder.requires_grad_(True)
-    real = list(real_lessons(reader, data, rank, num_ranks))
+    try:
+        asked, reader = read_questions(data), load_reader(start)
+        if len(asked) < num_ranks:
+            raise VLMError("invalid_request", f"{len(asked)} charts for {num_ranks} processes; give each one or more")
+        reader.requires_grad_(False)
+        reader.model.decoder.requires_grad_(True)
+        real = list(real_lessons(reader, data, dict(sorted(asked.items())[rank::num_ranks]), silent=rank > 0))
+    except VLMError as error:
+        raise click.ClickException(str(error)) from None
     own = list(drawn_lessons(reader, drawn, seed, rank, num_ranks))
     out.mkdir(parents=True, exist_ok=True)
     order = Random(seed + rank)
     bar = tqdm(range(steps), disable=None if rank == 0 else True, unit="step", desc="learned")
     learn(reader, zip(bar, _for_ever(real, order), _for_ever(own, order), strict=False), steps, rate, out)
     if rank == 0:
-        VLM(reader.model.to(torch.bfloat16), reader_tokenizer()).save_pretrained(out / "model")
+        save_reader(reader, out / "model")
     if num_ranks > 1:
         torch.distributed.destroy_process_group()
 
@@ -159,24 +172,20 @@ def learn(
     reader: Reader, lessons: Iterable[tuple[int, Lesson, Lesson]], num_steps: int, rate: float, out: Path
 ) -> None:
     """Train what has gradients on (step, real lesson, drawn lesson), its rate falling to zero, and write a log."""
-    matrices, others = split(reader)
-    optimizers = (
-        Muon(matrices, lr=0.0, weight_decay=0.4),
-        torch.optim.AdamW(others, lr=0.0, betas=(0.9, 0.95), weight_decay=0.0, fused=True),
-    )
-    asked: nn.Module = Asked(reader)
+    optimizers = optimizers_of(reader)
+    step_of: nn.Module = Asked(reader)
     several = torch.distributed.is_initialized()
     if several:
-        asked = DistributedDataParallel(asked, find_unused_parameters=True)
+        step_of = DistributedDataParallel(step_of, find_unused_parameters=True)
     begun, recent = time.monotonic(), Counter()
     for step, real, drawn in lessons:
         share = min(1.0, (step + 1) / 20) * rate * (1 - step / num_steps)
-        losses = asked(real, drawn)
+        losses = step_of(real, drawn)
         reader.zero_grad(set_to_none=True)
         sum(losses).backward()
         nn.utils.clip_grad_norm_(reader.model.decoder.parameters(), 1.0)
-        for optimizer, peak in zip(optimizers, PEAK_RATES, strict=True):
-            optimizer.param_groups[0]["lr"] = share * peak
+        set_rates(optimizers, share)
+        for optimizer in optimizers:
             optimizer.step()
         wire_pointers(reader.model)
         recent.update(answer=losses[0].item(), drawn=losses[1].item())

@@ -4,7 +4,6 @@ One process a core: on small matrices two processes of one thread do more than o
 GPU where there is one, and all cores but one to draw for it.
 """
 
-import copy
 import json
 import logging
 import math
@@ -24,21 +23,18 @@ from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
 from vlm.config import preset
-from vlm.errors import VLMError
-from vlm.pipeline import VLM
 from vlm.training.reader.data import ReaderBatch, ReaderData
+from vlm.training.reader.folder import load_reader, save_reader, without_positions
 from vlm.training.reader.model import Reader
-from vlm.training.reader.muon import Muon
+from vlm.training.reader.optimizers import optimizers_of, set_rates
 from vlm.training.reader.sinusoids import retile
 from vlm.training.reader.stages import Stage
-from vlm.training.reader.start import look_at_neighbours, positions_kept
+from vlm.training.reader.start import look_at_neighbours
 from vlm.training.reader.vocabulary import reader_tokenizer
 from vlm.training.reader.wires import wire_pointers
 
 logger = logging.getLogger(__name__)
 
-PEAK_RATES = (1e-2, 2e-3)
-"""Of Muon and of AdamW."""
 PICTURES_AT_ONCE = 8
 """By each process on a CPU; the gradients of a larger batch are added up."""
 SAVE_EVERY_S = 240
@@ -59,22 +55,8 @@ class Run:
             torch.backends.cuda.enable_cudnn_sdp(False)
         torch.manual_seed(seed)
         self.tokenizer = reader_tokenizer()
-        self.reader = Reader(preset("default"))
-        if start is not None:
-            trained = VLM.from_pretrained(start, device="cpu", dtype=torch.float32).model
-            same_shape = trained.config.vision == self.reader.model.config.vision
-            if not same_shape or not positions_kept(trained.encoder):
-                raise VLMError(
-                    "invalid_request",
-                    f"{start.name} is of an older recipe, whose layers write over positions; start from nothing",
-                )
-            self.reader.model.load_state_dict(without_positions(trained), strict=False)
-        self.reader.to(self.device)
-        matrices, others = split(self.reader)
-        self.optimizers = (
-            Muon(matrices, lr=0.0, weight_decay=0.4),
-            torch.optim.AdamW(others, lr=0.0, betas=(0.9, 0.95), weight_decay=0.0, fused=True),
-        )
+        self.reader = (load_reader(start) if start else Reader(preset("default"))).to(self.device)
+        self.optimizers = optimizers_of(self.reader)
         self.stage_index = self.batch_index = 0
         self.elapsed_s = 0.0
         self.recent: Counter[str] = Counter()
@@ -96,7 +78,7 @@ class Run:
             self.stage_index, self.batch_index = self.stage_index + 1, 0
             self.save()
         if self.rank == 0:
-            self.export(self.out / "model")
+            save_reader(self.reader, self.out / "model")
         if self.num_ranks > 1:
             torch.distributed.destroy_process_group()
 
@@ -159,8 +141,7 @@ class Run:
         done = self.batch_index / stage.num_batches
         warm = min(1.0, (self.batch_index + 1) / 40) if self.stage_index == 0 else 1.0
         share = warm * (stage.rates[0] + done * (stage.rates[1] - stage.rates[0]))
-        for optimizer, peak in zip(self.optimizers, PEAK_RATES, strict=True):
-            optimizer.param_groups[0]["lr"] = share * peak
+        set_rates(self.optimizers, share)
         self.reader.zero_grad(set_to_none=True)
         means: Counter[str] = Counter()
         for batch in parts:
@@ -203,12 +184,6 @@ class Run:
                 log.write(json.dumps(row) + "\n")
         self.recent.clear()
 
-    def export(self, folder: Path) -> None:
-        """Write the model as it ships: without its head for characters, for pictures of up to four tiles, bfloat16."""
-        model = copy.deepcopy(self.reader.model).cpu()
-        retile(model, preset("default").vision)
-        VLM(model.to(torch.bfloat16), self.tokenizer).save_pretrained(folder)
-
     def save(self) -> None:
         """Write a checkpoint, whole or not at all."""
         if self.rank:
@@ -237,21 +212,6 @@ class Run:
 def _leave_signals_to_the_run(_: int) -> None:
     """Ignore SIGTERM in a process that draws: torchrun sends it to all, and the run must take its last step."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-
-
-def without_positions(module: nn.Module) -> dict[str, torch.Tensor]:
-    """Return what was learned: positions depend on the tile alone."""
-    return {name: weight for name, weight in module.state_dict().items() if "position" not in name}
-
-
-def split(reader: Reader) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """Return what Muon trains, the matrices inside the model, and what AdamW trains: vectors, embedding and heads."""
-    named = [(name, weight) for name, weight in reader.named_parameters() if weight.requires_grad]
-    inner = [
-        weight for name, weight in named if weight.ndim == 2 and "decoder.embedding" not in name and "head" not in name
-    ]
-    chosen = {id(weight) for weight in inner}
-    return inner, [weight for _, weight in named if id(weight) not in chosen]
 
 
 def join_processes() -> tuple[int, int]:

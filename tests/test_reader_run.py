@@ -1,0 +1,229 @@
+"""The course of the reader's training: what a step leaves alone, and a cut run that goes on as if uncut."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+from click.testing import CliRunner
+from PIL import Image
+
+from vlm.config import preset
+from vlm.errors import VLMError
+from vlm.pipeline import VLM
+from vlm.training.reader import real
+from vlm.training.reader.data import Diet, ReaderData
+from vlm.training.reader.run import Run
+from vlm.training.reader.stages import STAGES
+from vlm.training.reader.start import positions_kept
+from vlm.training.reader.vocabulary import reader_tokenizer
+from vlm.training.reader.wires import cross_attentions
+
+TOKENIZER = reader_tokenizer()
+SMALL = replace(STAGES[-1], num_batches=4, diet=Diet(num_images=2, share_pages=0.3, num_questions=2))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def no_denormals():
+    """As in a run: what sharp attention lets underflow takes several times as long."""
+    torch.set_flush_denormal(True)
+    yield
+    torch.set_flush_denormal(False)
+
+
+def test_a_reader_of_the_older_recipe_is_no_start(tmp_path):
+    shipped = VLM.from_pretrained(dtype=torch.float32)
+    assert positions_kept(shipped.model.encoder)
+    with torch.no_grad():
+        shipped.model.encoder.local_layers[2].fc2.bias[-1] = 1
+    assert not positions_kept(shipped.model.encoder)
+    shipped.save_pretrained(tmp_path / "older")
+    with pytest.raises(VLMError, match="older recipe"):
+        Run(tmp_path, STAGES, 0, tmp_path / "older")
+
+
+def test_a_step_turns_no_head_away_from_its_neighbour(tmp_path):
+    run = Run(tmp_path, (SMALL,), 0)
+    vision = run.reader.model.config.vision
+    layer = run.reader.model.encoder.local_layers[0]
+    # Two heads of three, and what is no position of three thirds.
+    held = vision.width * 2 // 3
+    watched = ((layer.attention.q_proj, slice(held)), (layer.attention.k_proj, slice(held)))
+    watched += ((layer.attention_norm, slice(held, None)),)
+    before = [part.weight.clone() for part, _ in watched]
+    run._step(run.reader, SMALL, [ReaderData(vision, TOKENIZER, SMALL.diet, num_batches=4, seed=0)[0]])
+    for (part, held), was in zip(watched, before, strict=True):
+        assert torch.equal(part.weight[held], was[held])
+        assert not torch.equal(part.weight, was)
+
+
+def test_a_step_leaves_the_wires_as_they_are(tmp_path):
+    run = Run(tmp_path, (SMALL,), 0)
+    find, copy, _ = cross_attentions(run.reader.model)
+    size, part = run.reader.model.config.decoder.head_dim, slice(None)
+    watched = (
+        (run.reader.model.projector, slice(size)), (find.v_proj, slice(size)),
+        (find.o_proj, (part, slice(2 * size))), (copy.q_proj, slice(2 * size)),
+        (copy.k_proj, slice(size)), (copy.v_proj, slice(size)),
+        (copy.o_proj, (part, slice(2 * size))),
+    )  # fmt: skip
+    before = [module.weight.clone() for module, _ in watched]
+    run._step(
+        run.reader, SMALL, [ReaderData(preset("default").vision, TOKENIZER, SMALL.diet, num_batches=4, seed=0)[0]]
+    )
+    for (module, held), was in zip(watched, before, strict=True):
+        assert torch.equal(module.weight[held], was[held])
+        assert not torch.equal(module.weight, was)
+
+
+def small_run(folder, num_batches: int, seed: int = 0) -> Run:
+    run = Run(folder, (replace(SMALL, num_batches=num_batches),), seed)
+    run.train()
+    return run
+
+
+def test_a_cut_run_goes_on_as_if_it_had_not_been(tmp_path, monkeypatch):
+    whole = small_run(tmp_path / "whole", 4)
+    cut = Run(tmp_path / "cut", (SMALL,), 0)
+    step = cut._step
+
+    def stop_in_the_second(*arguments):
+        if cut.batch_index == 1:
+            cut.stop()
+        return step(*arguments)
+
+    monkeypatch.setattr(cut, "_step", stop_in_the_second)
+    with pytest.raises(SystemExit):
+        cut.train()
+    resumed = Run(tmp_path / "cut", (SMALL,), 0)
+    assert resumed.batch_index == 2
+    resumed.train()
+    for (name, weight), again in zip(whole.reader.named_parameters(), resumed.reader.parameters(), strict=True):
+        assert torch.equal(weight, again), name
+
+
+def test_a_run_leaves_a_model_that_answers(tmp_path):
+    small_run(tmp_path, 1)
+    model = VLM.from_pretrained(tmp_path / "model")
+    assert model.info.max_tiles == preset("default").vision.max_tiles
+    reply = model.answer(Image.new("RGB", (300, 200), "white"), "What is the title?")
+    assert reply.finish_reason in ("stop", "length")
+    further = Run(tmp_path / "further", (SMALL,), 1, start=tmp_path / "model")
+    for name, weight in further.reader.model.named_parameters():
+        assert torch.equal(weight.bfloat16(), model.model.get_parameter(name)), name
+
+
+def test_a_batch_in_parts_is_learned_as_one(tmp_path, monkeypatch):
+    """A run on a CPU adds up the gradients of parts of a batch: here of the same part twice, which is that part."""
+    whole, parts = (Run(tmp_path / name, (SMALL,), 0) for name in ("whole", "parts"))
+    batch = ReaderData(preset("default").vision, TOKENIZER, SMALL.diet, num_batches=4, seed=0)[0]
+    losses = [run._step(run.reader, SMALL, [batch] * count) for run, count in ((whole, 1), (parts, 2))]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    for weight, same in zip(whole._trained(), parts._trained(), strict=True):
+        assert torch.allclose(weight, same, atol=1e-6)
+    seen = []
+    monkeypatch.setattr("vlm.training.reader.run.PICTURES_AT_ONCE", 1)
+    cut = Run(tmp_path / "cut", (replace(SMALL, num_batches=1),), 0)
+    monkeypatch.setattr(cut, "_step", lambda trained, stage, parts: seen.append(parts) or {"steps": 1})
+    cut.train()
+    assert [len(part.pixels) for part in seen[0]] == [1, 1]
+    assert len(seen) == 1
+
+
+def test_single_tiles_are_seen_without_missing_ones_and_sheets_with(tmp_path):
+    run = Run(tmp_path, (SMALL,), 0)
+    run._step(
+        run.reader, SMALL, [ReaderData(preset("default").vision, TOKENIZER, SMALL.diet, num_batches=4, seed=0)[0]]
+    )
+    assert run.reader.model.config.vision.max_tiles == 1
+    for canvas, max_tiles in (((1, 2), 4), ((2, 2), 4), ((1, 1), 1)):
+        run._retile(canvas)
+        assert run.reader.model.config.vision.max_tiles == max_tiles
+
+
+def test_real_charts_teach_the_decoder_alone(tmp_path, monkeypatch):
+    """Of the layout of ChartQA, with a picture of one tile and one of four."""
+    small_run(tmp_path / "start", 1)
+    folder = tmp_path / "charts"
+    (folder / "png").mkdir(parents=True)
+    for name, size in (("a", (200, 150)), ("b", (800, 557))):
+        Image.new("RGB", size, "white").save(folder / "png" / f"{name}.png")
+    rows = [{"imgname": f"{name}.png", "query": "How much in 2019?", "label": "7"} for name in "aba"]
+    (folder / "train_human.json").write_text(json.dumps(rows))
+    monkeypatch.setattr(real, "DRAWN", replace(real.DRAWN, num_images=2, num_questions=2, share_sheets=0.0))
+    command = ["--model", tmp_path / "start/model", "--data", folder, "--out", tmp_path, "--steps", 20, "--drawn", 1]
+    done = CliRunner().invoke(real.main, [str(part) for part in command], catch_exceptions=False)
+    assert done.exit_code == 0
+    before, after = (VLM.from_pretrained(path).model for path in (tmp_path / "start/model", tmp_path / "model"))
+    assert all(torch.equal(weight, after.encoder.get_parameter(n)) for n, weight in before.encoder.named_parameters())
+    moved = [not torch.equal(weight, after.decoder.get_parameter(n)) for n, weight in before.decoder.named_parameters()]
+    assert sum(moved) > len(moved) / 2
+    row = json.loads((tmp_path / "log.jsonl").read_text())
+    assert row["batch"] == 20
+    assert set(row["exact"]) > {"real"}
+
+
+@pytest.mark.parametrize(("rows", "said"), [([], "holds no questions"), ([{"imgname": "gone.png"}], "gone.png")])
+def test_a_folder_without_questions_or_without_a_chart_is_told_without_a_traceback(tmp_path, rows, said):
+    folder = tmp_path / "charts"
+    folder.mkdir()
+    rows = [row | {"query": "How much?", "label": "7"} for row in rows]
+    (folder / "train_human.json").write_text(json.dumps(rows))
+    command = ["--model", "vlm/default_model", "--data", folder, "--out", tmp_path]
+    done = CliRunner().invoke(real.main, [str(part) for part in command], catch_exceptions=False)
+    assert done.exit_code == 1
+    assert said in done.output
+    assert str(tmp_path) not in done.output
+
+
+def test_a_step_without_a_finite_gradient_changes_nothing(tmp_path, caplog):
+    run = Run(tmp_path, (SMALL,), 0)
+    vision = run.reader.model.config.vision
+    batch = ReaderData(vision, TOKENIZER, SMALL.diet, num_batches=4, seed=0)[0]
+    before = [weight.clone() for weight in run._trained()]
+    batch.pixels[0, 0, 0, 0, 0] = float("nan")
+    run._step(run.reader, SMALL, [batch])
+    assert all(torch.equal(weight, old) for weight, old in zip(run._trained(), before, strict=True))
+    assert "left out" in caplog.text
+
+
+TWO = """
+import os
+import torch, torch.distributed
+from vlm.training.reader.muon import Muon
+torch.distributed.init_process_group("gloo")
+torch.manual_seed(0)
+weights = [torch.nn.Parameter(torch.randn(8, 12)) for _ in range(3)]
+optimizer = Muon(weights, lr=0.02)
+for _ in range(3):
+    for weight in weights:
+        weight.grad = torch.sin(weight.detach() * 3)
+    optimizer.step()
+line = "SUM " + " ".join(f"{weight.double().sum().item():.9f}" for weight in weights)
+os.write(1, f"{line}\\n".encode())  # in one piece: the processes share the pipe
+torch.distributed.destroy_process_group()
+"""
+
+
+@pytest.mark.slow
+def test_several_processes_step_as_one(tmp_path):
+    script = tmp_path / "two.py"
+    script.write_text(TWO)
+    sums = []
+    for num_processes in (1, 2):
+        command = [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc-per-node",
+            str(num_processes),
+        ]
+        done = subprocess.run([*command, str(script)], capture_output=True, text=True, timeout=600, env=os.environ)
+        sums.append({line for line in done.stdout.splitlines() if line.startswith("SUM")})
+        assert done.returncode == 0, done.stderr[-2000:]
+    assert len(sums[0]) == 1
+    assert sums[0] == sums[1]

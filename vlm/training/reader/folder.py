@@ -1,0 +1,44 @@
+"""A reader in a model's folder, as it ships."""
+
+import copy
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from vlm.config import preset
+from vlm.errors import VLMError
+from vlm.model import VisionLanguageModel
+from vlm.pipeline import VLM
+from vlm.training.reader.model import Reader
+from vlm.training.reader.sinusoids import retile
+from vlm.training.reader.start import positions_kept
+from vlm.training.reader.vocabulary import reader_tokenizer
+
+
+def load_reader(folder: Path) -> Reader:
+    """Return a reader with the weights of a folder, to be trained further; its heads begin anew.
+
+    Raises: VLMError with `invalid_request` where its recipe was another; else as `VLM.from_pretrained`.
+    """
+    reader, trained = Reader(preset("default")), VLM.from_pretrained(folder, device="cpu", dtype=torch.float32).model
+    if trained.config != reader.model.config or not positions_kept(trained.encoder):
+        raise VLMError(
+            "invalid_request",
+            f"{folder.name} is of an older recipe: other sizes, or layers that write over positions; "
+            "start from nothing, or from a reader of this one",
+        )
+    reader.model.load_state_dict(without_positions(trained), strict=False)
+    return reader
+
+
+def save_reader(reader: Reader, folder: Path) -> None:
+    """Write the model as it ships: without its heads, for pictures of up to four tiles, bfloat16."""
+    model: VisionLanguageModel = copy.deepcopy(reader.model).cpu()
+    retile(model, preset("default").vision)
+    VLM(model.to(torch.bfloat16), reader_tokenizer()).save_pretrained(folder)
+
+
+def without_positions(module: nn.Module) -> dict[str, Tensor]:
+    """Return what was learned: positions depend on the tile alone."""
+    return {name: weight for name, weight in module.state_dict().items() if "position" not in name}
