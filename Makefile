@@ -5,7 +5,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 FONTS := fonts-liberation fonts-open-sans fonts-roboto-unhinted fonts-lato fonts-noto-core fonts-freefont-ttf \
-	fonts-croscore fonts-crosextra-carlito fonts-crosextra-caladea
+	fonts-croscore fonts-crosextra-carlito fonts-crosextra-caladea fonts-urw-base35 fonts-linuxlibertine fonts-ebgaramond \
+	fonts-sil-gentium-basic fonts-sil-charis fonts-sil-andika fonts-b612 fonts-cantarell fonts-cabin fonts-clear-sans \
+	fonts-inter fonts-karla fonts-manrope fonts-sora fonts-quicksand fonts-comfortaa fonts-dosis fonts-play fonts-jura \
+	fonts-junction fonts-oxygen fonts-paratype fonts-go fonts-adf-gillius fonts-adf-switzera fonts-adf-universalis \
+	fonts-adf-libris fonts-adf-baskervald fonts-adf-accanthis fonts-adf-romande fonts-oldstandard fonts-quattrocento \
+	fonts-vollkorn fonts-yrsa-rasa fonts-elstob fonts-junicode fonts-gfs-didot fonts-gfs-artemisia fonts-cardo \
+	fonts-fanwood fonts-cmu fonts-hack fonts-firacode fonts-jetbrains-mono fonts-inconsolata fonts-averia-sans-gwf \
+	fonts-averia-serif-gwf fonts-yanone-kaffeesatz fonts-comic-neue fonts-tuffy fonts-roboto-slab
 # Small models on few cores: threads that wait by spinning cost more than they give.
 export OMP_WAIT_POLICY ?= passive
 

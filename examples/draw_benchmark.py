@@ -20,7 +20,7 @@ import matplotlib
 from PIL import Image
 
 from vlm.training.reader.score import held_out_questions
-from vlm.training.synthetic import canvas
+from vlm.training.synthetic import fonts
 from vlm.training.synthetic.charts import Question
 
 FOLDER = Path(__file__).parent / "benchmark" / "chartqa"
@@ -31,14 +31,14 @@ SEED = 1
 @contextlib.contextmanager
 def only_matplotlibs_fonts() -> Iterator[None]:
     """Keep charts from being drawn with fonts of the system."""
-    system_fonts = canvas.SYSTEM_FONTS
-    canvas.SYSTEM_FONTS = str(Path(matplotlib.get_data_path()) / "fonts" / "ttf")
-    canvas.find_fonts.cache_clear()
+    system_fonts = fonts.SYSTEM_FONTS
+    fonts.SYSTEM_FONTS = str(Path(matplotlib.get_data_path()) / "fonts" / "ttf")
+    fonts.find_fonts.cache_clear()
     try:
         yield
     finally:
-        canvas.SYSTEM_FONTS = system_fonts
-        canvas.find_fonts.cache_clear()
+        fonts.SYSTEM_FONTS = system_fonts
+        fonts.find_fonts.cache_clear()
 
 
 def charts(num_questions: int = NUM_QUESTIONS, seed: int = SEED) -> list[tuple[Image.Image, list[Question]]]:

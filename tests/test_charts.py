@@ -90,7 +90,7 @@ def oracle(chart, question):
     words_of = " " + question.question.replace("?", " ").replace("\n", " ") + " "
     boxes = {mark.label_box: mark.label for mark in chart.marks}
     named = [boxes[box] for box in question.find_boxes if box in boxes]
-    if question.kind in ("named_value", "comparison", "difference", "colour"):
+    if question.kind in ("named_value", "series_value", "comparison", "difference", "colour"):
         assert all(label in words_of for label in named)
     if question.kind == "comparison":
         above = re.search(r" (greater|higher|larger) than ", words_of) is not None
@@ -102,9 +102,9 @@ def oracle(chart, question):
         return re.sub(r"[^0-9.]", "", table[best[question.kind](numbers, key=numbers.get)])
     if question.kind == "difference":
         return f"{abs(numbers[named[0]] - numbers[named[1]]):.0f}"
-    if question.kind == "named_value" and len(chart.series) == 1:
-        return re.sub(r"[^0-9.]", "", table[named[0]])
     if question.kind == "named_value":
+        return re.sub(r"[^0-9.]", "", table[named[0]])
+    if question.kind == "series_value":
         series = next(name for name in chart.series if f" {name} " in words_of)
         return re.sub(r"[^0-9.]", "", chart.series[series][named[0]])
     if question.kind == "reverse":
@@ -117,7 +117,7 @@ def oracle(chart, question):
 def test_answers_follow_from_the_table(asked):
     for chart, question in asked:
         assert question.answer == oracle(chart, question), question
-    assert {question.kind for _, question in asked} == {*OTHER_KINDS, "named_value"}
+    assert {question.kind for _, question in asked} == {*OTHER_KINDS, "named_value", "series_value"}
 
 
 def test_reverse_questions_name_a_value_that_stands_once(asked):
@@ -130,7 +130,7 @@ def test_reverse_questions_name_a_value_that_stands_once(asked):
 
 def test_answers_are_copied_from_their_copy_boxes(asked):
     for chart, question in asked:
-        if question.kind in ("named_value", "reverse", "highest", "lowest", "largest_value", "title"):
+        if question.kind in ("named_value", "series_value", "reverse", "highest", "lowest", "largest_value", "title"):
             ((x0, y0, x1, y1),) = question.copy_boxes
             text = "".join(char for char, x, y in chart.characters if x0 <= x <= x1 and y0 <= y <= y1)
             assert question.answer.replace(" ", "") in {text, re.sub(r"[^0-9.]", "", text)}
@@ -140,7 +140,7 @@ def test_yes_and_no_are_balanced_and_named_values_lead(charts):
     questions = [q for seed, chart in enumerate(charts) for q in ask(np.random.default_rng(seed + 1), chart, 6)]
     answers = [question.answer for question in questions if question.kind == "comparison"]
     assert 0.3 < answers.count("Yes") / len(answers) < 0.7
-    assert sum(question.kind == "named_value" for question in questions) > 0.45 * len(questions)
+    assert sum(question.kind in ("named_value", "series_value") for question in questions) > 0.45 * len(questions)
 
 
 def test_held_out_words_and_numerals_are_disjoint():

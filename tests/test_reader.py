@@ -91,7 +91,7 @@ def test_a_page_says_where_its_characters_are():
 def test_pointers_of_copied_answers_lie_on_their_characters(asked):
     checked = 0
     for chart, question in asked:
-        if question.kind not in ("named_value", "reverse", "highest", "largest_value"):
+        if question.kind not in ("named_value", "series_value", "reverse", "highest", "largest_value"):
             continue
         prompt, reply = conversation(question)
         pointers = pointer_targets(TOKENIZER, chart, question, prompt, reply, PATCH, GRID)

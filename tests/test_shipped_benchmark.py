@@ -116,7 +116,7 @@ def test_another_seed_gives_other_letters(script, pages):
 
 
 def test_system_fonts_are_found_again_after_drawing(script):
-    from vlm.training.synthetic.canvas import find_fonts
+    from vlm.training.synthetic.fonts import find_fonts
 
     before = find_fonts((), True)
     with script("draw_benchmark").only_matplotlibs_fonts():

@@ -1,31 +1,20 @@
-"""A sheet of paper that knows where every printed character stands, and the fonts it is printed with.
+"""A sheet of paper that knows where every printed character stands.
 
 Texts and shapes are collected first and drawn at the end, so that a layout that does not fit costs nothing: a text that
 leaves the sheet or touches another raises `DoesNotFit` at once.
 """
 
-import functools
-import importlib.util
 import io
-from pathlib import Path
 from random import Random
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
+
+from vlm.training.synthetic.fonts import Face
 
 Box = tuple[float, float, float, float]
 Colour = tuple[int, int, int]
-
-SYSTEM_FONTS = "/usr/share/fonts/truetype"
-# Plain Latin text faces; anything else in a system's folders may be symbols or another script.
-KNOWN_FACES = """DejaVuSans DejaVuSans-Bold DejaVuSerif DejaVuSerif-Bold DejaVuSansCondensed DejaVuSansCondensed-Bold
-DejaVuSerifCondensed DejaVuSansMono STIXGeneral STIXGeneralBol LiberationSans-Regular LiberationSans-Bold
-LiberationSerif-Regular LiberationSerif-Bold LiberationSansNarrow-Regular LiberationMono-Regular Arimo-Regular
-Carlito-Regular Carlito-Bold Caladea-Regular Lato-Regular OpenSans-Regular OpenSans-Semibold OpenSans-Bold
-Roboto-Regular Roboto-Bold RobotoCondensed-Regular NotoSans-Regular NotoSans-Bold NotoSerif-Regular Ubuntu-R FreeSans
-FreeSansBold FreeSerif FreeSerifBold"""
-HELD_OUT_FACES = ("DejaVuSansCondensed", "DejaVuSansCondensed-Bold", "STIXGeneral", "STIXGeneralBol", "Lato-Regular")
 
 
 class DoesNotFit(Exception):
@@ -38,65 +27,6 @@ class Character(NamedTuple):
     char: str
     x: float
     y: float
-
-
-class Face(NamedTuple):
-    """A font at one size, with the measures that layout needs, in pixels."""
-
-    font: ImageFont.FreeTypeFont
-    cap_height: float
-    ascent: float
-    descent: float
-    boldness: float
-    widths: dict[str, float]
-
-    @property
-    def line_height(self) -> float:
-        return self.ascent + self.descent + 1
-
-    def width(self, text: str) -> float:
-        """Return the advance of `text`, which kerning may shorten by a pixel or so."""
-        return sum([self.advance(char) for char in text])
-
-    def advance(self, char: str) -> float:
-        if char not in self.widths:
-            self.widths[char] = self.font.getlength(char)
-        return self.widths[char]
-
-
-@functools.cache
-def find_fonts(folders: tuple[str, ...], held_out: bool) -> tuple[str, ...]:
-    """Return the paths of the fonts of a split; "" stands for Pillow's own, which is always there.
-
-    Looks among matplotlib's fonts and the system's for faces known to be plain Latin, and takes every TTF or OTF of
-    `folders` (a fifth of them held out, by name). Held-out charts use Pillow's own only if nothing else is found.
-    """
-    matplotlib = importlib.util.find_spec("matplotlib")
-    places = [Path(SYSTEM_FONTS)]
-    if matplotlib and matplotlib.origin:
-        places.append(Path(matplotlib.origin).parent / "mpl-data/fonts/ttf")
-    found, known = {}, KNOWN_FACES.split()
-    for place in places:
-        found |= {path.stem: str(path) for path in sorted(place.rglob("*.ttf")) if path.stem in known}
-    held = {stem for stem in found if stem in HELD_OUT_FACES}
-    for folder in folders:
-        paths = sorted(path for path in Path(folder).rglob("*") if path.suffix.lower() in (".ttf", ".otf"))
-        found |= {path.stem: str(path) for path in paths}
-        held |= {path.stem for path in paths if sum(path.stem.encode()) % 5 == 0}
-    chosen = tuple(found[stem] for stem in sorted(found) if (stem in held) == held_out)
-    return chosen or ("",) if held_out else ("", *chosen)
-
-
-@functools.lru_cache(maxsize=4096)
-def load_face(path: str, size: float, boldness: float = 0.0) -> Face:
-    """Load a font ("" for Pillow's own) at a size in pixels; `boldness` thickens its strokes by so many pixels."""
-    font = (
-        ImageFont.load_default(size)
-        if path == ""
-        else ImageFont.truetype(path, size, layout_engine=ImageFont.Layout.BASIC)
-    )
-    capital, tall, low = (font.getbbox(text, anchor="ls") for text in ("H", "bdl", "gpy"))
-    return Face(font, -capital[1], -min(tall[1], capital[1]), low[3], boldness, {})
 
 
 class Canvas:

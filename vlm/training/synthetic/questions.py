@@ -34,7 +34,8 @@ class Question:
     """A question with its evidence, boxes (x0, y0, x1, y1) in pixels of the chart.
 
     kind | find_boxes: where to look first | copy_boxes: the text that the answer is copied or worked out from
-    named_value | the label asked about, and its series in the legend | its value
+    named_value | the label asked about | its value
+    series_value | the same, and its series in the legend | its value
     reverse | the value asked about | its label
     highest, lowest | the value of that bar (its tip where no value is printed) | its label
     largest_value, smallest_value | the label of that bar | its value
@@ -66,7 +67,7 @@ def ask(rng: np.random.Generator, chart: Chart, num_questions: int = 6) -> list[
     questions: dict[str, Question] = {}
     for _ in range(num_questions * 3):
         if random.random() < NAMED_SHARE:
-            kind = "named_value"
+            kind = "value"
         else:
             kind = random.choices(tuple(OTHER_KINDS), weights=tuple(OTHER_KINDS.values()))[0]
         question = _ASKERS[kind](random, chart)
@@ -77,7 +78,7 @@ def ask(rng: np.random.Generator, chart: Chart, num_questions: int = 6) -> list[
     return list(questions.values())
 
 
-def _named_value(random: Random, chart: Chart) -> Question | None:
+def _value(random: Random, chart: Chart) -> Question | None:
     if not chart.values_printed:
         return None
     mark = random.choice(chart.marks)
@@ -90,7 +91,7 @@ def _named_value(random: Random, chart: Chart) -> Question | None:
     return Question(
         question=question,
         answer=bare_number(mark.value),
-        kind="named_value",
+        kind="named_value" if mark.series_box is None else "series_value",
         find_boxes=boxes,
         copy_boxes=(mark.value_box,),
     )
@@ -317,7 +318,7 @@ def _caption(random: Random, chart: Chart) -> Question | None:
 
 
 _ASKERS = {
-    "named_value": _named_value,
+    "value": _value,
     "title": _title,
     "reverse": _reverse,
     "highest": lambda random, chart: _extreme(random, chart, "highest"),

@@ -1,11 +1,13 @@
 """Random looks of a chart: kind, size, fonts, colours, and which of axes, grid and values are printed."""
 
+import math
 from dataclasses import dataclass
 from random import Random
 
 from PIL import Image
 
-from vlm.training.synthetic.canvas import Colour, Face, find_fonts, load_face
+from vlm.training.synthetic.canvas import Colour
+from vlm.training.synthetic.fonts import Face, find_fonts, load_face
 from vlm.training.synthetic.spec import LARGE, ChartSpec
 from vlm.training.synthetic.words import Split
 
@@ -34,6 +36,10 @@ COLOURS = {
 LOOKS = ("statistics", "survey", "spreadsheet", "plain")
 ASPECTS = ((4, 3), (4, 3), (1, 1), (16, 9), (3, 2), (7, 5), (5, 4), (4, 5), (3, 4))
 INK = (0, 0, 0)
+VARIED = 10
+"""How far the parts of a colour may be from those of ours in charts to learn from."""
+LARGE_PRINT = (12.5, 20.0)
+"""In pixels, as plotting libraries print by default."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,8 +97,9 @@ class Style:
 
 
 def colour_name(colour: Colour) -> str:
-    """Return the plain name of one of our colours."""
-    return next(name for table in COLOURS.values() for name, shades in table.items() if colour in shades)
+    """Return the plain name of one of our colours, or of the one that is most like it."""
+    shades = ((shade, name) for table in COLOURS.values() for name, shades in table.items() for shade in shades)
+    return min(shades, key=lambda each: math.dist(each[0], colour))[1]
 
 
 def draw_style(
@@ -141,7 +148,8 @@ def draw_style(
         **_faces(random, look, split, scale, difficulty, font_folders),
         round_swatches=random.random() < 0.5,
         stacked=len(spec.series_names) > 1 and kind != "line" and random.random() < 0.4,
-        banded=look == "statistics" and large and random.random() < 0.7,
+        # Pale print on pale bands cannot be read; the held-out charts are measured with and stay as they are.
+        banded=look == "statistics" and large and random.random() < 0.7 and not (dark and split == "train"),
         toolbar=look == "statistics" and large and random.random() < 0.7,
         title_align=0.0 if look == "survey" else random.choice((0.0, 0.5, 0.5)),
         source_align=random.choice((0.0, 1.0)),
@@ -196,7 +204,10 @@ def _colours(random: Random, split: Split, num_colours: int) -> tuple[Colour, ..
     if random.random() < 0.4 and "blue" in names:
         names.insert(0, names.pop(names.index("blue")))
     names = (names * 2)[: max(num_colours, 3)]
-    return tuple(random.choice(COLOURS[split][name]) for name in names)
+    shades = tuple(random.choice(COLOURS[split][name]) for name in names)
+    if split == "held_out":
+        return shades
+    return tuple(tuple(min(max(part + random.randint(-VARIED, VARIED), 0), 255) for part in shade) for shade in shades)
 
 
 def _faces(
@@ -205,13 +216,15 @@ def _faces(
     """Choose one font, or one for the title and one for the rest, and the sizes of print."""
     fonts = find_fonts(font_folders, split == "held_out")
     # The held-out charts are measured with and stay as they are.
-    share_others = 0.6 if split == "held_out" else 0.9
+    share_others = 0.6 if split == "held_out" else 0.97
     body = random.choice(fonts) if random.random() < share_others else fonts[0]
     heading = body if random.random() < 0.7 else random.choice(fonts)
     size = random.uniform(10.5 - 2.0 * difficulty, 12.5)
+    large = split == "train" and random.random() < 0.3 * difficulty
+    size = random.uniform(*LARGE_PRINT) if large else size
     bold = 0.35 if look in ("survey", "statistics") else random.choice((0.0, 0.0, 0.35))
     sizes = {
-        "title_face": (heading, min(size * random.uniform(1.0, 1.25), 14.5), bold),
+        "title_face": (heading, min(size * random.uniform(1.0, 1.25), 24.0 if large else 14.5), bold),
         "label_face": (body, size, 0.0),
         "value_face": (body, size * random.choice((1.0, 1.0, 0.94)), random.choice((0.0, 0.0, 0.25))),
         "small_face": (body, max(size * random.uniform(0.82, 1.0), 8.0), 0.0),

@@ -5,7 +5,8 @@ from random import Random
 import numpy as np
 from PIL import Image
 
-from vlm.training.synthetic.canvas import Canvas, Character, Colour, DoesNotFit, Face, age, find_fonts, load_face
+from vlm.training.synthetic.canvas import Canvas, Character, Colour, DoesNotFit, age
+from vlm.training.synthetic.fonts import Face, find_fonts, load_face
 from vlm.training.synthetic.spec import draw_number_format
 from vlm.training.synthetic.words import YEARS, in_split, pseudo_word, random_string, words
 
@@ -39,7 +40,7 @@ def draw_page(rng: np.random.Generator, size: int | tuple[int, int]) -> tuple[Im
 def _place_block(canvas: Canvas, random: Random, top: float, scale: float, *, dark: bool) -> float:
     """Fill one to six lines from `top` on and return where the next block may begin."""
     fonts = find_fonts((), held_out=False)
-    path = random.choice(fonts) if random.random() < 0.7 else fonts[0]
+    path = random.choice(fonts)
     size = round(2 * random.choice((random.uniform(8, 13), random.uniform(8, 13), random.uniform(10, 22))) * scale) / 2
     face = load_face(path, size, random.choice((0.0, 0.0, 0.35)) * scale if path == "" else 0.0)
     pitch = face.line_height + random.uniform(0, 5) * scale
