@@ -63,6 +63,8 @@ class LowRank(nn.Module):
         """[out, rank]; `B` in the paper."""
         self.strength = 1.0
         """Of this adapter among those that are stacked."""
+        self.dropout = functional.dropout
+        """Another one where inputs are spread over several processes."""
 
     @classmethod
     def fresh(cls, layer: nn.Module, config: LoRAConfig) -> "LowRank":
@@ -75,7 +77,7 @@ class LowRank(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return what is added to the layer's output for its input x [..., in]."""
-        x = functional.dropout(x.to(self.down.dtype), self.config.dropout, self.training)
+        x = self.dropout(x.to(self.down.dtype), self.config.dropout, self.training)
         return functional.linear(functional.linear(x, self.down), self.up) * (self.strength * self.config.scale)
 
     @torch.no_grad()
@@ -144,6 +146,11 @@ def attach(model: nn.Module, name: str, adapters: Mapping[str, LowRank]) -> None
         layer = layers.get(place)
         if layer is None:
             raise AdapterError(f"the adapter has the layer {place:.80}, which the model has not; it is another model's")
+        if getattr(layer, "is_shared", False):
+            raise AdapterError(
+                "the model's layers are shared by several processes, and an adapter has to be there before; merge it "
+                "into the model and save that, or let one process answer"
+            )
         found, expected = (*adapter.up.shape[:1], *adapter.down.shape[1:]), (layer.out_features, layer.in_features)
         if found != expected:
             raise AdapterError(

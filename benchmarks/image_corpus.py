@@ -112,12 +112,10 @@ def plain_pillow(path: Path) -> str:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with Image.open(io.BytesIO(path.read_bytes()), formats=FORMATS) as image:
-                if image.width * image.height > LIMITS.max_pixels:
-                    return "over limit"
                 image.load()
+                return "over limit" if image.width * image.height > LIMITS.max_pixels else "reads"
     except Exception:  # noqa: BLE001 - whatever Pillow raises, it has not read the file
         return "refuses"
-    return "reads"
 
 
 if __name__ == "__main__":

@@ -6,16 +6,17 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.tensor import Replicate, Shard
+from torch.distributed.tensor import DTensor, Replicate, Shard
+from torch.nn import functional
 
-from adapters.lora import LoRAConfig, adapters_of
+from adapters.lora import AdapterError, LoRAConfig, adapters_of, add_adapter
 from tests.conftest import random_model
 from tests.nearness import difference
 from tests.training_rows import examples_of
 from vision_encoder.preprocess import ProcessedImage
 from vlm import Tokenizer, VLMError, preset
-from vlm.config import ModelConfig
-from vlm.quantization import quantize_model
+from vlm.config import DecoderConfig, ModelConfig
+from vlm.quantization import QuantizedLinear, Scheme, quantize, quantize_model
 from vlm.training.config import ObjectiveChoice, OptimizerConfig, Parallel, TrainConfig, WeightGroup
 from vlm.training.data.batches import Example, Poison, StepBatches, StepData
 from vlm.training.objectives import GRPO, PPO, DirectPreference, Objective, SupervisedReplies
@@ -23,8 +24,9 @@ from vlm.training.optimizers import Optimizers
 from vlm.training.parallel.learner import Learner, Loss
 from vlm.training.parallel.pipeline import Stage, groups_here
 from vlm.training.parallel.placement import place
+from vlm.training.parallel.quantized import cut_columns, cut_rows
 from vlm.training.parallel.shares import Part, added, counted, evened, in_parts, share_of
-from vlm.training.parallel.tensor import plan, share_layers
+from vlm.training.parallel.tensor import dropout_of_shares, plan, share_layers
 from vlm.training.parallel.world import World
 from vlm.training.rows import Row, predict
 from vlm.training.settings import build
@@ -230,6 +232,49 @@ def test_sharing_layers_trains_what_was_trained_before_and_nothing_else(alone):
     assert adapter.down.placements == (Shard(1),)
 
 
+def test_an_adapter_comes_before_layers_are_shared(alone):
+    model = random_model(preset("tiny"))
+    share_layers(model, alone)
+    with pytest.raises(AdapterError, match=r"shared by several processes, .* merge it into the model") as caught:
+        add_adapter(model, LoRAConfig(rank=2))
+    assert len(str(caught.value)) <= 300
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("bits", "group", "zeros"), [(8, None, False), (4, 128, False), (4, 32, False), (4, 64, True)])
+def test_parts_of_a_quantised_layer_are_parts_of_its_weights(bits, group, zeros, dtype):
+    """Arranged for a kernel or not, with groups that end where the parts do and groups that have to be split."""
+    torch.manual_seed(0)
+    scheme = Scheme(bits=bits, group_size=group, symmetric=not zeros)
+    weight = quantize(torch.randn(64, 128 * 2).to(dtype), scheme)
+    if zeros:
+        weight = weight._replace(zeros=torch.randint(-8, 8, weight.scales.shape, dtype=torch.int8))
+    whole = QuantizedLinear.of(weight, scheme)
+    for count in (2, 4):
+        for cut, dim in ((cut_rows, 0), (cut_columns, 1)):
+            parts = [QuantizedLinear.of(weight, scheme) for _ in range(count)]
+            for index, part in enumerate(parts):
+                cut(part, count, index)
+            assert torch.equal(torch.cat([part.weight for part in parts], dim), whole.weight)
+            x = torch.randn(3, 256, dtype=dtype)
+            shares = [x] * count if dim == 0 else x.chunk(count, 1)
+            made = [part(share) for part, share in zip(parts, shares, strict=True)]
+            found = torch.cat(made, -1) if dim == 0 else sum(one.float() for one in made)
+            assert difference(found.float(), whole(x).float()) < (1e-5 if dtype == torch.float32 else 1e-2)
+            assert part.codes.untyped_storage().nbytes() * count <= whole.codes.nbytes
+
+
+def test_dropout_of_shares_is_that_of_one_process(alone):
+    x = torch.randn(5, 6)
+    torch.manual_seed(0)
+    expected = functional.dropout(x, 0.4)
+    for placement in (Replicate(), Shard(1)):
+        torch.manual_seed(0)
+        shared = DTensor.from_local(x, alone, [placement])
+        assert torch.equal(dropout_of_shares(shared, 0.4, True).to_local(), expected)
+        assert dropout_of_shares(shared, 0.4, False) is shared
+
+
 def test_the_norm_over_one_process_is_torchs():
     torch.manual_seed(0)
     weights = {name: torch.nn.Parameter(torch.randn(3, 4)) for name in "ab"}
@@ -266,24 +311,29 @@ def test_a_number_of_processes_that_does_not_fit_is_refused(settings, size, mess
 
 
 class Mesh:
-    """Four processes."""
+    """So many processes."""
+
+    def __init__(self, count: int):
+        self.count = count
 
     def size(self):
-        return 4
+        return self.count
 
 
 def test_heads_that_do_not_divide_are_refused():
     with pytest.raises(VLMError, match=r"decoder.num_kv_heads 2, vision.num_heads 2 cannot be shared evenly by 4"):
-        share_layers(random_model(preset("tiny")), Mesh())
+        share_layers(random_model(preset("tiny")), Mesh(4))
 
 
-def test_quantised_layers_are_not_shared():
-    model = random_model(preset("tiny"))
-    quantize_model(model, "int8")
-    with pytest.raises(
-        VLMError, match=r"quantised weights cannot be shared by processes; .* leave quantize out"
-    ) as caught:
-        share_layers(model, Mesh())
+def test_two_numbers_in_a_byte_are_not_cut_apart():
+    narrow = DecoderConfig(
+        width=64, num_layers=1, num_heads=32, num_kv_heads=32, mlp_dim=32, vocab_size=512, tied=True, max_context=64
+    )
+    model = random_model(ModelConfig(decoder=narrow))
+    quantize_model(model, "int4")
+    message = r"decoder.layers.0.mlp.down_proj 32 columns of 4 bits cannot be shared evenly by 32 processes"
+    with pytest.raises(VLMError, match=message) as caught:
+        share_layers(model, Mesh(32))
     assert len(caught.value.report) <= 300
 
 

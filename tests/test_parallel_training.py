@@ -95,6 +95,9 @@ VARIANTS = {
     "bf16": {"precision": "bf16"},
     "grpo": {"objective": {"name": "grpo", **POLICY}, "batch_size": 3, "samples": ASKED},
     "ppo": {"objective": {"name": "ppo", **POLICY}, "batch_size": 3},
+    "dropout": {"trained": {"lora": {"rank": 2, "dropout": 0.4, "targets": LORA}}},
+    "int8": {"trained": {"lora": {"rank": 2, "targets": LORA}}},
+    "int4": {"trained": {"lora": {"rank": 2, "targets": LORA}}, "recompute": True},
 }
 
 
@@ -103,6 +106,8 @@ def variants(folder: Path, ways: list[tuple[str, str]]) -> None:
         changes = VARIANTS[name] | {"steps": 4, "parallel": MODES[way]}
         if name == "dpo":
             changes["data"] = [{"path": str(folder / "pairs.jsonl")}]
+        if name in ("int8", "int4"):
+            changes["model"] = {"source": str(folder / "model"), "quantize": name}
         train(changes, folder, f"{name}-{way}")
 
 
@@ -113,9 +118,10 @@ def test_other_ways_to_learn_follow_the_losses_of_one(folder):
     two = [
         ("lora", "fsdp"), ("lora", "ddp"), ("lora", "pipeline-2"), ("lora", "tensor-2"), ("recompute", "fsdp"),
         ("recompute", "pipeline-2"), ("dpo", "fsdp"), ("bf16", "fsdp"), ("bf16", "tensor-2"), ("grpo", "ddp"),
-        ("ppo", "ddp"),
+        ("ppo", "ddp"), ("dropout", "tensor-2"), ("int8", "tensor-2"), ("int4", "tensor-2"), ("int4", "fsdp"),
+        ("int4", "pipeline-2"),
     ]  # fmt: skip
-    four = [("lora", "fsdp-tensor"), ("dpo", "pipeline-ddp")]
+    four = [("lora", "fsdp-tensor"), ("dpo", "pipeline-ddp"), ("int4", "tensor-4"), ("int4", "fsdp-tensor")]
     variants(folder, [(name, "single") for name in VARIANTS])
     run_all(2, variants, folder, two)
     run_all(4, variants, folder, four)
@@ -263,9 +269,9 @@ def test_a_full_disk_costs_a_checkpoint_and_ends_no_process(folder):
 # Inference
 
 
-def answers(folder: Path, source: str, dtype: str) -> None:
+def answers(folder: Path, source: str, dtype: str, quantize: str | None) -> None:
     """Ask a model that all processes share; the main one writes down what it says."""
-    model = VLM.from_pretrained(folder / source, device="auto", dtype=dtype)
+    model = VLM.from_pretrained(folder / source, device="auto", dtype=dtype, quantize=quantize)
     assert num_processes() == 1 or model.model.decoder.embedding.weight.device_mesh.size() == num_processes()
     talks = [[{"role": "user", "content": "say 1 say 2"}]]
     if model.model.config.vision is not None:
@@ -274,12 +280,18 @@ def answers(folder: Path, source: str, dtype: str) -> None:
     found = {"logits": [model.logits(talk) for talk in talks]}
     found["ids"] = [reply.token_ids for reply in model.chat_many(talks, config=SHORT)] if dtype == "float32" else None
     if os.environ.get("RANK", "0") == "0":
-        torch.save(found, folder / f"{source}-{dtype}-{num_processes()}.pt")
+        torch.save(found, folder / f"{source}-{dtype}-{quantize}-{num_processes()}.pt")
+
+
+ASKED_MODELS = [
+    ("model", "float32", None), ("tied", "float32", None), ("model", "bfloat16", None), ("model", "float32", "int8"),
+    ("model", "float32", "int4"), ("model", "bfloat16", "int4"),
+]  # fmt: skip
 
 
 def all_answers(folder: Path) -> None:
-    for source, dtype in (("model", "float32"), ("tied", "float32"), ("model", "bfloat16")):
-        answers(folder, source, dtype)
+    for one in ASKED_MODELS:
+        answers(folder, *one)
 
 
 def test_a_model_shared_by_processes_answers_as_one_does(folder):
@@ -289,9 +301,10 @@ def test_a_model_shared_by_processes_answers_as_one_does(folder):
     all_answers(folder)
     for count in (2, 4):
         run_all(count, all_answers, folder)
-        for name in ("model-float32", "tied-float32", "model-bfloat16"):
+        for source, dtype, quantize in ASKED_MODELS:
+            name = f"{source}-{dtype}-{quantize}"
             found, expected = (torch.load(folder / f"{name}-{one}.pt") for one in (count, 1))
-            limit = 1e-5 if name.endswith("float32") else 5e-2
+            limit = 1e-5 if dtype == "float32" else 5e-2
             for logits, wanted in zip(found["logits"], expected["logits"], strict=True):
                 assert difference(logits, wanted) < limit, (count, name)
             assert found["ids"] == expected["ids"]

@@ -66,6 +66,22 @@ def test_the_last_good_checkpoint_outlives_a_save_that_went_wrong_unseen(tmp_pat
     assert folder.load().step == 1
 
 
+def test_a_step_that_is_saved_already_is_not_taken_away_to_be_saved_again(tmp_path, monkeypatch):
+    """A run that is told to stop saves the step under way, which may just have been saved."""
+    folder = CheckpointFolder(tmp_path, keep=1)
+    folder.save(state(1))
+
+    def full(path, tensors):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoints, "write_safetensors", full)
+    folder.save(state(1))
+    assert folder.load().step == 1
+    with pytest.raises(VLMError):
+        folder.save(state(2))
+    assert folder.load().step == 1
+
+
 KILLED = """
 import sys, torch
 from pathlib import Path

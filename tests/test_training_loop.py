@@ -1,6 +1,7 @@
 """The loop: steps that are exact, runs that go on bit for bit, and accidents that end nothing else."""
 
 import copy
+import itertools
 import json
 import logging
 import math
@@ -22,9 +23,10 @@ from vlm import VLM, Tokenizer, VLMError, preset
 from vlm.cli import main
 from vlm.training import checkpoints
 from vlm.training.checkpoints import CheckpointFolder
-from vlm.training.config import TrainConfig
-from vlm.training.journal import read_lines
+from vlm.training.config import Parallel, TrainConfig
+from vlm.training.journal import Lines, read_lines
 from vlm.training.loop import Training
+from vlm.training.parallel.world import DIMS, World
 from vlm.training.settings import build
 
 ROOT = Path(__file__).parent.parent
@@ -149,8 +151,8 @@ def test_a_run_learns_and_writes_a_model_that_answers(place, tmp_path, name):
 
 @pytest.mark.parametrize("kind", ["loss", "gradient"])
 def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(place, tmp_path, monkeypatch, kind, caplog):
-    training = Training(settings(place, tmp_path / "run", steps=12))
-    bad, loss_of, seen = {7, 8, 10}, training.objective.loss, {}
+    training = Training(settings(place, tmp_path / "run", steps=51))
+    bad, loss_of, seen = {7, 8, 9, 50}, training.objective.loss, {}
 
     def spoiled(model, examples):
         loss = loss_of(model, examples)
@@ -173,7 +175,7 @@ def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(place, tmp_pat
     monkeypatch.setattr(training.objective, "loss", spoiled)
     monkeypatch.setattr(training, "step", step)
     report = training.train()
-    assert report.bad_steps == 3
+    assert report.bad_steps == 4
     for number, (outcome, (weights, state), (weights_after, state_after)) in seen.items():
         assert outcome.skipped == (number in bad)
         if number in bad:
@@ -181,7 +183,7 @@ def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(place, tmp_pat
             assert same_state(state, state_after)
         else:
             assert not same_state(weights, weights_after)
-    assert [row["step"] for row in log_of(tmp_path / "run") if row["skipped"]] == [7, 8, 10]
+    assert [row["step"] for row in log_of(tmp_path / "run") if row["skipped"]] == [7, 8, 9, 50]
     assert "step 7 is left out" in caplog.text
 
 
@@ -259,6 +261,7 @@ def test_two_hundred_steps_killed_ten_times_are_those_of_a_straight_run(place, t
         enough = 18 * (kill + 1) + kill % 3
         while process.poll() is None and (not log.exists() or log.read_bytes().count(b"\n") < enough):
             time.sleep(0.05)
+        assert process.poll() is None
         process.kill()
         process.wait()
     subprocess.run([*run, f"out={tmp_path / 'cut'}", "checkpoints.every=3"], check=True, cwd=ROOT, capture_output=True)
@@ -318,6 +321,34 @@ def test_a_full_disk_costs_a_checkpoint_and_never_the_last_good_one(place, tmp_p
     assert not list((tmp_path / "run" / "checkpoints").glob(".saving-*"))
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="not run: /dev/full")
+def test_a_log_that_finds_no_room_waits_for_it_and_the_run_goes_on(place, tmp_path, caplog):
+    straight = Training(settings(place, tmp_path / "straight"))
+    straight.train()
+    training = Training(settings(place, tmp_path / "run"))
+    log, aside, take = tmp_path / "run" / "log.jsonl", tmp_path / "run" / "aside", training.step
+
+    def step(*args):
+        if training.num_done == 3:
+            log.rename(aside)
+            log.symlink_to("/dev/full")
+        if training.num_done == 6:
+            aside.rename(log)
+        return take(*args)
+
+    training.step = step
+    assert training.train().steps == 10
+    assert log_of(tmp_path / "run") == log_of(tmp_path / "straight")
+    assert caplog.text.count("log.jsonl cannot be written to (No space left on device)") == 1
+
+
+def test_half_a_line_spoils_no_later_one(tmp_path):
+    path = tmp_path / "skipped_samples.jsonl"
+    path.write_text('{"id": "a"}\n{"id":')
+    Lines(path).add({"id": "c"})
+    assert read_lines(path) == [{"id": "a"}, {"id": "c"}]
+
+
 # The command
 
 TOML = """
@@ -371,6 +402,54 @@ def test_a_model_from_nothing_and_a_preference_run(place, tmp_path):
     shutil.rmtree(report.result)
     assert Training(settings(place, tmp_path / "run", **changes)).train().result.exists()
     assert (tmp_path / "run" / "reference.json").read_text() == kept
+
+
+def test_preferences_begin_at_ln_2_in_bf16_too(place, tmp_path):
+    """The reference is computed as the loss is: in float32 it would be another model's."""
+    row = {"prompt": "say", "chosen": "abcdefgh" * 9, "rejected": "12345678" * 9}
+    changes = {
+        "data": [{"path": str(write_jsonl(tmp_path / "pairs.jsonl", [row]))}],
+        "objective": {"name": "dpo", "beta": 1.0},
+        "precision": "bf16",
+        "batch_size": 1,
+        "steps": 1,
+    }
+    Training(settings(place, tmp_path / "run", **changes)).train()
+    assert log_of(tmp_path / "run")[0]["loss"] == pytest.approx(math.log(2), abs=1e-6)
+
+
+def test_those_who_share_a_layer_draw_the_same_and_all_others_their_own(place, tmp_path):
+    training = Training(settings(place, tmp_path / "run"))
+    examples, seeds = training.data[0].examples, {}
+
+    class Place(World):
+        """Of a process in a grid of two stages, two shares of the data and two parts of each layer."""
+
+        def __init__(self, *places):
+            super().__init__(Parallel(), training.world.device, size=1)
+            self.places = dict(zip(DIMS, places, strict=True))
+
+        def place(self, dim):
+            return self.places[dim]
+
+        def extent(self, dim):
+            return 2
+
+        def gather(self, value, dim=None):
+            return [value]
+
+    class Noting:
+        def gradients(self, parts, weight):
+            seeds[tuple(training.world.places.values())] = torch.initial_seed()
+            return 0.0
+
+    training.learner = Noting()
+    for places in itertools.product(range(2), repeat=3):
+        training.world = Place(*places)
+        training.step(examples, 1.0)
+    assert len(seeds) == 8
+    assert all(seeds[stage, data, 0] == seeds[stage, data, 1] for stage, data, _ in seeds)
+    assert len(set(seeds.values())) == 4
 
 
 def test_the_first_commands_of_the_documentation_work(tmp_path):

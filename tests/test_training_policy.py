@@ -191,7 +191,13 @@ def test_replies_go_on_from_the_prompt_alone_and_keep_the_answer_for_the_reward(
 
 
 @pytest.mark.parametrize(
-    ("name", "words"), [("nowhere:f", "cannot be imported"), (HERE + "f", "cannot be imported"), ("f", "cannot be")]
+    ("name", "words"),
+    [
+        ("nowhere:f", "cannot be imported"),
+        (HERE + "f", "cannot be imported"),
+        ("f", "cannot be"),
+        ("math:pi", "'math:pi' is no function; give module:function"),
+    ],
 )
 def test_a_reward_that_is_no_function_is_refused(name, words):
     with pytest.raises(VLMError, match=words):

@@ -1,6 +1,5 @@
 """What the model says to a few questions while it is trained, for people to read."""
 
-import json
 from pathlib import Path
 
 from vision_encoder.image_input import read_image
@@ -8,9 +7,8 @@ from vlm.errors import VLMError, public
 from vlm.pipeline import VLM
 from vlm.request import question_about
 from vlm.sampling import GenerationConfig
-from vlm.tokenizer_files.disk import write_whole
 from vlm.training.config import Samples
-from vlm.training.journal import read_lines
+from vlm.training.journal import Lines
 
 FILE = "samples.jsonl"
 
@@ -21,7 +19,7 @@ class Answers:
     @public
     def __init__(self, choice: Samples, vlm: VLM, folder: Path, *, num_done: int):
         """Go on after `num_done` steps: answers of later ones are dropped. Raises: VLMError for no picture."""
-        self.choice, self.vlm, self.path = choice, vlm, folder / FILE
+        self.choice, self.vlm = choice, vlm
         self._talks = []
         for question in choice.questions:
             if question.image is not None:
@@ -29,9 +27,7 @@ class Answers:
                 self._talks.append(question_about(question.image, question.text))
             else:
                 self._talks.append([{"role": "user", "content": question.text}])
-        if choice.questions:
-            rows = [row for row in read_lines(self.path) if row["step"] <= num_done]
-            write_whole(self.path, "".join(json.dumps(row) + "\n" for row in rows).encode())
+        self._file = Lines(folder / FILE, lambda row: row["step"] <= num_done)
 
     def ask(self, step: int) -> list[str]:
         """Write down the likeliest replies after `step`, and return them with their questions."""
@@ -46,9 +42,8 @@ class Answers:
         replies = self.vlm.chat_many(self._talks, config=config, return_errors=True)
         model.train(was_training)
         lines = []
-        with open(self.path, "a", encoding="utf-8") as file:
-            for question, reply in zip(self.choice.questions, replies, strict=True):
-                text = reply.message if isinstance(reply, VLMError) else reply.text
-                file.write(json.dumps({"step": step, "question": question.text, "reply": text}) + "\n")
-                lines.append(f"step {step}: {question.text} → {text}")
+        for question, reply in zip(self.choice.questions, replies, strict=True):
+            text = reply.message if isinstance(reply, VLMError) else reply.text
+            self._file.add({"step": step, "question": question.text, "reply": text})
+            lines.append(f"step {step}: {question.text} → {text}")
         return lines

@@ -98,10 +98,13 @@ class CheckpointFolder:
     def _save(self, path: Path, state: State) -> None:
         """Write a checkpoint in the main process, the others helping."""
         asked = False
-        if path.exists():
-            # A damaged one, passed over when the run was taken up: it would be passed over again.
-            shutil.rmtree(path)
         try:
+            if path.exists():
+                if _is_whole(path):
+                    # Told to stop right after a save: the same step twice, and until it is written the only one.
+                    return
+                # Passed over when the run was taken up, it would be passed over again.
+                shutil.rmtree(path)
             with staged(path) as staging:
                 self.world.from_main(str(staging))
                 asked = True
@@ -121,11 +124,7 @@ class CheckpointFolder:
     def _newest_whole(self) -> str | None:
         paths = self._newest_first()
         for path in paths:
-            try:
-                verify_checksums(path)
-            except VLMError as error:
-                logger.warning("%s is damaged and is passed over, for the one before it: %s", path.name, error.message)
-            else:
+            if _is_whole(path):
                 return path.name
         if paths:
             raise invalid(
@@ -137,6 +136,15 @@ class CheckpointFolder:
     def _newest_first(self) -> list[Path]:
         found = [path for path in self.folder.glob("step-*") if _NAME.fullmatch(path.name)]
         return sorted(found, key=lambda path: int(_NAME.fullmatch(path.name)[1]), reverse=True)
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        verify_checksums(path)
+    except VLMError as error:
+        logger.warning("%s is damaged and is passed over, for the one before it: %s", path.name, error.message)
+        return False
+    return True
 
 
 def _flat(state: State) -> dict[str, Tensor]:

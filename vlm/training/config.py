@@ -5,6 +5,16 @@ from typing import Literal
 
 from vlm.training.schedules import share_of_peak
 
+INFINITY = float("inf")
+
+
+def _at_least_0(part: object, *names: str) -> None:
+    """Raise ValueError for a number of `part` that is below 0, infinite or none (nan)."""
+    for name in names:
+        value = getattr(part, name)
+        if value is not None and not 0 <= value < INFINITY:
+            raise ValueError(f"{name} is {value}; expected at least 0")
+
 
 @dataclass(frozen=True, kw_only=True)
 class DecoderSizes:
@@ -80,8 +90,9 @@ class ObjectiveChoice:
         for name, least in (("max_new_tokens", 1), ("group_size", 2), ("updates", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected at least {least}")
-        if not 0 <= self.gae_lambda <= 1 or self.beta < 0 or self.clip <= 0:
+        if not (0 <= self.gae_lambda <= 1 and 0 <= self.beta < INFINITY and 0 < self.clip < INFINITY):
             raise ValueError("expected gae_lambda from 0 to 1, beta of at least 0 and clip above 0")
+        _at_least_0(self, "value_weight")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +107,7 @@ class DataSource:
     """Share of this source in what is learned, up to a factor; None: by its number of samples."""
 
     def __post_init__(self):
-        if self.weight is not None and not 0 < self.weight < float("inf"):
+        if self.weight is not None and not 0 < self.weight < INFINITY:
             raise ValueError(f"weight is {self.weight}; expected more than 0, or leave it out")
 
 
@@ -127,6 +138,7 @@ class Filter:
         own = FILTER_KEYS[self.name]
         if strange := sorted(given.difference(own)):
             raise ValueError(f"{strange[0]} is no key of {self.name}; expected {' or '.join(own) or 'none'}")
+        _at_least_0(self, "min_chars", "max_chars")
         if own and self.name != "near_duplicates" and not given:
             raise ValueError(f"{self.name} has no limit; expected {' or '.join(own)}")
         if self.name == "language" and not self.languages:
@@ -147,6 +159,10 @@ class Lora:
     rslora: bool = False
     targets: tuple[str, ...] = ("*_proj",)
 
+    def __post_init__(self):
+        if not 0 < self.alpha < INFINITY:
+            raise ValueError(f"alpha is {self.alpha}; expected more than 0")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Trained:
@@ -159,6 +175,8 @@ class Trained:
     def __post_init__(self):
         if self.parts is not None and self.lora is not None:
             raise ValueError("parts and lora exclude each other; give one of them")
+        if self.parts == ():
+            raise ValueError("parts is empty; name what is trained, or leave it out to train all")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,6 +187,9 @@ class WeightGroup:
     """A pattern of names, such as encoder.*"""
     lr: float | None = None
     weight_decay: float | None = None
+
+    def __post_init__(self):
+        _at_least_0(self, "lr", "weight_decay")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,8 +212,12 @@ class OptimizerConfig:
 
     def __post_init__(self):
         for name in ("lr", "eps"):
-            if not 0 < getattr(self, name) < float("inf"):
+            if not 0 < getattr(self, name) < INFINITY:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected more than 0")
+        _at_least_0(self, "weight_decay", "clip_norm")
+        for name in ("beta1", "beta2", "momentum"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; expected at least 0 and below 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,6 +230,12 @@ class Schedule:
     """Of the peak, at the last step."""
     decay_share: float = 0.2
     """Of the run, in which "wsd" decays."""
+
+    def __post_init__(self):
+        _at_least_0(self, "warmup_steps")
+        for name in ("final_share", "decay_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; expected from 0 to 1")
 
     def share(self, step: int, num_steps: int) -> float:
         return share_of_peak(
@@ -330,9 +361,14 @@ class TrainConfig:
         for name in ("batch_size", "max_bad_steps", "log_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected at least 1")
+        if not self.out:
+            raise ValueError("out is empty; expected the folder of the run")
+        _at_least_0(self, "workers")
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"seed is {self.seed}; expected at least 0 and below 2^63")
         if not self.data:
             raise ValueError("data is empty; expected at least one [[data]] with a path")
-        if not 0 < self.epochs < float("inf"):
+        if not 0 < self.epochs < INFINITY:
             raise ValueError(f"epochs is {self.epochs}; expected more than 0")
         lora, learns_from_itself = self.trained.lora, self.objective.name in ("ppo", "grpo")
         if lora is None and (self.model.quantize is not None or self.model.dtype != "float32"):

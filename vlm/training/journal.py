@@ -1,7 +1,10 @@
 """What a run tells: a line of JSON a step, the samples it could not use, and a picture of its curves."""
 
+import contextlib
 import json
 import logging
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 from vlm.tokenizer_files.disk import write_whole
@@ -25,8 +28,7 @@ class Journal:
             from torch.utils.tensorboard import SummaryWriter
 
             self._board = SummaryWriter(str(folder / BOARD), purge_step=num_done + 1)
-        rows = [row for row in read_lines(folder / LOG) if row["step"] <= num_done]
-        write_whole(folder / LOG, "".join(json.dumps(row) + "\n" for row in rows).encode())
+        self._log, self._skipped = Lines(folder / LOG, lambda row: row["step"] <= num_done), Lines(folder / SKIPPED)
         self._poison = {row["id"] for row in read_lines(folder / SKIPPED)}
 
     @property
@@ -36,7 +38,7 @@ class Journal:
 
     def write(self, row: dict) -> None:
         """Write the line of a step."""
-        self._append(LOG, row)
+        self._log.add(row)
         if self._board is not None:
             for name, value in row.items():
                 if isinstance(value, int | float) and name != "step":
@@ -48,11 +50,34 @@ class Journal:
         if sample.id not in self._poison:
             self._poison.add(sample.id)
             logger.warning("sample %s is left out: %s", sample.id, sample.reason)
-            self._append(SKIPPED, sample._asdict())
+            self._skipped.add(sample._asdict())
 
-    def _append(self, name: str, row: dict) -> None:
-        with open(self.folder / name, "a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+
+class Lines:
+    """A file of JSON lines, added to one by one; on a full disk they wait for room, and the run goes on."""
+
+    def __init__(self, path: Path, keep: Callable[[dict], bool] = lambda row: True):
+        """Leave of the lines that are there those that `keep` wants, without one that a kill cut short."""
+        self.path = path
+        self._waiting: list[str] = []
+        if path.exists():
+            rows = [row for row in read_lines(path) if keep(row)]
+            write_whole(path, "".join(json.dumps(row) + "\n" for row in rows).encode())
+
+    def add(self, row: dict) -> None:
+        self._waiting.append(json.dumps(row) + "\n")
+        size = self.path.stat().st_size if self.path.exists() else 0
+        try:
+            with open(self.path, "a", encoding="utf-8") as file:
+                file.writelines(self._waiting)
+        except OSError as error:
+            # After half a line the next one could not be read.
+            with contextlib.suppress(OSError):
+                os.truncate(self.path, size)
+            if len(self._waiting) == 1:
+                logger.error("%s cannot be written to (%s); its lines wait for room", self.path.name, error.strerror)
+        else:
+            self._waiting.clear()
 
 
 def read_lines(path: Path) -> list[dict]:

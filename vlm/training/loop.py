@@ -88,7 +88,8 @@ class Training:
         self.checkpoints = CheckpointFolder(self.out / "checkpoints", keep=config.checkpoints.keep, world=self.world)
         self.checkpoints.clean()
         if isinstance(self.objective, DirectPreference) and config.objective.reference == "start":
-            self.objective.reference = reference_margins(self.model, self.objective, self.data, self.out)
+            with self._precision():
+                self.objective.reference = reference_margins(self.model, self.objective, self.data, self.out)
         if isinstance(self.objective, PolicyGradient):
             self.objective.world = self.world
             if config.objective.reference == "start":
@@ -177,8 +178,7 @@ class Training:
     def _learn(self, examples: Sequence[Example], share: float) -> Outcome:
         """Take the updates of one step: one, or for what the model says itself as many as its settings say."""
         torch.manual_seed(self._seed(0))
-        bf16 = self.config.precision == "bf16"
-        with torch.autocast(self.vlm.device.type, torch.bfloat16, enabled=bf16):
+        with self._precision():
             learned = self.objective.collect(
                 self.model, examples, self.config.micro_batch_size or self.config.batch_size
             )
@@ -193,7 +193,9 @@ class Training:
 
         Where loss or gradient is not finite neither weights nor the state of the optimizers change.
         """
-        torch.manual_seed(self._seed(self.world.place("data")))
+        # Those that share a layer draw the same; other samples and other stages draw their own.
+        place = self.world.place("pipeline") * self.world.extent("data") + self.world.place("data")
+        torch.manual_seed(self._seed(place))
         weight = self.world.total(self.objective.weight(examples), "data")
         if weight == 0:
             return Outcome(None, None, skipped=False)
@@ -208,6 +210,10 @@ class Training:
             self.optimizers.step()
         self.optimizers.zero_grad()
         return Outcome(*(value if math.isfinite(value) else None for value in (total, norm)), skipped)
+
+    def _precision(self) -> torch.autocast:
+        """Return the precision of what the model says outside of its loss, which is that of the loss."""
+        return torch.autocast(self.vlm.device.type, torch.bfloat16, enabled=self.config.precision == "bf16")
 
     def _seed(self, place: int) -> int:
         return (self.config.seed * 1_000_003 + self.num_done + (place << 40)) % 2**63

@@ -34,6 +34,8 @@ class FunctionReward:
                 f"objective.reward {name!r:.60} cannot be imported ({error!s:.90}); give module:function of a module "
                 "that Python finds from here",
             ) from None
+        if not callable(self.function):
+            raise VLMError("invalid_request", f"objective.reward {name!r:.60} is no function; give module:function")
         self.name = name
 
     def __call__(self, attempts: Sequence[Attempt]) -> list[float]:

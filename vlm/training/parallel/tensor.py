@@ -3,7 +3,8 @@
 Attention is cut by heads, feed-forwards by their hidden width, the vocabulary by rows; each pair of a map cut by
 columns and one cut by rows costs one all-reduce. Norms, gates, position tables and the patch embedding are small:
 every process has all of them and computes the same with them. An adapter is cut as its layer is: its `up` by rows where
-the layer's outputs are, its `down` by columns where its inputs are, and its other half every process has.
+the layer's outputs are, its `down` by columns where its inputs are, and its other half every process has. Quantised
+layers are cut like plain ones; see `quantized.py`.
 """
 
 from dataclasses import replace
@@ -12,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.parallel import (
     ColwiseParallel,
     ParallelStyle,
@@ -27,6 +28,7 @@ from vlm.config import ModelConfig
 from vlm.errors import VLMError
 from vlm.model import VisionLanguageModel
 from vlm.quantization import quantized_layers
+from vlm.training.parallel.quantized import share_quantized, uneven
 from vlm.training.parallel.world import join
 from vlm.training.trained import trained_weights
 
@@ -71,19 +73,24 @@ def share_layers(model: VisionLanguageModel, mesh: DeviceMesh) -> None:
     """
     _check(model, mesh.size())
     decoder = model.decoder
-    if decoder.head is None:
+    tied = decoder.head is None
+    if tied:
         # A tied head looks up the same rows as the embedding: as a layer of its own it can be cut like one.
         decoder.head = nn.Linear(*reversed(decoder.embedding.weight.shape), bias=False, device="meta")
         decoder.head.weight = decoder.embedding.weight
-    tied = decoder.head.weight is decoder.embedding.weight
-    styles, trained = plan(model), set(trained_weights(model))
+    styles, trained, quantized = plan(model), set(trained_weights(model)), quantized_layers(model)
     # torch's styles take a layer's parameters for its own, whatever they are of.
     children = {name: model.get_submodule(name)._modules for name in styles}
     adapters = {name: own.pop("lora") for name, own in children.items() if "lora" in own}
-    parallelize_module(model, mesh, styles)
+    parallelize_module(model, mesh, {name: style for name, style in styles.items() if name not in quantized})
+    for name, layer in quantized.items():
+        share_quantized(layer, mesh, styles[name])
     for name, stack in adapters.items():
         share_adapters(stack, mesh, by_outputs=isinstance(styles[name], ColwiseParallel))
         model.get_submodule(name).lora = stack
+    for name in styles:
+        # What is attached from here on would be whole.
+        model.get_submodule(name).is_shared = True
     if tied:
         decoder.head.weight = decoder.embedding.weight
     for name, weight in model.named_parameters():
@@ -104,6 +111,20 @@ def share_adapters(stack: Adapters, mesh: DeviceMesh, *, by_outputs: bool) -> No
             whole = getattr(adapter, name)
             share = nn.Parameter(distribute_tensor(whole, mesh, [place]), requires_grad=whole.requires_grad)
             setattr(adapter, name, share)
+        adapter.dropout = dropout_of_shares
+
+
+def dropout_of_shares(x: DTensor, share: float, training: bool) -> DTensor:
+    """Return x as dropout leaves it in one process that has all of it.
+
+    Each process draws for the whole of x and keeps what falls to its part. On a CPU torch's own draws the same for each
+    part, so that features would be dropped in pairs.
+    """
+    if not training or share == 0:
+        return x
+    kept = torch.empty(x.shape, dtype=x.dtype, device=x.device).bernoulli_(1 - share).div_(1 - share)
+    # No process sends its own: all have drawn the same.
+    return x * distribute_tensor(kept, x.device_mesh, x.placements, src_data_rank=None)
 
 
 def share_for_inference(model: VisionLanguageModel, device: torch.device) -> VisionLanguageModel:
@@ -114,17 +135,13 @@ def share_for_inference(model: VisionLanguageModel, device: torch.device) -> Vis
 
 
 def _check(model: VisionLanguageModel, count: int) -> None:
-    if quantized_layers(model):
+    bad = [f"{name} {size}" for name, size in _sizes(model.config).items() if size % count]
+    layers = quantized_layers(model).items()
+    bad += uneven(((name, layer) for name, layer in layers if name.endswith(("o_proj", "down_proj"))), count)
+    if bad:
         raise VLMError(
             "invalid_request",
-            "layers of quantised weights cannot be shared by processes; expected plain ones; leave quantize out, "
-            "or let the processes share the data: parallel.tensor = 1",
-        )
-    uneven = [f"{name} {size}" for name, size in _sizes(model.config).items() if size % count]
-    if uneven:
-        raise VLMError(
-            "invalid_request",
-            f"{', '.join(uneven)!s:.150} cannot be shared evenly by {count} processes; expected multiples; "
+            f"{', '.join(bad)!s:.150} cannot be shared evenly by {count} processes; expected multiples; "
             "start fewer, or share the data instead",
         )
 
