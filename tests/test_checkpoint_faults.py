@@ -148,6 +148,23 @@ def test_no_pickle_runs_code(pth, tmp_path, monkeypatch, trick):
         assert re.search(r"system|check_call|exec|eval|getattr|open|import|hub|load|partial|_reconstruct", report)
 
 
+@pytest.mark.parametrize("trick", NAMES)
+def test_torch_itself_runs_no_code_where_our_look_at_the_names_is_passed(pth, tmp_path, monkeypatch, trick):
+    """`weights_only`, the second of two gates."""
+    monkeypatch.setattr("vlm.checkpoint.torch_file._refused_names", lambda pickled: [])
+    reader, started = torch.serialization._load, []
+    # One trick replaces it, after which no other runs: put back in any case.
+    monkeypatch.setattr(torch.serialization, "_load", reader)
+    pickled = hostile_pickles(tmp_path / "canary")[trick]
+    monkeypatch.setattr(subprocess, "Popen", lambda *args, **named: started.append(args))
+    monkeypatch.setattr(os, "system", started.append)
+    rewrite_pth(pth / "consolidated.00.pth", pickled)
+    assert "consolidated.00.pth" in refusal(load_model, pth).report
+    assert not (tmp_path / "canary").exists()
+    assert not started
+    assert torch.serialization._load is reader
+
+
 def test_a_bare_pickle_and_other_archives_are_refused(pth, tmp_path):
     path = pth / "consolidated.00.pth"
     canary = tmp_path / "canary"

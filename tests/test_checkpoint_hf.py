@@ -7,9 +7,17 @@ import sys
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM, MllamaForConditionalGeneration
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModelForCausalLM,
+    LlamaForCausalLM,
+    MllamaForConditionalGeneration,
+)
 
 from tests.checkpoint_models import assert_same, edit_json, random_model, refusal, text_config
+from tests.image_files import noise_picture
+from vision_encoder.preprocess import ImageProcessor
 from vlm.checkpoint import empty_model, hf, load_model, read_config, save_model
 from vlm.checkpoint.hf_config import write_config
 from vlm.config import RopeScaling, preset
@@ -19,9 +27,11 @@ PUBLISHED = {
     "11b-vision": 10_670_220_835,
     "11b-vision-base": 10_642_941_475,
     "90b-vision": 88_593_355_323,
+    "90b-vision-base": 88_566_075_963,
     "1b": 1_235_814_400,
     "3b": 3_212_749_824,
     "8b": 8_030_261_248,
+    "70b": 70_553_706_496,
 }
 
 
@@ -63,6 +73,27 @@ def test_transformers_loads_what_is_saved_and_has_the_same_weights(tmp_path, max
         current = next((c + key.theirs.removeprefix(p) for c, p in hf._GENERATIONS if key.theirs.startswith(p)), None)
         expected = key.layout.to_theirs(state[key.ours], model.config)
         assert torch.equal(theirs.state_dict()[current], expected), key.theirs
+
+
+@pytest.mark.parametrize("name", ["tiny", "default"])
+def test_transformers_cuts_a_picture_into_the_same_tiles(tmp_path, name):
+    model = random_model(preset(name))
+    save_model(model, tmp_path / "out")
+    picture = noise_picture((90, 50))
+    pixels = ImageProcessor(model.config.vision)(picture).pixels
+    found = AutoImageProcessor.from_pretrained(tmp_path / "out")(images=picture, return_tensors="pt")["pixel_values"]
+    num_tiles = len(pixels)
+    assert found.shape == (1, 1, model.config.vision.max_tiles, *pixels.shape[1:])
+    # One grey level: transformers rounds resized pixels otherwise.
+    assert (found[0, 0, :num_tiles] - pixels).abs().max() < 0.02
+    assert not found[0, 0, num_tiles:].any()
+
+
+def test_a_text_only_model_leaves_no_settings_for_pictures(tmp_path):
+    save_model(random_model(), tmp_path / "out")
+    assert (tmp_path / "out" / "preprocessor_config.json").exists()
+    save_model(random_model(text_config()), tmp_path / "out")
+    assert not (tmp_path / "out" / "preprocessor_config.json").exists()
 
 
 @pytest.mark.parametrize("tied", [False, True])
@@ -259,14 +290,20 @@ REFUSED = {
     "hidden_size is 1.5": lambda c: c["text_config"].update(hidden_size=1.5),
     "hidden_size is True": lambda c: c["text_config"].update(hidden_size=True),
     "num_hidden_layers is 1000000": lambda c: c["text_config"].update(num_hidden_layers=1000000),
-    "num_layers is 0": lambda c: c["text_config"].update(num_hidden_layers=2),
+    "num_hidden_layers is 2; it must be at least 3": lambda c: c["text_config"].update(num_hidden_layers=2),
+    "cross_attention_layers ends at 9": lambda c: c["text_config"].update(cross_attention_layers=[1, 9]),
     "cross_attention_layers is 3": lambda c: c["text_config"].update(cross_attention_layers=3),
-    "cross_layers is [3, 1]": lambda c: c["text_config"].update(cross_attention_layers=[3, 1]),
-    "feature_layers is [2, 0]": lambda c: c["vision_config"].update(intermediate_layers_indices=[2, 0]),
+    "cross_attention_layers is [3, 1]": lambda c: c["text_config"].update(cross_attention_layers=[3, 1]),
+    "intermediate_layers_indices is [2, 0]": lambda c: c["vision_config"].update(intermediate_layers_indices=[2, 0]),
     "text_config is 7": lambda c: c.update(text_config=7),
     "tie_word_embeddings is 'no'": lambda c: c["text_config"].update(tie_word_embeddings="no"),
-    "a tied head has as many rows": lambda c: c["text_config"].update(tie_word_embeddings=True),
-    "num_heads 3": lambda c: c["text_config"].update(num_attention_heads=3),
+    "tie_word_embeddings is true": lambda c: c["text_config"].update(tie_word_embeddings=True),
+    "num_attention_heads 3 heads of even width": lambda c: c["text_config"].update(num_attention_heads=3),
+    "hidden_size 32 must split": lambda c: c["text_config"].update(num_attention_heads=3),
+    "4 is no multiple of num_key_value_heads 3": lambda c: c["text_config"].update(num_key_value_heads=3),
+    "intermediate_size is 0": lambda c: c["text_config"].update(intermediate_size=0),
+    "attention_heads is 0": lambda c: c["vision_config"].update(attention_heads=0),
+    "image_size 28 is no multiple of patch_size 5": lambda c: c["vision_config"].update(patch_size=5),
 }
 
 

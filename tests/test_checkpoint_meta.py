@@ -224,7 +224,7 @@ def write_params(folder, params):
     return folder
 
 
-@pytest.mark.parametrize("name", [*PUBLISHED, "11b-vision-base", "1b", "3b", "8b", "70b"])
+@pytest.mark.parametrize("name", [*PUBLISHED, "11b-vision-base", "90b-vision-base", "1b", "3b", "8b", "70b"])
 def test_published_params_give_the_preset(tmp_path, name):
     assert read_config(write_params(tmp_path, published_params(name))) == preset(name)
 

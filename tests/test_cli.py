@@ -4,6 +4,7 @@ import io
 import json
 import os
 import pty
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,9 +16,12 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 from PIL import Image
+from safetensors.torch import save_file
 
+from benchmarks.image_corpus import plain_pillow
 from tests.conftest import random_model
 from vlm import VLM, GenerationConfig, Tokenizer, VLMError
+from vlm.checkpoint import hf
 from vlm.cli import main
 from vlm.commands.terminal import printable
 from vlm.config import PRESETS, preset
@@ -106,6 +110,19 @@ print([name for name in ("torch", "PIL", "numpy", "safetensors", "tiktoken", "tq
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
     assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_what_torch_makes_is_searched_for_no_garbage_and_what_comes_later_is():
+    program = """
+import gc
+from vlm.commands.options import import_torch
+import_torch()
+num_kept = gc.get_freeze_count()
+import_torch()
+print(num_kept > 100_000, gc.get_freeze_count() <= num_kept, gc.isenabled())
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert done.stdout.split() == ["True"] * 3, done.stderr
 
 
 def test_the_presets_of_the_help_are_all_there_are():
@@ -322,6 +339,23 @@ def test_convert_replaces_a_checkpoint_only_when_told_to(folder, tmp_path):
     assert VLM.from_pretrained(tmp_path / "new").info.dtype == torch.bfloat16
 
 
+def test_convert_brings_along_what_the_source_says_of_its_tokenizers_use(folder, tmp_path):
+    source, target = tmp_path / "source", tmp_path / "target"
+    shutil.copytree(folder, source)
+    texts = {"tokenizer_config.json": '{"chat_template":  "{{ 1 }}"}', "chat_template.jinja": "{{ 2 }}\n"}
+    for name, text in texts.items():
+        (source / name).write_text(text)
+    (source / "tokenizer.model").unlink()
+    assert run("convert", source, target, "--format", "hf").exit_code == 0
+    assert {name: (target / name).read_text() for name in texts} == texts
+    assert all(name in (target / "SHA256SUMS").read_text() for name in texts)
+    assert run("convert", source, tmp_path / "meta", "--format", "meta").exit_code == 0
+    assert not any((tmp_path / "meta" / name).exists() for name in texts)
+    (source / "chat_template.jinja").unlink()
+    (source / "chat_template.jinja").symlink_to(folder / "config.json")
+    assert "outside the folder" in run("convert", source, tmp_path / "linked", "--format", "hf").stderr
+
+
 # Refusals
 
 
@@ -346,6 +380,7 @@ def test_convert_replaces_a_checkpoint_only_when_told_to(folder, tmp_path):
         (["ask", "{picture}", "Why?", "--reference", "openai"], "openai"),
         (["convert", "{folder}", "{folder}", "--format", "meta"], "the same folder"),
         (["convert", "{folder}", "{picture}", "--format", "meta"], "is a file"),
+        (["convert", "{folder}", "", "--format", "hf"], "'DST': it is empty"),
         (["convert", "{folder}", "elsewhere"], "--format"),
         (["verify"], "Missing argument"),
         (["describe"], "No such command"),
@@ -388,6 +423,15 @@ def test_failure_leaves_with_1_and_says_why(folder, text_folder, pictures, argum
     error = last_json(result)["error"]
     assert line == f"error: {error['message']} [{error['code']}]"
     assert "/vlm/" not in line
+
+
+def test_every_tensor_that_a_checkpoint_lacks_is_listed(folder, pictures, tmp_path):
+    shutil.copytree(folder, tmp_path / "broken")
+    save_file({"odd": torch.zeros(1)}, tmp_path / "broken" / "model.safetensors")
+    result = run("ask", pictures[0], "Why?", "--model", tmp_path / "broken", "--json")
+    assert result.exit_code == 1
+    assert all(key.theirs in result.stderr for key in hf.keys(preset("tiny")))
+    assert len(last_json(result)["error"]["message"]) <= 300
 
 
 def test_memory_that_ran_out_is_a_failure_without_a_traceback(monkeypatch, folder, pictures):
@@ -458,3 +502,14 @@ def test_control_characters_reach_no_terminal(text, shown):
 def test_a_name_with_control_characters_reaches_no_terminal_in_an_error():
     error = VLMError("image_corrupt", "a\x1b[2Jb")
     assert "\x1b" not in printable(error.message, type("T", (), {"isatty": lambda self: True})())
+
+
+# benchmarks/image_corpus.py
+
+
+def test_over_the_pixel_limit_are_only_files_that_plain_pillow_reads(tmp_path):
+    Image.new("1", (8000, 7000)).save(tmp_path / "whole.png")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "whole.png").read_bytes()[:200])
+    Image.new("1", (80, 70)).save(tmp_path / "small.png")
+    found = {path.name: plain_pillow(path) for path in tmp_path.iterdir()}
+    assert found == {"whole.png": "over limit", "cut.png": "refuses", "small.png": "reads"}

@@ -29,6 +29,7 @@ def num_parameters(config: ModelConfig) -> int:
         ("11b-vision", 10_670_220_835),
         ("11b-vision-base", 10_642_941_475),
         ("90b-vision", 88_593_355_323),
+        ("90b-vision-base", 88_566_075_963),  # as much less as the 11B's, for the encoder is the same
         ("1b", 1_235_814_400),
         ("3b", 3_212_749_824),
         ("8b", 8_030_261_248),
@@ -62,7 +63,13 @@ def test_11b_has_the_sizes_that_transformers_takes_for_granted():
 
 
 @pytest.mark.parametrize(
-    ("name", "tokens", "padding"), [("11b-vision", 1601, 7), ("11b-vision-base", 1025, 7), ("90b-vision", 1601, 7)]
+    ("name", "tokens", "padding"),
+    [
+        ("11b-vision", 1601, 7),
+        ("11b-vision-base", 1025, 7),
+        ("90b-vision", 1601, 7),
+        ("90b-vision-base", 1025, 7),
+    ],
 )
 def test_tokens_of_a_tile_of_the_published_encoders(name, tokens, padding):
     vision = preset(name).vision
@@ -97,9 +104,10 @@ def test_an_unknown_preset_is_refused_and_the_known_ones_are_named():
     with pytest.raises(VLMError, match="no preset is named '11b'; there are 11b-vision, 11b-vision-base, ") as caught:
         preset("11b")
     assert caught.value.code == "invalid_request"
-    with pytest.raises(VLMError) as caught:
-        preset("x" * 1000)
-    assert len(str(caught.value)) <= 300
+    for name in ("x" * 1000, None, ["11b"]):
+        with pytest.raises(VLMError, match="no preset is named") as caught:
+            preset(name)
+        assert len(str(caught.value)) <= 300
 
 
 # Whose forward pass

@@ -3,6 +3,7 @@
 import copy
 import pickle
 import re
+import traceback
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +41,7 @@ def test_a_message_is_cut_at_its_limit_and_the_report_is_whole():
         assert str(error) == error.message
         assert error.message.endswith("…") == (length > MAX_MESSAGE_CHARS)
         assert error.report == "a" * length
+        assert ("`report`" in "".join(traceback.format_exception(error))) == (length > MAX_MESSAGE_CHARS)
 
 
 def test_errors_of_the_lower_packages_leave_as_ours_without_a_trace_of_theirs():

@@ -157,10 +157,12 @@ def test_a_tokenizer_of_another_model_is_refused(tiny, tmp_path):
     assert "512 tokens and the model 500" in error.message
 
 
-def test_a_failed_save_leaves_nothing(tiny, tmp_path):
+def test_a_failed_save_leaves_nothing(tiny, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("x")
     assert refusal(tiny.save_pretrained, tmp_path / "file").code == "checkpoint_invalid"
     assert refusal(tiny.save_pretrained, tmp_path / "new", format="gguf").code == "invalid_request"
+    monkeypatch.chdir(tmp_path)
+    assert "the folder is ''" in refusal(tiny.save_pretrained, "").message
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file"]
 
 

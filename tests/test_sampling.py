@@ -3,6 +3,7 @@
 import math
 import re
 
+import numpy as np
 import pytest
 import torch
 from transformers import (
@@ -51,6 +52,17 @@ def test_a_setting_out_of_its_range_is_refused_by_name(name, value):
     assert caught.value.code == "invalid_request"
     assert len(caught.value.message) < 200
     assert "give" in caught.value.message
+
+
+def test_numbers_of_numpy_are_numbers():
+    given = GenerationConfig(
+        max_new_tokens=np.int64(3), seed=np.uint32(7), temperature=np.float32(0.5), top_k=np.int8(2)
+    )
+    assert given == GenerationConfig(max_new_tokens=3, seed=7, temperature=0.5, top_k=2)
+    assert all(type(value) in (int, float) for value in (given.max_new_tokens, given.seed, given.temperature))
+    for name in ("max_new_tokens", "temperature", "seed"):
+        with pytest.raises(VLMError, match=f"{name} is -1"):
+            GenerationConfig(**{name: np.int64(-1)})
 
 
 def test_settings_are_frozen_and_by_name():

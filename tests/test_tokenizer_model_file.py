@@ -137,8 +137,10 @@ def test_a_failed_save_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("vlm.tokenizer_files.disk.os.fsync", full)
-    with pytest.raises(OSError, match="No space left"):
-        Tokenizer.bytes_only().save(tmp_path, format="meta")
+    message = refusal("invalid_request", BYTES.save, tmp_path, format="meta")
+    assert "cannot be written" in message
+    assert "No space left on device" in message
+    assert str(tmp_path) not in message
     assert [path.name for path in tmp_path.iterdir()] == ["tokenizer.model"]
     assert (tmp_path / "tokenizer.model").read_bytes() == b"old"
 
@@ -182,3 +184,15 @@ def test_a_format_of_another_name_is_refused(tmp_path, format, found):
     message = refusal("invalid_request", BYTES.save, tmp_path / "new", format=format)
     assert message == f'format is {found}; give "hf" or "meta"'
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("path", [None, 3, b"folder", ["folder"]])
+def test_a_path_that_is_none_is_refused(path):
+    for call in (Tokenizer.from_folder, Tokenizer.from_model_file, Tokenizer.from_json_file, BYTES.save):
+        assert "give the path of a file or folder" in refusal("invalid_request", call, path)
+
+
+def test_a_folder_that_cannot_be_made_is_refused(tmp_path):
+    (tmp_path / "file").write_text("x")
+    for folder in (tmp_path / "file", tmp_path / "file" / "folder", tmp_path / "a\0b"):
+        assert "cannot be written into" in refusal("invalid_request", BYTES.save, folder)

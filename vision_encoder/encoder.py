@@ -48,11 +48,14 @@ class VisionEncoder(nn.Module):
         pixels = pixels.to(self.class_embedding.dtype)
         # Pictures of equally many tiles go through together; a batch then needs no mask either.
         groups = [(num_tiles == used).nonzero()[:, 0] for used in num_tiles.unique()]
+        if len(groups) == 1:
+            # The common case, without a copy of the pixels.
+            return self._encode(pixels[:, : num_tiles[0]], canvas_ids.to(pixels.device), pixels.shape[1])
         parts = [
             self._encode(pixels[group, : num_tiles[group[0]]], canvas_ids[group].to(pixels.device), pixels.shape[1])
             for group in groups
         ]
-        return parts[0] if len(parts) == 1 else torch.cat(parts)[torch.cat(groups).argsort()]
+        return torch.cat(parts)[torch.cat(groups).argsort()]
 
     def _encode(self, pixels: Tensor, canvas_ids: Tensor, num_returned: int) -> Tensor:
         """Return [m, num_returned, p, f] for pictures that all use the tiles `pixels` [m, t, c, height, width]."""

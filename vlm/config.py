@@ -184,6 +184,7 @@ PRESETS: dict[str, Callable[[], ModelConfig]] = {
     "11b-vision": lambda: _vision(_llama_8b(), 8, 560),
     "11b-vision-base": lambda: _vision(_llama_8b(), 8, 448),
     "90b-vision": lambda: _vision(_llama_70b(), 20, 560),
+    "90b-vision-base": lambda: _vision(_llama_70b(), 20, 448),
     "1b": _llama_1b,
     "3b": _llama_3b,
     "8b": lambda: ModelConfig(decoder=_llama_8b()),
@@ -195,6 +196,6 @@ PRESETS: dict[str, Callable[[], ModelConfig]] = {
 
 def preset(name: str) -> ModelConfig:
     """Return the config of a published checkpoint, of the reader in training ("default") or of the tests ("tiny")."""
-    if name not in PRESETS:
-        raise VLMError("invalid_request", f"no preset is named {name!r:.60}; there are {', '.join(PRESETS)}")
+    if not isinstance(name, str) or name not in PRESETS:
+        raise VLMError("invalid_request", f"no preset is named {shown(name)}; there are {', '.join(PRESETS)}")
     return PRESETS[name]()

@@ -34,6 +34,8 @@ class VLMError(Exception):
         self.report = message
         if len(message) > MAX_MESSAGE_CHARS:
             message = message[: MAX_MESSAGE_CHARS - 1] + "…"
+            # Shown below the message where the error ends a program.
+            self.add_note("the whole text is in the error's `report`")
         self.message = message
         super().__init__(message)
 

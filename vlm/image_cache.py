@@ -1,9 +1,9 @@
 """Pictures that were encoded: what one is, and a cache of them bounded in bytes."""
 
+import os
 import threading
 from collections import OrderedDict
 from dataclasses import dataclass
-from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from adapters.cross_attention import ImageKV
 from vlm.errors import VLMError
-from vlm.tokenizer_files.disk import write_whole
+from vlm.tokenizer_files.disk import checked_path, write_whole
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -34,9 +34,9 @@ class EncodedImage:
         """Tiles that hold pixels."""
         return self.canvas[0] * self.canvas[1]
 
-    def save(self, path: str | Path) -> None:
+    def save(self, path: str | os.PathLike) -> None:
         """Write one safetensors file, whole or not at all. A file of that name is replaced, but nothing else."""
-        path = Path(path)
+        path = checked_path(path)
         numbers = {"canvas": self.canvas, "size": self.size}
         metadata = {name: f"{first} {second}" for name, (first, second) in numbers.items()}
         tensors = {"features": self.features.contiguous(), "tokens": self.tokens.contiguous()}
@@ -54,8 +54,9 @@ class EncodedImage:
             ) from None
 
     @classmethod
-    def load(cls, path: str | Path) -> "EncodedImage":
+    def load(cls, path: str | os.PathLike) -> "EncodedImage":
         """Read what `save` wrote."""
+        path = checked_path(path)
         try:
             with safe_open(path, framework="pt") as file:
                 metadata = file.metadata() or {}

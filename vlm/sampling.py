@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -40,6 +41,10 @@ class GenerationConfig:
     """A JSON schema: the reply is JSON of this form, unless its length runs out. Needs the extra `serve`."""
 
     def __post_init__(self):
+        for name, value in vars(self).items():
+            # Numbers as numpy's generators and arrays hand them out.
+            if isinstance(value, np.integer | np.floating):
+                object.__setattr__(self, name, value.item())
         _check_integer("max_new_tokens", self.max_new_tokens, 1, optional=True)
         _check_number("temperature", self.temperature, 0.0, MAX_TEMPERATURE)
         _check_number("top_p", self.top_p, 0.0, 1.0)

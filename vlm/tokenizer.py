@@ -15,7 +15,7 @@ import tiktoken
 
 from vlm.errors import VLMError, shown
 from vlm.tokenizer_files import JSON_FILE, MODEL_FILE
-from vlm.tokenizer_files.disk import read_file, write_whole
+from vlm.tokenizer_files.disk import checked_path, read_file, write_whole
 from vlm.tokenizer_files.json_reader import parse_json_file
 from vlm.tokenizer_files.json_writer import write_json_files
 from vlm.tokenizer_files.llama3 import (
@@ -116,7 +116,7 @@ class Tokenizer:
         Raises:
             VLMError: `checkpoint_invalid` when none is there or the one found is not understood.
         """
-        folder = Path(folder)
+        folder = checked_path(folder)
         if (folder / JSON_FILE).is_file():
             return cls.from_json_file(folder / JSON_FILE, image_marker_id=image_marker_id)
         for path in (folder / MODEL_FILE, folder / "original" / MODEL_FILE):
@@ -223,12 +223,24 @@ class Tokenizer:
         return files if why_not else files | {MODEL_FILE: write_model_file(self.ranks)}
 
     def save(self, folder: str | os.PathLike, format: Literal["hf", "meta"] = "hf") -> list[Path]:
-        """Write `files(format)` into a folder, each as a whole or not at all, and return their paths."""
-        folder = Path(folder)
+        """Write `files(format)` into a folder, each as a whole or not at all, and return their paths.
+
+        Raises:
+            VLMError: as `files` does, and `invalid_request` where they cannot be written.
+        """
+        folder = checked_path(folder)
         files = self.files(format)
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, content in files.items():
-            write_whole(folder / name, content)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            for name, content in files.items():
+                write_whole(folder / name, content)
+        except (OSError, ValueError) as error:
+            why = getattr(error, "strerror", None) or type(error).__name__
+            raise VLMError(
+                "invalid_request",
+                f"the tokenizer cannot be written into {clip(folder.name)} ({why}); free some space, or give a folder "
+                "that you may write to",
+            ) from None
         return [folder / name for name in files]
 
     def _encode_piece(self, piece: str) -> list[int]:

@@ -10,10 +10,11 @@ from vlm.checkpoint.hub import resolve
 from vlm.checkpoint.loading import load_model, read_config, stored_precision
 from vlm.checkpoint.saving import save_model
 from vlm.checkpoint.staging import staged
-from vlm.checkpoint.tokenizers import read_tokenizer
+from vlm.checkpoint.tokenizers import copy_use_files, read_tokenizer
 
 __all__ = [
     "convert_to_hf",
+    "copy_use_files",
     "empty_model",
     "load_model",
     "read_config",

@@ -5,6 +5,9 @@ Source: transformers models/mllama/configuration_mllama.py and models/llama/conf
 """
 
 import math
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -42,6 +45,7 @@ _VISION = {
     "num_global_layers": ("num_global_layers", 8),
     "feature_layers": ("intermediate_layers_indices", (3, 7, 15, 23, 30)),
 }
+_CROSS = "cross_attention_layers"
 _THETA = (None, 500000.0, 10000.0)
 _CROSS_LAYERS = (3, 8, 13, 18, 23, 28, 33, 38)
 # rope scaling: ours, theirs, default
@@ -131,7 +135,7 @@ def write_config(config: ModelConfig, dtype: torch.dtype, tokenizer: Tokenizer |
         text["rope_scaling"] = {"rope_type": "llama3", **scaling}
     if vision is None:
         return {"architectures": ["LlamaForCausalLM"], "model_type": "llama", **text, **named}
-    text |= {"model_type": "mllama_text_model", "cross_attention_layers": list(config.adapter.cross_layers)}
+    text |= {"model_type": "mllama_text_model", _CROSS: list(config.adapter.cross_layers)}
     tower = {theirs: getattr(vision, ours) for ours, (theirs, _) in _VISION.items()}
     tower |= {
         "model_type": "mllama_vision_model",
@@ -177,14 +181,16 @@ def _read_mllama(found: dict) -> ModelConfig:
     text, tower = (_section(found, name) for name in ("text_config", "vision_config"))
     _check_fixed(text, {"quantization_config": (None,)}, "text_config")
     _check_fixed(tower, _VISION_FIXED, "vision_config")
-    cross_layers = _sizes(text, "cross_attention_layers", _CROSS_LAYERS)
-    num_cross = len(cross_layers)
-    decoder = _decoder(text, "text_config", 1, num_cross=num_cross, tied=_flag(text, "tie_word_embeddings"))
+    cross_layers = _sizes(text, _CROSS, _CROSS_LAYERS)
+    if _flag(text, "tie_word_embeddings"):
+        raise ValueError("tie_word_embeddings is true; a model that sees has a head of its own, give such a model")
+    decoder = _decoder(text, "text_config", 1, num_cross=len(cross_layers), tied=False)
     fields = {}
     for ours, (theirs, default) in _VISION.items():
         read = _sizes if isinstance(default, tuple) else _size
         fields[ours] = read(tower, theirs, default, _MAX.get(ours, _MAX_SIZE))
-    vision = VisionConfig(**fields)
+    with _naming(_VISION):
+        vision = VisionConfig(**fields)
     ratios = tower.get("supported_aspect_ratios")
     if ratios is not None and ratios != [list(canvas) for canvas in supported_canvases(vision.max_tiles)]:
         raise ValueError(f"supported_aspect_ratios is not every canvas of at most {vision.max_tiles} tiles, rows first")
@@ -195,7 +201,8 @@ def _read_mllama(found: dict) -> ModelConfig:
     marker = found.get("image_token_index", found.get("image_token_id", decoder.vocab_size))
     if marker != decoder.vocab_size:
         raise ValueError(f"image_token_index is {marker!r:.40}; it must be vocab_size, {decoder.vocab_size}")
-    return ModelConfig(decoder=decoder, adapter=AdapterConfig(cross_layers=cross_layers), vision=vision)
+    with _naming({"cross_layers": (_CROSS,)}):
+        return ModelConfig(decoder=decoder, adapter=AdapterConfig(cross_layers=cross_layers), vision=vision)
 
 
 def _decoder(text: dict, where: str, column: int, *, num_cross: int, tied: bool) -> DecoderConfig:
@@ -206,10 +213,13 @@ def _decoder(text: dict, where: str, column: int, *, num_cross: int, tied: bool)
         read = _number if ours == "norm_eps" else _size
         default = fields["num_heads"] if row[column] is None else row[column]
         fields[ours] = read(text, row[0], default, _MAX.get(ours, _MAX_SIZE))
+    if fields["num_layers"] <= num_cross:
+        why = f", for {num_cross} are {_CROSS}" if num_cross else ""
+        raise ValueError(f"num_hidden_layers is {fields['num_layers']}; it must be at least {num_cross + 1}{why}")
     fields["num_layers"] -= num_cross
-    decoder = DecoderConfig(
-        **fields, **_rope(text, _THETA[column]), num_extra_embeddings=8 if column == 1 else 0, tied=tied
-    )
+    rope = _rope(text, _THETA[column])
+    with _naming(_DECODER):
+        decoder = DecoderConfig(**fields, **rope, num_extra_embeddings=8 if column == 1 else 0, tied=tied)
     head_dim = text.get("head_dim")
     if head_dim is not None and head_dim != decoder.head_dim:
         raise ValueError(
@@ -236,6 +246,19 @@ def _rope(text: dict, default_theta: float) -> dict:
     fields = {ours: _number(scaling, theirs, default) for ours, theirs, default in _ROPE}
     fields["original_context"] = int(fields["original_context"])
     return {"rope_theta": theta, "rope_scaling": RopeScaling(**fields)}
+
+
+@contextmanager
+def _naming(table: Mapping[str, tuple]) -> Iterator[None]:
+    """Have the errors of our configs name the file's keys; `table` gives them by our names, first in a tuple.
+
+    A name stands before its value, as in "width 32 must split into heads of even width".
+    """
+    try:
+        yield
+    except ValueError as error:
+        ours = rf"\b({'|'.join(table)})(?= (?:is |ends at )?[-\[\d])"
+        raise ValueError(re.sub(ours, lambda found: table[found[1]][0], str(error))) from None
 
 
 def _check_fixed(found: dict, fixed: dict[str, tuple], where: str) -> None:

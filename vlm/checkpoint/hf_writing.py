@@ -11,6 +11,7 @@ from torch import Tensor
 
 from vlm.checkpoint import hf, hf_config
 from vlm.checkpoint.keys import Key
+from vlm.checkpoint.picture_settings import PICTURES, write_picture_settings
 from vlm.checkpoint.quantization_config import write_quantization
 from vlm.checkpoint.quantized_tensors import unfold
 from vlm.checkpoint.safetensors_file import write_safetensors
@@ -54,7 +55,7 @@ def write_hf(
 ) -> None:
     """Write `weights` into `folder`, whole or not at all; see `save_model`."""
     keys = [key for key in hf.keys(weights.config) if not key.alias]
-    with staged(folder, last=(hf.INDEX, hf_config.CONFIG), stale=_weight_names(folder)) as staging:
+    with staged(folder, last=(hf.INDEX, hf_config.CONFIG), stale=[*_weight_names(folder), PICTURES]) as staging:
         shards = list(_shards(_tensors(weights, keys), max_shard_bytes))
         weight_map = {}
         for number, shard in enumerate(shards, start=1):
@@ -66,6 +67,8 @@ def write_hf(
             write_json(staging / hf.INDEX, {"metadata": {"total_size": total_size}, "weight_map": weight_map})
         ids = hf_config.token_ids(weights.config.decoder.vocab_size, tokenizer)
         write_json(staging / "generation_config.json", ids)
+        if weights.config.vision is not None:
+            write_json(staging / PICTURES, write_picture_settings(weights.config.vision))
         settings = hf_config.write_config(weights.config, weights.dtype, tokenizer)
         if weights.schemes:
             modules = {_module(key.theirs): weights.schemes.get(_module(key.ours)) for key in keys if _is_linear(key)}

@@ -32,12 +32,14 @@ def resolve(source: str | Path, *, revision: str | None = None) -> Path:
 
 def local_folder(source: object) -> Path | None:
     """Return the folder at `source`, None where there is none. Raises VLMError where it cannot be told or is a file."""
+    if source == "":
+        return None
     folder = folder_path(source)
     try:
         is_folder, is_there = folder.is_dir(), folder.exists()
     except OSError as error:
         raise invalid(f"{folder.name:.80} cannot be looked at ({error.strerror}); give another folder") from None
-    if not str(source) or not is_there:
+    if not is_there:
         return None
     if not is_folder:
         raise invalid(f"{folder.name} is a file; give the folder of the checkpoint that it belongs to")
@@ -47,8 +49,8 @@ def local_folder(source: object) -> Path | None:
 
 
 def folder_path(folder: object) -> Path:
-    """Return `folder` as a path, `~` written out. Raises VLMError for what is no path."""
-    if not isinstance(folder, str | os.PathLike) or "\0" in str(folder):
+    """Return `folder` as a path, `~` written out. Raises VLMError for what is no path; a text of nothing is none."""
+    if not isinstance(folder, str | os.PathLike) or folder == "" or "\0" in str(folder):
         raise VLMError("invalid_request", f"the folder is {shown(folder)}; give the path of a folder")
     return Path(os.path.expanduser(folder))
 

@@ -1,10 +1,11 @@
 """The tokenizer of a checkpoint folder: a file of its own, or the lists in a GGUF file."""
 
 import json
+import shutil
 from pathlib import Path
 
 from vlm.checkpoint import ollama
-from vlm.checkpoint.files import invalid
+from vlm.checkpoint.files import find_file, invalid
 from vlm.checkpoint.opened import format_of
 from vlm.tokenizer import Tokenizer
 from vlm.tokenizer_files import JSON_FILE, MODEL_FILE
@@ -13,6 +14,8 @@ from vlm.tokenizer_files.llama3 import LLAMA_PATTERN
 
 # llama.cpp's names of Llama 3's pattern. Source: llama.cpp src/llama-vocab.cpp.
 _PATTERNS = ("llama-bpe", "llama3", "llama-v3", "smaug-bpe")
+# What says how to use a tokenizer, beside the file of it.
+_USE_FILES = ("tokenizer_config.json", "chat_template.jinja", "chat_template.json")
 _LISTS = {"tokens": str, "token_type": int, "merges": str}
 # Kinds of tokens. Source: gguf constants.py, TokenType.
 _CONTROL, _USER_DEFINED = 3, 4
@@ -37,6 +40,13 @@ def read_tokenizer(folder: Path) -> Tokenizer:
         if not isinstance(found.get(name), list) or not all(type(item) is kind for item in found[name]):
             raise invalid(f"{folder.name} has no list of its tokenizer's {name}; put its tokenizer.json there")
     return Tokenizer(**parse_json_file(_json_file(found["tokens"], found["token_type"], found["merges"])))
+
+
+def copy_use_files(source: Path, target: Path) -> None:
+    """Copy what a Hugging Face folder says of its tokenizer's use, the chat template above all, into another."""
+    for name in _USE_FILES:
+        if (source / name).exists():
+            shutil.copyfile(find_file(source, name), target / name)
 
 
 def _json_file(tokens: list[str], kinds: list[int], merges: list[str]) -> bytes:

@@ -13,9 +13,15 @@ from vlm.errors import VLMError
 _LAYOUTS = {"hf": "Hugging Face", "meta": "Meta"}
 
 
+def _folder(context: click.Context, parameter: click.Parameter, value: str) -> Path:
+    if not value:
+        raise click.BadParameter("it is empty; give the path of a folder")
+    return Path(value)
+
+
 @click.command(cls=Command, short_help="Change the layout of a checkpoint, or quantise it.")
 @click.argument("source", metavar="SRC")
-@click.argument("target", metavar="DST", type=click.Path(file_okay=False, path_type=Path))
+@click.argument("target", metavar="DST", type=click.Path(file_okay=False), callback=_folder)
 @click.option(
     "--format", type=click.Choice(["hf", "meta"]), help="Hugging Face's layout, or Meta's. [with --quantize: hf]"
 )
@@ -48,6 +54,7 @@ def convert(
     vlm convert ./Llama-3.2-11B-Vision-Instruct ./11b-int4 --quantize int4
 
     The weights, their settings, the tokenizer and a SHA256SUMS of all files are written: all of them, or nothing.
+    To Hugging Face's layout a tokenizer_config.json and a chat template of SRC come along as they are.
     To Hugging Face's layout one tensor is in memory at a time. Quantised weights are stored as compressed-tensors does
     (pack-quantized), which transformers and vLLM read too.
     """
@@ -110,6 +117,8 @@ def _convert(
     with tqdm(total=num_parameters, unit_scale=True, desc="reading", disable=None, leave=False) as bar:
 
         def write_more(staging: Path) -> None:
+            if format == "hf":
+                checkpoint.copy_use_files(folder, staging)
             for name, content in files.items():
                 (staging / name).write_bytes(content)
             bar.set_description("adding checksums")

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
-from vlm.commands.options import json_option, reference_option
+from vlm.commands.options import import_torch, json_option, reference_option
 from vlm.commands.terminal import Command, say, say_json
 from vlm.errors import VLMError
 
@@ -32,14 +32,15 @@ def info(model: str | None, reference: str, as_json: bool):
     """Show a model's sizes, its memory in each precision, and whether it fits this machine.
 
     MODEL is a checkpoint's folder, of which only the settings are read; without it, the model that ships. A PRESET
-    needs no weights: 11b-vision, 11b-vision-base, 90b-vision, 1b, 3b, 8b, 70b, default, tiny. A folder of such a name
-    is written ./tiny. Nothing is downloaded.
+    needs no weights: 11b-vision, 11b-vision-base, 90b-vision, 90b-vision-base, 1b, 3b, 8b, 70b, default, tiny. A folder
+    of such a name is written ./tiny. Nothing is downloaded.
 
     \b
     vlm info
     vlm info 11b-vision
     vlm info ./Llama-3.2-11B-Vision-Instruct --json | tail -n 1
     """
+    import_torch()
     from vlm.model_sizes import ModelSizes
 
     title, config, stored = _config(model)

@@ -30,8 +30,9 @@ def say_json(value: dict) -> None:
 
 
 def complain(error: VLMError, *, about: str = "") -> None:
-    """Write an error and its code to standard error."""
-    text = f"error: {about}{': ' if about else ''}{error.message} [{error.code}]"
+    """Write an error and its code to standard error, of a bad checkpoint every tensor that the error lists."""
+    found = error.report if error.code == "checkpoint_invalid" else error.message
+    text = f"error: {about}{': ' if about else ''}{found} [{error.code}]"
     sys.stderr.write(printable(text, sys.stderr) + "\n")
 
 

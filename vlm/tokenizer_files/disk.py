@@ -3,14 +3,22 @@
 import os
 from pathlib import Path
 
+from vlm.errors import VLMError, shown
 from vlm.tokenizer_files.refusal import clip, invalid
 
 MAX_FILE_BYTES = 128 * 2**20
 
 
+def checked_path(path: object) -> Path:
+    """Return `path` as a path. Raises VLMError for what is none."""
+    if not isinstance(path, str | os.PathLike):
+        raise VLMError("invalid_request", f"the path is {shown(path)}; give the path of a file or folder")
+    return Path(path)
+
+
 def read_file(path: str | os.PathLike) -> bytes:
     """Return the content of a file of at most 128 MiB."""
-    path = Path(path)
+    path = checked_path(path)
     if not path.is_file():
         raise invalid(f"{clip(path.name)} is no file", "a tokenizer file", "check the path")
     num_bytes = path.stat().st_size
