@@ -3,7 +3,6 @@
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
 
 from eval.backends import Asked, Failure, Question, shown_images
 from eval.fingerprint import digest, record_key
@@ -18,12 +17,6 @@ Name = tuple[str, str]
 """The task and the id of a sample."""
 
 
-class _Known(NamedTuple):
-    question: Question
-    asked: str
-    """See `prompt_digest`."""
-
-
 def name_of(question: Question) -> Name:
     """Return the task and the id of a question's sample."""
     return question.sample.task, question.sample.id
@@ -36,14 +29,14 @@ class AnswerLog:
         self,
         journal: Journal,
         progress: Progress,
-        questions: Iterable[tuple[Question, str]],
+        questions: Iterable[Question],
         run: dict,
         digests: ImageDigests,
     ):
-        """questions: each with its `prompt_digest`. run: what decides the answers beside the question."""
+        """run: what decides the answers beside the question."""
         self.failed: set[Name] = set()
         """Samples with an error record and no answer."""
-        self._questions = {name_of(question): _Known(question, asked) for question, asked in questions}
+        self._questions = {name_of(question): question for question in questions}
         self._open = set(self._questions)
         """Those without an answer; it only shrinks, so that a long run needs no more memory than a short one."""
         self._journal, self._progress, self._digests = journal, progress, digests
@@ -65,10 +58,10 @@ class AnswerLog:
         parse = Prediction.from_json if self._progress.is_shown else RecordHead.from_json
         for path in paths:
             for record in read_journal(path, parse):
-                known = self._questions.get((record.task, record.id))
-                if known is not None:
+                question = self._questions.get((record.task, record.id))
+                if question is not None:
                     if record.error is None:
-                        self._check_key(record, known)
+                        self._check_key(record, question)
                     self._count(record)
 
     def write(self, asked: Asked) -> None:
@@ -86,12 +79,12 @@ class AnswerLog:
         elif name in self._open:
             self.failed.add(name)
 
-    def _key(self, known: _Known) -> str:
-        images = [self._digests.of(image) for image in shown_images(known.question.prompt)]
-        return record_key(known.asked, images, self._run)
+    def _key(self, question: Question) -> str:
+        images = [self._digests.of(image) for image in shown_images(question.prompt)]
+        return record_key(question.digest, images, self._run)
 
-    def _check_key(self, record: Prediction | RecordHead, known: _Known) -> None:
-        if record.key != self._key(known):
+    def _check_key(self, record: Prediction | RecordHead, question: Question) -> None:
+        if record.key != self._key(question):
             raise VLMError(
                 "invalid_request",
                 f"sample {record.id[:60]!r} of {record.task} was answered with other pictures than there are now; put "
@@ -100,7 +93,7 @@ class AnswerLog:
 
 
 def _record(asked: Asked, key: str) -> Prediction:
-    (sample, prompt), outcome = asked
+    (sample, prompt, _), outcome = asked
     common = {
         "id": sample.id,
         "task": sample.task,

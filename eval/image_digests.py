@@ -20,6 +20,7 @@ MAX_KNOWN = 4096
 SUFFIX = ".digests"
 _SETTLED_NS = 2 * 10**9
 """A file that was changed less than this before it was read could change again under the same times."""
+_NOTE = re.compile(r"^([0-9a-f]{64})\t(.+)\n", re.MULTILINE)
 _CONTENT_NAME = re.compile(r"[0-9a-f]{16,64}")
 
 
@@ -46,8 +47,8 @@ class ImageDigests:
         """Return the digest of `image`; of one that cannot be read, why."""
         if image.load is not None and _CONTENT_NAME.fullmatch(image.id):
             return image.id  # a digest already, and reading it out of a large file again would take long
-        # Not the Path itself, which would keep what it is hashed by.
-        name = (image.path is None, image.id if image.path is None else os.fspath(image.path))
+        # Not a Path itself, which would keep what it is hashed by.
+        name = (image.id,) if image.path is None else os.fspath(image.path)
         if name in self._known:
             return self._known[name]
         try:
@@ -70,14 +71,11 @@ class ImageDigests:
         return found
 
     def _read(self, path: Path) -> None:
-        with suppress(OSError), open(path, encoding="utf-8", errors="replace") as file:
-            for line in file:
-                found, tab, seen = line.rstrip("\n").partition("\t")
-                if tab and len(found) == 64 and line.endswith("\n"):
-                    self._noted[seen] = found
+        with suppress(OSError):
+            self._noted.update((seen, found) for found, seen in _NOTE.findall(path.read_text("ascii", "replace")))
 
 
-def _seen(path: Path) -> str | None:
+def _seen(path: str | os.PathLike[str]) -> str | None:
     """Return what tells this state of a file from every other; None where nothing does yet."""
     try:
         found = os.stat(path)

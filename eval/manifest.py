@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from vlm.errors import VLMError
 
-FORMAT = 3
+FORMAT = 4
 LIBRARIES = ("sightline-vlm", "torch", "numpy", "pillow", "einops", "safetensors", "tiktoken")
 """Those that shape an answer."""
 FREE = frozenset({"command", "created", "data", "batch_size"})

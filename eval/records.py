@@ -6,10 +6,14 @@ These are values. Where they come from stands in `datasets` and `tasks`, who ans
 
 import errno
 import json
+import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import msgspec
+from msgspec import Struct
 
 from vlm.errors import VLMError
 from vlm.picture_gate import named_picture
@@ -27,7 +31,7 @@ class ImageRef:
 
     id: str
     """Stable name: file name, or sha256 prefix of the bytes; standard errors are clustered by it."""
-    path: Path | None = None
+    path: str | os.PathLike[str] | None = None
     data: bytes | None = field(default=None, repr=False)
     """Encoded bytes (PNG, JPEG, ...)."""
     load: Callable[[], bytes] | None = None
@@ -43,16 +47,17 @@ class ImageRef:
             return self.data
         if self.load is not None:
             return self.load()
+        path = Path(self.path)
         try:
             # Of a pipe or a device there is no end to read to.
-            if self.path.exists() and not self.path.is_file():
+            if path.exists() and not path.is_file():
                 raise OSError(errno.EINVAL, "no regular file")
-            return self.path.read_bytes()
+            return path.read_bytes()
         except (OSError, ValueError) as error:  # ValueError: a zero byte in the path
             why = error.strerror if isinstance(error, OSError) else error
             raise VLMError(
                 "invalid_request",
-                f"image file {self.path.name[:80]!r} cannot be read ({why}); expected a picture; put it back",
+                f"image file {path.name[:80]!r} cannot be read ({why}); expected a picture; put it back",
             ) from None
 
     def decoded(self) -> "Image":
@@ -60,8 +65,7 @@ class ImageRef:
         return named_picture(self.read(), f"image {self.id[:80]!r}")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Sample:
+class Sample(Struct, frozen=True, kw_only=True):
     """One question of a benchmark."""
 
     id: str
@@ -73,7 +77,7 @@ class Sample:
     """Accepted answers; for multiple choice the letter."""
     options: tuple[str, ...] = ()
     """Texts of A, B, C, ...; an empty one is a letter that is not offered."""
-    fields: Mapping[str, Field] = field(default_factory=dict)
+    fields: Mapping[str, Field] = {}
     """What plots and filters group by: "split", "variant", "question_type", "category", ..."""
     problem: str | None = None
     """What is damaged in a way that concerns this sample alone; it becomes an error record."""
@@ -92,8 +96,7 @@ def cluster_of(images: Iterable[str], variant: Field, sample_id: str) -> str:
     return "+".join(image.removesuffix(f"@{variant}") for image in images) or sample_id
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Prompt:
+class Prompt(Struct, frozen=True, kw_only=True):
     """What the model is asked."""
 
     messages: list[dict]
@@ -113,7 +116,7 @@ class Prompt:
 def _shown_content(content: str | list[dict]) -> str:
     if isinstance(content, str):
         return content
-    return "".join(part["text"] if part["type"] == "text" else f"<image: {part['image'].id}>" for part in content)
+    return "".join([part["text"] if part["type"] == "text" else f"<image: {part['image'].id}>" for part in content])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -162,7 +165,7 @@ class Prediction:
         """Return the record that a line holds. Raises: VLMError (invalid_request) for any other line."""
         try:
             record = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             record = None
         if not isinstance(record, dict):
             raise VLMError("invalid_request", "a line of predictions is no JSON object; expected a record; remove it")
@@ -175,9 +178,12 @@ class Prediction:
                 "invalid_request",
                 f"a record of predictions {found}; expected {', '.join(known)}; was it written by another program?",
             )
-        for name in ("token_ids", "target", "images", "options"):
-            if isinstance(record.get(name), list):
-                record[name] = tuple(record[name])
-        if isinstance(record.get("option_scores"), list):
-            record["option_scores"] = tuple(score and tuple(score) for score in record["option_scores"])
-        return cls(**record)
+        try:
+            return msgspec.convert(record, cls)
+        except msgspec.ValidationError as error:
+            place = str(error).rpartition("$.")[2].rstrip("`") or "a field"
+            raise VLMError(
+                "invalid_request",
+                f"a record of predictions has {place[:40]!r} of another type than it was written with; expected the "
+                "record as it was; put it back, or remove the line to have it asked again",
+            ) from None

@@ -1,5 +1,6 @@
 """The folder of a run: the names of its files, its locks, and how a file in it is replaced as a whole."""
 
+import errno
 import json
 import os
 import re
@@ -144,6 +145,8 @@ def replace_file(path: Path, text: str) -> None:
     """Write `text` to `path` so that a reader, or a crash, sees the old file or the new one whole."""
     unfinished = path.with_name(f".{path.name}.unfinished")
     try:
+        if path.exists() and not path.is_file():
+            raise OSError(errno.EINVAL, "no regular file")
         with open(unfinished, "w", encoding="utf-8") as file:
             file.write(text)
             file.flush()

@@ -21,6 +21,7 @@ from eval.image_digests import SUFFIX, ImageDigests
 from eval.journal import Journal
 from eval.manifest import new_manifest
 from eval.progress import Progress
+from eval.prompts import Preset
 from eval.records import Prompt, Sample
 from eval.run_folder import RunFolder
 from eval.selection import Selection, select
@@ -29,6 +30,8 @@ from eval.shards import Shard
 from vlm.errors import VLMError
 
 logger = logging.getLogger(__name__)
+NO_PROMPT = "none"
+"""What the prompt of a sample is called that is too damaged to be asked about."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,25 +105,21 @@ class _Begun(NamedTuple):
 def _begin(settings: RunSettings, backend: Backend, folder: RunFolder, stack: ExitStack, show_progress: bool) -> _Begun:
     """Read the samples, have the folder hold this run, and learn what was answered; `stack` closes what is opened."""
     questions = _questions(settings, backend.name)
-    digests = [prompt_digest(*question) for question in questions]
-    manifest = _manifest(settings, questions, digests, backend)
+    manifest = _manifest(settings, questions, backend)
     own = folder.journal_path(settings.shard)
     with folder.settling():
         moved_to = settle(folder, manifest, own, shard=settings.shard, new_run=settings.new_run)
         batch_size = settings.batch_size or folder.manifest()["batch_size"]
-    asked = [
-        (question, asked_digest)
-        for question, asked_digest in zip(questions, digests, strict=True)
-        if settings.shard is None or settings.shard.holds(question.sample.cluster)
-    ]
+    if settings.shard is not None:
+        questions = [question for question in questions if settings.shard.holds(question.sample.cluster)]
     journal = stack.enter_context(Journal(own))
-    progress = stack.enter_context(Progress(len(asked), shown=show_progress))
+    progress = stack.enter_context(Progress(len(questions), shown=show_progress))
     images = ImageDigests(sorted(folder.path.glob(f"*{SUFFIX}")), own=own.with_suffix(SUFFIX))
     stack.callback(images.close)
-    log = AnswerLog(journal, progress, asked, {name: manifest[name] for name in ("model", "generation")}, images)
+    log = AnswerLog(journal, progress, questions, {name: manifest[name] for name in ("model", "generation")}, images)
     log.take_in(folder.journals())
     progress.start()
-    return _Begun([question for question, _ in asked], log, batch_size, moved_to)
+    return _Begun(questions, log, batch_size, moved_to)
 
 
 @contextmanager
@@ -141,8 +140,14 @@ def _questions(settings: RunSettings, model_name: str) -> list[Question]:
     loaded = {name: tasks.find(name).load(path, **settings.selection.options) for name, path in settings.data.items()}
     chosen = select(loaded, settings.selection)
     _say_what_is_wrong(chosen)
-    asked = [(tasks.find(name), samples) for name, samples in chosen.items()]
-    return [_question(task, sample, settings, model_name) for task, samples in asked for sample in samples]
+    questions = []
+    for name, samples in chosen.items():
+        task = tasks.find(name)
+        preset = task.prompts[task.preset(settings.prompt, model_name)]
+        if settings.max_new_tokens is not None:
+            preset = replace(preset, max_new_tokens=settings.max_new_tokens)
+        questions += [_question(preset, sample) for sample in samples]
+    return questions
 
 
 def _say_what_is_wrong(chosen: Mapping[str, list[Sample]]) -> None:
@@ -153,29 +158,29 @@ def _say_what_is_wrong(chosen: Mapping[str, list[Sample]]) -> None:
             logger.warning("%s: %d of %d samples cannot be asked: %s", name, len(problems), len(samples), problems[0])
 
 
-def _question(task: "tasks.Task", sample: Sample, settings: RunSettings, model_name: str) -> Question:
+def _question(preset: Preset, sample: Sample) -> Question:
     try:
-        prompt = task.prompt(sample, preset=settings.prompt, model_name=model_name)
+        prompt = preset(sample)
     except VLMError:
         if sample.problem is None:
             raise
         # A damaged sample need not be one that can be asked about.
-        prompt = Prompt(messages=[{"role": "user", "content": sample.question}], max_new_tokens=1, name="none")
-    if settings.max_new_tokens is not None:
-        prompt = replace(prompt, max_new_tokens=settings.max_new_tokens)
-    return Question(sample, prompt)
+        prompt = Prompt(messages=[{"role": "user", "content": sample.question}], max_new_tokens=1, name=NO_PROMPT)
+    return Question(sample, prompt, prompt_digest(sample, prompt))
 
 
-def _manifest(settings: RunSettings, questions: list[Question], digests: list[str], backend: Backend) -> dict:
+def _manifest(settings: RunSettings, questions: list[Question], backend: Backend) -> dict:
     described = {}
     for name in settings.data:
-        places = [place for place, question in enumerate(questions) if question.sample.task == name]
-        own = [questions[place] for place in places]
+        own = [question for question in questions if question.sample.task == name]
+        # A picture that is missing may be put back: its question is asked by the same preset then.
+        prompts = [question.prompt for question in own if question.prompt.name != NO_PROMPT]
         described[name] = {
-            "prompt": sorted({question.prompt.name for question in own if question.sample.problem is None}),
+            "prompt": sorted({prompt.name for prompt in prompts}),
+            "max_new_tokens": sorted({prompt.max_new_tokens for prompt in prompts}),
             "num_samples": len(own),
             "samples": samples_digest(question.sample for question in own),
-            "prompts": digest(*sorted(digests[place] for place in places)),
+            "prompts": digest(*sorted(question.digest for question in own)),
         }
     places = {name: str(path.absolute()) for name, path in settings.data.items()}
     model = backend.describe()

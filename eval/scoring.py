@@ -3,6 +3,7 @@
 import math
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 
 from eval import scorers as rules
 from eval import tasks
@@ -16,10 +17,10 @@ MAX_GROUPS = 30
 """A field with more values than these names samples, not groups of them."""
 
 
-def score_folder(path: str | os.PathLike, scorers: Sequence[str] | None = None) -> dict:
+def score_folder(path: str | os.PathLike, scorers: Sequence[str] | None = None, *, keep: bool = True) -> dict:
     """Score the answers of all shards in a run's folder, write scores.json and return what it holds.
 
-    scorers: names; None takes those of each task.
+    scorers: names; None takes those of each task. keep: without, nothing is written.
 
     Raises: VLMError for a scorer that no task has, and for a folder without answers.
     """
@@ -28,7 +29,7 @@ def score_folder(path: str | os.PathLike, scorers: Sequence[str] | None = None) 
         raise VLMError(
             "invalid_request", f"{folder.path.name!r:.80} holds no answers; expected a run's folder; run it first"
         )
-    with folder.settling():
+    with folder.settling() if keep else nullcontext():
         manifest = folder.manifest() or {}
         found: dict[str, _TaskScores] = {}
         for record in read_journals(folder.journals()):
@@ -37,9 +38,9 @@ def score_folder(path: str | os.PathLike, scorers: Sequence[str] | None = None) 
             found[record.task].add(record)
         if scorers:
             _check_known(scorers, found)
-        expected = {name: task["num_samples"] for name, task in manifest.get("tasks", {}).items()}
-        scores = {"tasks": {name: found[name].summary(expected.get(name)) for name in sorted(found)}}
-        folder.write_json(SCORES, scores)
+        scores = {"tasks": {name: found[name].summary(_num_expected(manifest, name)) for name in sorted(found)}}
+        if keep:
+            folder.write_json(SCORES, scores)
     return scores
 
 
@@ -104,7 +105,10 @@ class _TaskScores:
     def summary(self, num_expected: int | None) -> dict:
         """Return the scores as scores.json holds them."""
         num_records = len(self._clusters) + self._num_errors
+        variants = {fields.get("variant") for fields in self._fields}
         return {
+            # Scores of different variants may not be compared, so that each says of which it is.
+            **({"variant": str(*variants)} if len(variants) == 1 and None not in variants else {}),
             "n": num_records,
             "answered": len(self._clusters),
             "errors": self._num_errors,
@@ -158,6 +162,14 @@ class _TaskScores:
                 if value is not None:
                     groups.setdefault(name, {}).setdefault(str(value), []).append(place)
         return groups
+
+
+def _num_expected(manifest: dict, task: str) -> int | None:
+    """Return how many samples of a task the run has, None where the manifest does not say."""
+    found: object = manifest
+    for name in ("tasks", task, "num_samples"):
+        found = found.get(name) if isinstance(found, dict) else None
+    return found if isinstance(found, int) else None
 
 
 def _check_known(names: Sequence[str], found: Mapping[str, _TaskScores]) -> None:

@@ -1,9 +1,12 @@
 """Which samples of a task a run takes."""
 
 import io
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import islice
+
+from msgspec.structs import replace
 
 from eval.records import ImageRef, Sample
 from vlm.errors import VLMError
@@ -58,20 +61,17 @@ def select(tasks: Mapping[str, Iterable[Sample]], selection: Selection) -> dict[
 
 
 def _check_unique(task: str, samples: Sequence[Sample]) -> None:
-    seen: set[str] = set()
-    for sample in samples:
-        if sample.id in seen:
-            raise VLMError(
-                "invalid_request",
-                f"two samples of {task} have the id {sample.id[:60]!r}; expected each once; is a file there twice?",
-            )
-        seen.add(sample.id)
+    counts = Counter(sample.id for sample in samples)
+    if len(counts) < len(samples):
+        ((twice, _),) = counts.most_common(1)
+        raise VLMError(
+            "invalid_request",
+            f"two samples of {task} have the id {twice[:60]!r}; expected each once; is a file there twice?",
+        )
 
 
 def _blanked(sample: Sample) -> Sample:
-    return replace(
-        sample, images=tuple(replace(image, path=None, data=None, load=_Blank(image)) for image in sample.images)
-    )
+    return replace(sample, images=tuple(ImageRef(id=image.id, load=_Blank(image)) for image in sample.images))
 
 
 @dataclass(frozen=True)

@@ -176,7 +176,8 @@ def minimum_detectable_difference(
 ) -> float:
     """Return the smallest true difference that a comparison of this size would have shown with probability `power`.
 
-    From the clustered error of the differences that were seen; NaN for fewer than two clusters.
+    From the clustered error of the differences that were seen; NaN for fewer than two clusters, and where no two
+    differences differ, which says nothing of how they would vary.
     """
     from scipy.stats import norm
 
@@ -184,7 +185,7 @@ def minimum_detectable_difference(
     if len(set(clusters)) < 2:
         return math.nan
     error = clustered_stderr([b - a for a, b in zip(first, second, strict=True)], clusters)
-    return float(norm.ppf((1 + confidence) / 2) + norm.ppf(power)) * error
+    return float(norm.ppf((1 + confidence) / 2) + norm.ppf(power)) * error if error else math.nan
 
 
 def _sum_of_squares(values: Sequence[float]) -> float:

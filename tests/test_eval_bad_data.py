@@ -68,6 +68,22 @@ def test_a_picture_that_is_put_back_is_asked_about_again(settings):
     assert [record["prediction"] for record in records(settings) if record["id"] == "q3"] == [None, "3"]
 
 
+def test_pictures_that_were_all_missing_may_be_put_back(tmp_path):
+    path = write_chart_questions(tmp_path / "data", 3, changed={number: {"image": "gone.png"} for number in range(3)})
+    chosen = RunSettings(data={"chartqa": path}, out=tmp_path / "run")
+    assert run(chosen, EchoBackend()).num_errors == 3
+    (path.parent / "gone.png").write_bytes(picture(7))
+    assert run(replace(chosen, retry_errors=True), EchoBackend()).num_errors == 0
+
+
+@pytest.mark.parametrize("odd", [float("inf"), float("-inf"), float("nan"), 10**400])
+def test_a_number_without_an_end_beside_a_question_disturbs_nobody(tmp_path, odd):
+    path = write_chart_questions(tmp_path / "data", 3, changed={1: {"weight": odd}})
+    chosen = RunSettings(data={"chartqa": path}, out=tmp_path / "run")
+    assert run(chosen, EchoBackend()).num_errors == 0
+    assert score_folder(chosen.out)["tasks"]["chartqa"]["answered"] == 3
+
+
 @pytest.mark.parametrize(
     ("changed", "reason"),
     [

@@ -9,6 +9,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from eval.cli import main
+from eval.commands.tables import score_lines
 from tests.eval_models import save_tiny_model, write_chart_questions
 
 COMMANDS = sorted(main.commands)
@@ -57,6 +58,7 @@ def test_help_imports_nothing_heavy():
 import sys
 from click.testing import CliRunner
 from eval.cli import main
+from eval.commands.tables import score_lines
 for arguments in [[], *([name] for name in {COMMANDS})]:
     assert CliRunner().invoke(main, [*arguments, "--help"]).exit_code == 0
 heavy = ("torch", "numpy", "scipy", "PIL", "pyarrow", "httpx", "ray", "tqdm", "asyncio")
@@ -117,7 +119,7 @@ def test_the_manifest_holds_everything_that_defines_the_run(folder, done):
     assert manifest["model"].keys() >= {"name", "weights", "device", "dtype", "reference", "processor"}
     assert manifest["generation"].keys() >= {"temperature", "top_p", "seed"}
     assert manifest["libraries"].keys() >= {"python", "torch", "sightline-vlm"}
-    assert manifest["tasks"]["chartqa"].keys() == {"prompt", "num_samples", "samples", "prompts"}
+    assert " ".join(manifest["tasks"]["chartqa"]) == "prompt max_new_tokens num_samples samples prompts"
 
 
 def test_another_run_is_refused_field_by_field(folder, done):
@@ -142,7 +144,9 @@ def test_shards_are_merged_by_score(folder, done):
         (["--shard", "3/2"], "expected INDEX/COUNT"),
         (["--backend", "openai"], "needs --base-url"),
         (["--backend", "openai", "--base-url", "http://h/v1", "--likelihood", "options"], "no effect with --backend"),
+        (["--backend", "openai", "--base-url", "http://h/v1", "--device", "cpu"], "--device has no effect"),
         (["--base-url", "http://h/v1"], "no effect with --backend local"),
+        (["--data", "ai2d=x"], "--data says where ai2d lies, which is none of the tasks"),
         (["--engine", "ray", "--shard", "1/2"], "without --shard"),
         (["--samples", ","], "--samples names none"),
         (["--limit", "0"], "--limit"),
@@ -197,3 +201,25 @@ def test_compare_shows_both_scores_and_the_error_of_their_difference(folder, don
     assert found["n"] == 8
     assert found["scores"]["ours"].keys() >= {"first", "second", "difference", "interval", "p_value", "detectable"}
     assert "chartqa: 8 samples in both" in result.stdout
+
+
+# report
+
+
+def test_a_run_that_cannot_be_written_to_is_reported_elsewhere(folder, done, tmp_path, monkeypatch):
+    monkeypatch.setattr("eval.commands.report.os.access", lambda path, mode: False)
+    before = {path.name: path.stat().st_mtime_ns for path in (folder / "run").iterdir()}
+    result = invoke("report", folder / "run", "--out", tmp_path / "report.html")
+    assert result.exit_code == 0
+    assert (tmp_path / "report.html").stat().st_size > 1000
+    assert {path.name: path.stat().st_mtime_ns for path in (folder / "run").iterdir()} == before
+
+
+def test_the_table_says_which_variant_and_what_was_cut_off():
+    found = {"n": 3, "errors": 1, "missing": 0, "cut_off": 2, "scores": {}}
+    tasks = {"chartqa": {**found, "cut_off": 0}, "ai2d": {"variant": "opaque", **found}}
+    errors = "1 ended in errors and are not in the scores"
+    assert list(score_lines({"tasks": tasks})) == [
+        f"chartqa: 3 samples, {errors}",
+        f"ai2d (opaque): 3 samples, {errors}, 2 cut off by the limit of tokens",
+    ]

@@ -330,7 +330,9 @@ def test_an_unknown_folder_gets_an_error_that_says_what_was_found_and_what_is_re
 
 def test_other_columns_are_shown(tmp_path):
     write_parquet(tmp_path / "data.parquet", [{"picture": embedded(1), "text": "a", "label": 3}])
-    with pytest.raises(VLMError, match=r"data\.parquet has the columns picture, text, label; expected ChartQA as"):
+    with pytest.raises(
+        VLMError, match=r"data\.parquet has the columns picture, text, label; expected ChartQA with image, "
+    ):
         CHARTQA.load(tmp_path)
 
 

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eval.journal import Journal, read_journal, read_journals
+from eval.journal import Journal, RecordHead, read_journal, read_journals
 from eval.manifest import FREE, RunDiffers, check_same, new_manifest
 from eval.records import Prediction
 from eval.run_folder import MANIFEST, RunFolder, replace_file
@@ -101,6 +101,22 @@ def test_a_damaged_line_in_the_middle_is_named(tmp_path):
     path.write_bytes(lines[0] + lines[1][5:] + lines[2])
     with pytest.raises(VLMError, match=r"predictions\.jsonl, line 2: "):
         list(read_journal(path))
+
+
+@pytest.mark.parametrize("prediction", ["plain", "half a pair \ud83d"])
+def test_a_head_is_that_of_the_whole_record(prediction):
+    whole = record(1, prediction=prediction)
+    head = RecordHead.from_json(whole.to_json().encode() + b"\n")
+    assert head == RecordHead(task=whole.task, id=whole.id, key=whole.key, error=whole.error)
+
+
+@pytest.mark.parametrize("damage", [b"\xff", b"\\q", b"\\ud83", b"\x01", b'"', b"\0"])
+def test_damage_is_found_also_in_what_a_head_leaves_out(tmp_path, damage):
+    path = tmp_path / "predictions.jsonl"
+    first, second = written(path, [record(0), record(1, prediction="plain")]).splitlines(keepends=True)
+    path.write_bytes(first + second.replace(b"plain", damage))
+    with pytest.raises(VLMError, match=r"predictions\.jsonl, line 2: "):
+        list(read_journal(path, RecordHead.from_json))
 
 
 def test_of_several_records_of_a_sample_an_answer_counts_and_the_last_one(tmp_path):
@@ -198,6 +214,19 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
     with pytest.raises(VLMError, match=r"scores\.json cannot be written \(No space left on device\)"):
         replace_file(path, "new")
     assert [(each.name, each.read_text()) for each in tmp_path.iterdir()] == [("scores.json", "old")]
+
+
+def test_what_is_no_regular_file_is_not_replaced(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(VLMError, match=r"pipe cannot be written \(no regular file\)"):
+        replace_file(tmp_path / "pipe", "new")
+    assert not (tmp_path / "pipe").is_file()
+
+
+def test_a_journal_that_cannot_be_read_is_named(tmp_path):
+    (tmp_path / "predictions.jsonl").mkdir()
+    with pytest.raises(VLMError, match=r"predictions\.jsonl cannot be read \(Is a directory\)"):
+        list(read_journal(tmp_path / "predictions.jsonl"))
 
 
 def test_moving_aside_deletes_nothing(tmp_path):

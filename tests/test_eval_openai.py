@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import email.utils
+import gc
 import json
 import threading
 import time
@@ -13,7 +14,7 @@ import pytest
 
 from eval.backends import Answer, Failure
 from eval.backends.openai import OpenAIBackend
-from eval.backends.server import retry_after_s
+from eval.backends.server import PatientServer, retry_after_s
 from eval.records import ImageRef
 from tests.eval_models import image, picture, question
 from vlm import VLMError
@@ -182,6 +183,39 @@ def test_a_question_the_server_refuses_is_not_asked_again(server):
     assert outcomes["q0"].reason == "the server refused with status 400: the prompt is too long"
     assert server.tries["BAD 0"] == 1
     assert_answered(outcomes, [question(1)])
+
+
+def test_half_of_a_surrogate_pair_is_sent_and_disturbs_nobody(server):
+    questions = [question(0, "Half \ud83d?"), question(1)]
+    assert_answered(answered(backend(server), questions), questions)
+
+
+def test_a_reply_that_ended_without_a_word_is_an_empty_answer(server):
+    """A model that thinks and is cut off before its answer: that is no error, and scores nothing."""
+    silent = {"choices": [{"message": {"content": None}, "finish_reason": "length"}]}
+    server.misbehave = lambda text, number: (200, {}, json.dumps(silent))
+    assert answered(backend(server), [question(0)])["q0"] == Answer(text="", finish_reason="length")
+    assert server.tries["What is it? 0"] == 1
+
+
+def test_a_question_that_hangs_costs_two_timeouts_and_no_other_anything(server):
+    server.misbehave = lambda text, number: 5 if "BAD" in text else None
+    outcomes = answered(backend(server, timeout_s=0.4), [question(0, "BAD"), question(1)])
+    assert outcomes["q0"] == Failure(reason="no answer in 2 tries: nothing came within 0.4 s")
+    assert_answered(outcomes, [question(1)])
+
+
+def test_an_interrupt_in_the_middle_of_a_question_leaves_no_complaint(server, monkeypatch, caplog):
+    """A signal may come while a request is made; asyncio would write the traceback of a task nobody asked for."""
+
+    async def interrupted(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(PatientServer, "_once", interrupted)
+    with pytest.raises(KeyboardInterrupt), backend(server) as asking:
+        next(asking.answers([[question(0)], [question(1)]]))
+    gc.collect()
+    assert not caplog.records
 
 
 def test_silence_is_waited_for_no_longer_than_the_timeout(server):

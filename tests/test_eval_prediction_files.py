@@ -191,11 +191,16 @@ BAD = {
     "is not there": ("x_samples_chartqa.jsonl", None, "cannot be read"),
     "is empty": ("x_samples_chartqa.jsonl", b"", "is empty; expected lmms-eval's"),
     "is no JSON": ("x_samples_chartqa.jsonl", b"{", r"row 1: found JSONDecodeError"),
-    "has other lines": ("x_samples_chartqa.jsonl", b'{"id": 3}', r"row 1: found KeyError: 'doc_id, filtered_resps'"),
+    "has other lines": ("x_samples_chartqa.jsonl", b'{"id": 3}', "row 1: found ValueError: no doc_id and filtered_"),
     "has no reply": ("x_samples_chartqa.jsonl", b'{"doc_id": 0, "filtered_resps": [], "target": "x"}', "no reply"),
     "is of an unknown task": ("x_samples_seed.jsonl", b'{"doc_id": 0, "filtered_resps": "x"}', "give --task"),
     "is of a task that begins alike": ("x_samples_chartqapro.jsonl", b'{"doc_id": 0, "filtered_resps": "x"}', "--task"),
     "has no predictions": ("M_ChartQA_TEST.tsv", b"index\tanswer\n1\tx\n", "has no column 'prediction'"),
+    "is not there, of another kind": ("M_ChartQA_TEST.txt", None, "cannot be read"),
+    "is JSON cut off": ("M_ChartQA_TEST.json", b'[{"index": 1', "cannot be read .it is damaged: Expecting"),
+    "is JSON without an end": ("M_ChartQA_TEST.json", b"[" * 100_000, "cannot be read .it is damaged"),
+    "has a line that is no row": ("M_ChartQA_TEST.json", b'[{"index": 1, "prediction": "3"}, "x"]', "row 2: found"),
+    "is no UTF-8": ("M_ChartQA_TEST.tsv", b"index\tprediction\n1\t\xe9\n", "cannot be read .it is damaged: 'utf-8'"),
     "is of another kind": ("M_ChartQA_TEST.txt", b"x", "has no column 'prediction'; expected lmms-eval's"),
 }
 

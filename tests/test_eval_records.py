@@ -1,7 +1,9 @@
 """What passes between the parts of the harness, and the line that a prediction is in the log."""
 
 import dataclasses
+import json
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -21,7 +23,7 @@ def test_a_cluster_is_made_of_the_images_or_the_sample_itself():
     sample = Sample(id="s", task="t", images=(), question="q", targets=())
     assert sample.cluster == "s"
     images = tuple(ImageRef(id=name, data=b"x") for name in "ab")
-    assert dataclasses.replace(sample, images=images).cluster == "a+b"
+    assert msgspec.structs.replace(sample, images=images).cluster == "a+b"
 
 
 def test_two_versions_of_a_picture_are_one_cluster():
@@ -91,6 +93,26 @@ def test_the_first_fields_of_a_line_are_those_that_are_promised():
 def test_another_line_is_no_prediction(line, said):
     with pytest.raises(VLMError, match=said):
         Prediction.from_json(line)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("prediction", 5),
+        ("target", None),
+        ("target", [5]),
+        ("fields", 5),
+        ("fields", {"a": [1]}),
+        ("images", 7),
+        ("option_scores", [[-1, 2, 3]]),
+    ],
+)
+def test_a_field_of_another_type_is_named(name, value):
+    texts = dict.fromkeys(("id", "task", "key", "prompt", "prediction", "finish_reason"), "a")
+    record = {**texts, "token_ids": [1], "confidence": 1, "target": ["1"], "error": None}
+    assert Prediction.from_json(json.dumps(record)).confidence == 1
+    with pytest.raises(VLMError, match=f"a record of predictions has '{name}"):
+        Prediction.from_json(json.dumps({**record, name: value}))
 
 
 def test_an_unknown_field_of_a_prediction_is_named():

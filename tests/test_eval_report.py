@@ -232,6 +232,13 @@ def test_runs_are_called_by_the_shortest_names_that_differ(tmp_path):
     assert [run.name for run in read_runs([paths[0], paths[0]])] == ["x", "x (2)"]
 
 
+def test_the_variant_of_the_data_is_told(one, tmp_path):
+    run = write_run(tmp_path / "run", write_ai2d(tmp_path / "ai2d"), task="ai2d")
+    told = Report(tmp_path / "report.html", run).elements.text()
+    assert "variantopaque" in told
+    assert "variantopaque" not in one.elements.text()
+
+
 def test_two_tasks_lie_in_one_report(folder, tmp_path):
     choices = write_run(tmp_path / "ai2d", write_ai2d(tmp_path / "data"), task="ai2d")
     report = Report(tmp_path / "report.html", folder / "first", choices)

@@ -147,6 +147,7 @@ def asked_with(name: str, settings: RunSettings) -> tuple[RunSettings, EchoBacke
         write_chart_questions(folder, NUM, changed={7: {"question": "Value 8?"}})
     changed = {
         "tasks.chartqa.prompt": {"prompt": "lmms-eval"},
+        "tasks.chartqa.max_new_tokens": {"max_new_tokens": 5},
         "selection.limit": {"selection": Selection(limit=5)},
         "selection.images": {"selection": Selection(blank_images=True)},
     }
@@ -162,6 +163,7 @@ DIFFERING = [
     "tasks.chartqa.samples",
     "tasks.chartqa.prompts",
     "tasks.chartqa.prompt",
+    "tasks.chartqa.max_new_tokens",
     "selection.limit",
     "selection.images",
     "model.weights",
@@ -180,6 +182,12 @@ def test_with_anything_changed_it_refuses_and_names_the_field(settings, name):
     assert name in [difference.field for difference in caught.value.differences]
     assert backend.asked == []
     assert {path.name: path.read_bytes() for path in settings.out.iterdir()} == before
+
+
+def test_another_length_of_replies_is_another_run(settings):
+    stopped(settings, 6)
+    with pytest.raises(RunDiffers, match=r"tasks\.chartqa\.prompts"):
+        run(replace(settings, max_new_tokens=5), EchoBackend())
 
 
 def test_a_new_run_moves_the_old_answers_aside(settings):
@@ -266,6 +274,14 @@ def test_an_id_that_is_not_there_or_there_twice_is_refused(settings):
     write_chart_questions(settings.data["chartqa"].parent, NUM, changed={3: {"id": "q1"}})
     with pytest.raises(VLMError, match="q1"):
         run(settings, EchoBackend())
+
+
+def test_two_samples_of_one_id_are_refused_whoever_loads_them():
+    from eval.selection import select
+
+    samples = [question(number, id=name).sample for number, name in enumerate(["q1", "q2", "q2"])]
+    with pytest.raises(VLMError, match="two samples of t have the id 'q2'"):
+        select({"t": samples}, Selection())
 
 
 def test_blank_images_have_the_size_of_the_real_ones_and_no_picture(settings):

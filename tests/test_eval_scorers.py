@@ -1,5 +1,6 @@
 """What all scorers have in common: they are named, they never raise, they never guess, and outsiders can add theirs."""
 
+import math
 import random
 import re
 import subprocess
@@ -33,7 +34,7 @@ QUESTIONS = st.fixed_dictionaries(
         "category": TEXT,
         "question_type": st.sampled_from(["Conversational", "Multi Choice", "open"]),
         "answer_type": st.sampled_from(["integer", "float", "list", "text"]),
-        "precision": st.sampled_from([None, 1, 2.0]),
+        "precision": st.sampled_from([None, 1, 2.0, "1.0", "x", -1, math.inf, 10**400]),
         "year_flags": st.lists(st.sampled_from(["YES", "NO"]), max_size=3),
         "language": st.sampled_from(["en", "de", "english"]),
         "subject": TEXT,

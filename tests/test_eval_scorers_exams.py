@@ -74,6 +74,8 @@ MATHS_RULES = ("mathvista_official", "vlmevalkit", "ours")
         ("1.449", "1.45", {"answer_type": "float", "precision": 2}, (1, 0, 1)),
         ("1.449", "1.4", {"answer_type": "float", "precision": 1}, (1, 0, 1)),
         ("1.449", "1.4", {"answer_type": "float", "precision": 1.0}, (1, 0, 1)),
+        ("1.449", "1.4", {"answer_type": "float", "precision": "1.0"}, (1, 0, 1)),
+        ("1.449", "1.4", {"answer_type": "float", "precision": "x"}, (0, 0, 0)),
         ("$1.45", "1.45", {"answer_type": "float", "precision": 2}, (None, None, 1)),
         ("[2007, 2008]", "[2007, 2008]", {"answer_type": "list"}, (None, 0, 1)),
         ("[2008, 2007]", "[2007, 2008]", {"answer_type": "list"}, (None, 0, 0)),

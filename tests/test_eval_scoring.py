@@ -100,6 +100,37 @@ def test_scores_are_given_by_what_samples_can_be_grouped_by(tmp_path):
     }
 
 
+def test_scores_say_of_which_variant_they_are(tmp_path):
+    records = [
+        choice(0, "B", fields={"variant": "opaque"}),
+        choice(1, "B", fields={"variant": "opaque"}),
+        record(2, "1"),
+    ]
+    found = score_folder(folder(tmp_path / "run", records))["tasks"]
+    assert found["ai2d"]["variant"] == "opaque"
+    assert "variant" not in found["chartqa"]
+
+
+def test_people_s_own_fields_may_be_called_as_a_rule_s(tmp_path):
+    odd = {"category": 5, "question_type": 3, "precision": "x", "language": True, "year_flags": 3, "numbered": "y"}
+    found = score_folder(folder(tmp_path / "run", [record(0, "10", fields=odd)]))
+    assert found["tasks"]["chartqa"]["scores"]["ours"]["mean"] == 1
+
+
+@pytest.mark.parametrize("manifest", [{}, {"tasks": []}, {"tasks": {"chartqa": 5}}, {"tasks": {"chartqa": {}}}])
+def test_a_manifest_that_says_nothing_of_use_is_none(tmp_path, manifest):
+    run = folder(tmp_path / "run", RIGHT_AND_WRONG)
+    (run / "manifest.json").write_text(json.dumps(manifest))
+    assert score_folder(run)["tasks"]["chartqa"]["missing"] is None
+
+
+def test_nothing_is_written_where_nothing_is_to_be_kept(tmp_path):
+    run = folder(tmp_path / "run", RIGHT_AND_WRONG)
+    found = score_folder(run, keep=False)
+    assert [path.name for path in run.iterdir()] == ["predictions.jsonl"]
+    assert found == score_folder(run)
+
+
 def test_scorers_may_be_named(tmp_path):
     found = score_folder(folder(tmp_path / "run", RIGHT_AND_WRONG), ["qwen_vl", "ours"])
     assert set(found["tasks"]["chartqa"]["scores"]) == {"qwen_vl", "ours"}
@@ -159,6 +190,7 @@ def test_a_run_does_not_differ_from_itself(tmp_path):
     run = folder(tmp_path / "a", RIGHT_AND_WRONG)
     score = compare(run, run)["tasks"]["chartqa"]["scores"]["ours"]
     assert (score["difference"], score["interval"], score["p_value"]) == (0, [0, 0], 1)
+    assert score["detectable"] is None
 
 
 @pytest.mark.parametrize("changed", [{"question": "Other?"}, {"target": ("11",)}, {"images": ("x.png",)}])

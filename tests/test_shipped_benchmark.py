@@ -213,7 +213,7 @@ def test_the_harness_reads_the_charts(chart_questions):
         (row["query"], (row["label"],)) for row in chart_questions
     ]
     assert {sample.fields["split"] for sample in samples} == {"augmented"}
-    assert all(sample.problem is None and sample.images[0].path.is_file() for sample in samples)
+    assert all(sample.problem is None and Path(sample.images[0].path).is_file() for sample in samples)
 
 
 @pytest.mark.parametrize("variant", ["opaque", "transparent", "raw"])

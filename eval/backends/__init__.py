@@ -12,6 +12,8 @@ class Question(NamedTuple):
 
     sample: Sample
     prompt: Prompt
+    digest: str = ""
+    """See `prompt_digest`; the log needs it, a backend does not."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -38,10 +38,11 @@ class OpenAIBackend:
     ):
         """base_url: as ".../v1". model: None takes the server's only one.
 
-        generation: temperature, top_p, seed, stop; None are left to the server. timeout_s: of one request.
-        The key is read from the environment, OPENAI_API_KEY.
+        generation: temperature, top_p, seed, stop; None are left to the server. timeout_s: of one request; a question
+        that hangs is asked twice. The key is read from the environment, OPENAI_API_KEY.
         """
         self._model, self.concurrency, self.max_tries = model, concurrency, max_tries
+        self._running: set[asyncio.Task] = set()
         self._config = {name: value for name, value in (generation or {}).items() if value not in (None, ())}
         self._server = PatientServer(
             base_url, concurrency=concurrency, timeout_s=timeout_s, max_tries=max_tries, first_wait_s=first_wait_s
@@ -56,6 +57,10 @@ class OpenAIBackend:
         tasks = asyncio.all_tasks(self._loop)
         for task in tasks:
             task.cancel()
+        for task in self._running - tasks:
+            # What was interrupted in the middle of a question; asyncio would complain that nobody asked for it.
+            if not task.cancelled():
+                task.exception()
         if tasks:
             self._loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
         self._loop.run_until_complete(self._server.close())
@@ -76,16 +81,15 @@ class OpenAIBackend:
 
     def answers(self, batches: Iterable[list[Question]]) -> Iterator[Asked]:
         waiting = (question for batch in batches for question in batch)
-        running: set[asyncio.Task] = set()
         while True:
             for question in waiting:
-                running.add(self._loop.create_task(self._ask(question)))
-                if len(running) >= self.concurrency:
+                self._running.add(self._loop.create_task(self._ask(question)))
+                if len(self._running) >= self.concurrency:
                     break
-            if not running:
+            if not self._running:
                 return
-            finished, running = self._loop.run_until_complete(
-                asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+            finished, self._running = self._loop.run_until_complete(
+                asyncio.wait(self._running, return_when=asyncio.FIRST_COMPLETED)
             )
             # First what can be written down, then what ends the run.
             failed = [task for task in finished if task.exception() is not None]
@@ -103,7 +107,7 @@ class OpenAIBackend:
         try:
             text, finish_reason = await self._server.ask("POST", "/chat/completions", _reply, body)
         except TryAgain as last:
-            return Asked(question, Failure(reason=f"no answer in {self.max_tries} tries: {last}"))
+            return Asked(question, Failure(reason=f"no answer in {last.tries} tries: {last}"))
         except BadRequest as refused:
             return Asked(question, Failure(reason=str(refused)))
         return Asked(question, Answer(text=text, finish_reason=finish_reason))
@@ -141,6 +145,8 @@ def _reply(said: dict) -> tuple[str, str | None]:
     """Return the text of a reply and why it ended."""
     choice = said["choices"][0]
     text, reason = choice["message"]["content"], choice.get("finish_reason")
+    if text is None and isinstance(reason, str):
+        text = ""  # it ended, and said nothing: a model that thinks was cut off before its answer, or will not answer
     if not isinstance(text, str):
         raise TypeError("a reply without a text")
     return text, reason if isinstance(reason, str) else None

@@ -2,6 +2,7 @@
 
 import asyncio
 import email.utils
+import json
 import math
 import os
 import random
@@ -15,12 +16,17 @@ CONNECT_TIMEOUT_S = 10.0
 MAX_WAIT_S, MAX_RETRY_AFTER_S = 30.0, 300.0
 KEY_VARIABLE = "OPENAI_API_KEY"
 _BUSY = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
+MAX_SILENCES = 2
+"""Of one question: it may be the question that hangs."""
 _REFUSED = frozenset({401, 403, 404, 405})
 """What the server says of the run and not of one question: key, model or address."""
 
 
 class TryAgain(Exception):
     """The server may answer later; `wait_s` is how long it asked for, if it did."""
+
+    tries = 1
+    """How often it was asked."""
 
     def __init__(self, reason: str, wait_s: float | None = None):
         super().__init__(reason)
@@ -29,6 +35,10 @@ class TryAgain(Exception):
 
 class Unreachable(TryAgain):
     """There was no connection."""
+
+
+class Silent(TryAgain):
+    """Nothing came in time."""
 
 
 class BadRequest(Exception):
@@ -66,14 +76,17 @@ class PatientServer:
 
         Raises: TryAgain with the last reason; BadRequest; VLMError where no question could be answered.
         """
+        num_silences = 0
         for number in range(1, self.max_tries + 1):
             try:
                 return await self._once(method, path, read, body)
             except TryAgain as reason:
-                last = reason
-            if number < self.max_tries:
-                wait_s = min(MAX_WAIT_S, self.first_wait_s * 2 ** (number - 1)) * random.uniform(0.5, 1)
-                await asyncio.sleep(wait_s if last.wait_s is None else last.wait_s)
+                last, last.tries = reason, number
+            num_silences += isinstance(last, Silent)
+            if number == self.max_tries or num_silences == MAX_SILENCES:
+                break
+            wait_s = min(MAX_WAIT_S, self.first_wait_s * 2 ** (number - 1)) * random.uniform(0.5, 1)
+            await asyncio.sleep(wait_s if last.wait_s is None else last.wait_s)
         if isinstance(last, Unreachable):
             raise VLMError(
                 "device_unavailable", f"{self.base_url:.100} cannot be reached ({last}); start it and resume"
@@ -83,13 +96,16 @@ class PatientServer:
     async def _once(self, method: str, path: str, read: Callable, body: dict | None):
         import httpx
 
+        # ASCII also holds what UTF-8 cannot: a question may have half of a surrogate pair.
+        content = None if body is None else json.dumps(body).encode("ascii")
+        headers = {} if body is None else {"Content-Type": "application/json"}
         try:
             async with asyncio.timeout(self.timeout_s):
-                response = await self._client.request(method, self.base_url + path, json=body)
+                response = await self._client.request(method, self.base_url + path, content=content, headers=headers)
         except (httpx.ConnectError, httpx.ConnectTimeout) as error:
             raise Unreachable(type(error).__name__) from None
         except TimeoutError:
-            raise TryAgain(f"nothing came within {self.timeout_s:g} s") from None
+            raise Silent(f"nothing came within {self.timeout_s:g} s") from None
         except httpx.TransportError as error:
             raise TryAgain(f"the connection broke ({type(error).__name__})") from None
         status = response.status_code

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+from click.core import ParameterSource
 
 from eval.commands.run_options import how_it_goes, what_is_asked, who_answers
 from eval.commands.tables import score_lines
@@ -18,6 +19,9 @@ from vlm.errors import VLMError
 if TYPE_CHECKING:
     from eval.backends import Backend
     from eval.runner import Outcome, RunSettings
+
+_LOCAL_ONLY = ("likelihood", "max_restarts", "batch_size", "device", "dtype", "quantize", "reference")
+_SERVER_ONLY = ("base_url", "concurrency")
 
 
 @click.command(cls=Command, short_help="Answer every question, score, report; run again to resume.")
@@ -95,7 +99,7 @@ def _settings(tasks: tuple[str, ...], options: dict, typed: tuple[str, ...]) -> 
 
 def _places(tasks: tuple[str, ...], given: tuple[str, ...]) -> dict[str, Path]:
     """Return where the data of each task lies."""
-    from eval.tasks import find
+    from eval.tasks import find, names
 
     for name in tasks:
         find(name)
@@ -104,6 +108,8 @@ def _places(tasks: tuple[str, ...], given: tuple[str, ...]) -> dict[str, Path]:
         name, equals, path = text.partition("=")
         if equals and name in tasks:
             places[name] = Path(os.path.expanduser(path))
+        elif equals and name in names():
+            raise click.UsageError(f"--data says where {name} lies, which is none of the tasks; add it or leave it out")
         else:
             everything = Path(os.path.expanduser(text))
             places.update(dict.fromkeys([name for name in tasks if name not in places], everything))
@@ -119,11 +125,9 @@ def _backend_opener(options: dict):
     config = {name: options[name] for name in ("temperature", "top_p", "seed")}
     if drawing and config["seed"] is None:
         config["seed"] = 0
-    local_only = {"likelihood": "--likelihood", "max_restarts": "--max-restarts", "batch_size": "--batch-size"}
-    server_only = {"base_url": "--base-url", "concurrency": "--concurrency"}
-    foreign = local_only if options["backend"] == "openai" else server_only
-    for name, shown in foreign.items():
-        if options[name] is not None:
+    for name in _LOCAL_ONLY if options["backend"] == "openai" else _SERVER_ONLY:
+        if click.get_current_context().get_parameter_source(name) is not ParameterSource.DEFAULT:
+            shown = f"--{name.replace('_', '-')}"
             raise click.UsageError(f"{shown} has no effect with --backend {options['backend']}; leave it out")
     if options["backend"] == "openai":
         if options["base_url"] is None:

@@ -50,7 +50,9 @@ who_answers = _options(
         show_default=True,
         help="This project's model in a process of its own, or a server that speaks OpenAI's chat completions.",
     ),
-    click.option("--base-url", metavar="URL", help="Of the server, as http://localhost:8000/v1."),
+    click.option(
+        "--base-url", metavar="URL", help="Of the server, as http://localhost:8000/v1. The key: OPENAI_API_KEY."
+    ),
     click.option("--concurrency", type=click.IntRange(1), help="Questions a server is asked at once. [default: 8]"),
     click.option("--batch-size", type=click.IntRange(1), help="Questions computed together. [default: what fits]"),
     click.option(
@@ -59,7 +61,7 @@ who_answers = _options(
         type=click.FloatRange(0, min_open=True),
         default=600.0,
         show_default=True,
-        help="Seconds that a sample which hangs may cost.",
+        help="Seconds that a sample which hangs may cost; a server is waited for so long, twice at most.",
     ),
     click.option(
         "--max-restarts",
@@ -69,7 +71,13 @@ who_answers = _options(
 )
 how_it_goes = _options(
     click.option("--shard", metavar="I/N", help="Only the I-th of N parts; score merges them when all are done."),
-    click.option("--engine", type=click.Choice(["here", "ray"]), default="here", show_default=True),
+    click.option(
+        "--engine",
+        type=click.Choice(["here", "ray"]),
+        default="here",
+        show_default=True,
+        help="In this process, or in shards that Ray runs, on a cluster or on this machine.",
+    ),
     click.option("--workers", type=click.IntRange(1), help="Shards that Ray runs. [default: 2]"),
     click.option("--new-run", is_flag=True, help="Start anew; earlier answers are moved into a folder, not deleted."),
     click.option("--retry-errors", is_flag=True, help="Ask again the samples that ended in an error."),

@@ -8,7 +8,9 @@ def score_lines(scores: dict) -> Iterator[str]:
     for task, found in scores["tasks"].items():
         errors = f", {found['errors']} ended in errors and are not in the scores" if found["errors"] else ""
         missing = f", {found['missing']} are not answered yet" if found["missing"] else ""
-        yield f"{task}: {found['n']} samples{errors}{missing}"
+        cut_off = f", {found['cut_off']} cut off by the limit of tokens" if found["cut_off"] else ""
+        variant = f" ({found['variant']})" if "variant" in found else ""
+        yield f"{task}{variant}: {found['n']} samples{errors}{missing}{cut_off}"
         width = max(map(len, found["scores"]), default=0)
         for name, score in found["scores"].items():
             yield f"    {name:<{width}}  {_number(score)}"

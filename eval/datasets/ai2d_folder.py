@@ -63,7 +63,7 @@ def _rows(folder: Path, part: str, test_ids: frozenset[str]) -> Iterator[Row]:
             continue
         page = _page(path)
         name = page["imageName"]
-        raw = picture_at(folder / "images" / name, name)
+        raw = picture_at(folder / "images", name)
         for number, (question, record) in enumerate(page["questions"].items(), start=1):
             if not isinstance(record, dict):
                 raise damaged(path, number, "questions", a_kind(record), "an object")

@@ -63,6 +63,6 @@ def _rows(path: Path) -> Iterator[Row]:
             file=path,
             number=number,
             values=record | {"half": half},
-            pictures={"image": (picture_at(path.parent / "png" / name, name),)},
+            pictures={"image": (picture_at(path.parent / "png", name),)},
             part=row.part,
         )

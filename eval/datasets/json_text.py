@@ -3,9 +3,9 @@
 import json
 from pathlib import Path
 
-from eval.datasets.row import damaged
+import msgspec
 
-_scan = json.JSONDecoder().scan_once
+from eval.datasets.row import damaged
 
 
 def parse_json(path: Path, content: bytes, expected: str, *, line: int | None = None) -> object:
@@ -14,13 +14,10 @@ def parse_json(path: Path, content: bytes, expected: str, *, line: int | None = 
     Raises: VLMError naming file, line as row and character as column.
     """
     try:
-        text = content.decode()
-        found, end = _scan(text, 0)
-        if end == len(text):
-            return found
-    except (ValueError, StopIteration, RecursionError):
+        return msgspec.json.decode(content)
+    except (msgspec.MsgspecError, ValueError, RecursionError):
         pass
-    # In twice the time, and it says what is wrong.
+    # In several times the time; it says what is wrong, and takes NaN and halves of surrogate pairs.
     try:
         return json.loads(content)
     except json.JSONDecodeError as error:

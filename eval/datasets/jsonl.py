@@ -12,7 +12,8 @@ sample, named by a digest of the line. A file without any good line is refused.
 import functools
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+
+from msgspec import Struct
 
 from eval.datasets.json_text import parse_json
 from eval.datasets.pictures import picture_at
@@ -23,7 +24,7 @@ from vlm.errors import VLMError, shown
 MAX_KNOWN_PICTURES = 1024
 
 
-class _Line(NamedTuple):
+class _Line(Struct):
     number: int
     content: bytes
     record: dict
@@ -65,9 +66,9 @@ def _line(path: Path, number: int, content: bytes) -> _Line:
 
 
 def _rows(path: Path) -> Iterator[Row]:
-    part, folder = part_of(path), path.parent
+    part = part_of(path)
     # Questions about one picture mostly follow each other.
-    picture = functools.lru_cache(MAX_KNOWN_PICTURES)(lambda name: picture_at(folder / name, name))
+    picture = functools.lru_cache(MAX_KNOWN_PICTURES)(functools.partial(picture_at, path.parent))
     for line in _lines(path):
         split = line.record.get("split")
         row_part = part_named(split) if isinstance(split, str) else None
@@ -91,7 +92,9 @@ def _rows(path: Path) -> Iterator[Row]:
 def _picture_names(path: Path, number: int, record: dict) -> list[str]:
     column = "image" if "image" in record else "images"
     names = record.get(column)
-    names = [names] if isinstance(names, str) else names or []
+    if names and isinstance(names, str):
+        return [names]
+    names = [] if names is None else names
     if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
         raise damaged(path, number, column, shown(names), "a path or a list of paths")
     return names

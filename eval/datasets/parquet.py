@@ -170,7 +170,7 @@ class _Cells:
         found = []
         for item, (content, name) in enumerate(_contents(array[place])):
             if content is None and name:
-                found.append(picture_at(self.path.parent / name, name))
+                found.append(picture_at(self.path.parent, name))
             elif content is None:
                 found.append(Picture(None, f"{where} has no image in column {self.column!r}"))
             else:

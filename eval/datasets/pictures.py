@@ -6,7 +6,6 @@ truncated file, too many pixels) is found by the model that reads it, and become
 
 import hashlib
 import os
-from pathlib import Path
 from typing import NamedTuple
 
 from eval.records import ImageRef
@@ -25,11 +24,13 @@ class Picture(NamedTuple):
     problem: str | None = None
 
 
-def picture_at(path: Path, name: str) -> Picture:
-    """Return the picture in a file; `name` is its id, and what messages call it."""
+def picture_at(folder: str | os.PathLike[str], name: str) -> Picture:
+    """Return the picture in a file of `folder`; `name` is its id, and what messages call it."""
+    # No Path is made: a hundred thousand pictures are looked at before the first question.
+    path = os.path.join(folder, name)
     ref = ImageRef(id=name, path=path)
     try:
-        # Not Path.open: a hundred thousand pictures are looked at before the first question. A pipe is not waited for.
+        # A pipe is not waited for.
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
         try:
             head = os.read(descriptor, _HEAD_SIZE)

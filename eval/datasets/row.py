@@ -1,9 +1,11 @@
 """One row of somebody's table of questions: its columns by type, with errors that name file, row and column."""
 
 import ast
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
+
+from msgspec import Struct
 
 from eval.datasets.pictures import Picture
 from eval.records import Field
@@ -12,8 +14,7 @@ from vlm.errors import VLMError, shown
 MAX_FIELD_CHARS = 200
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Row:
+class Row(Struct, frozen=True, kw_only=True):
     """What a table says in one row, not yet understood by a task."""
 
     file: Path
@@ -21,7 +22,7 @@ class Row:
     """Counted from 1, without a header."""
     values: Mapping[str, object]
     """Everything but the pictures, as the format gives it."""
-    pictures: Mapping[str, tuple[Picture, ...]] = field(default_factory=dict)
+    pictures: Mapping[str, tuple[Picture, ...]] = {}
     """The pictures of each column that holds some."""
     part: str | None = None
     """"train", "validation", "test", ... as the name of the file or the row itself says."""
@@ -81,7 +82,8 @@ class Row:
         if isinstance(value, float) and value.is_integer():
             # What pandas and parquet make of whole numbers in a column with gaps.
             return int(value)
-        return value if isinstance(value, int | float) and value == value else None
+        is_finite = isinstance(value, int) or (isinstance(value, float) and math.isfinite(value))
+        return value if is_finite else None
 
     def fields(self, *columns: str) -> dict[str, Field]:
         """Return those of `columns` that have a value to group by."""

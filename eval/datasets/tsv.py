@@ -155,7 +155,7 @@ class _Pictures:
         field = record.fields[self._image] if self._image is not None else b""
         if not field:
             names = Row(file=self._reader.path, number=record.number, values=values).texts("image_path")
-            return tuple(picture_at(self._reader.path.parent / name, name) for name in names)
+            return tuple(picture_at(self._reader.path.parent, name) for name in names)
         if len(field) > _MAX_REFERENCE_CHARS:
             return self._own(record)
         if field not in self._known:

@@ -4,6 +4,7 @@ One file a harness: `lmms_eval` (`--log_samples`), `lm_eval` (`--log_samples`) a
 result files). They are told apart by what they hold.
 """
 
+import csv
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -48,10 +49,9 @@ def read_predictions(path: Path, task: str | None = None) -> PredictionFile:
             harness = lm_eval if "doc" in rows[0] else lmms_eval
         else:
             rows, harness = vlmevalkit.rows(path), vlmevalkit
-    except OSError as error:
-        raise VLMError(
-            "invalid_request", f"{path.name:.80} cannot be read ({error.strerror}); expected {FORMATS}"
-        ) from None
+    except (OSError, ValueError, RecursionError, csv.Error) as error:
+        why = error.strerror if isinstance(error, OSError) else f"it is damaged: {error}"
+        raise VLMError("invalid_request", f"{path.name:.80} cannot be read ({why:.80}); expected {FORMATS}") from None
     name = task or harness.task_of(path)
     if name is None:
         raise VLMError(
@@ -60,9 +60,11 @@ def read_predictions(path: Path, task: str | None = None) -> PredictionFile:
     tasks.find(name)
     answers = []
     for number, row in enumerate(rows, start=1):
+        if not isinstance(row, dict):
+            raise _damaged(path, number, TypeError("no object"))
         try:
             answers.append(harness.answer(row, name))
-        except (LookupError, TypeError, ValueError) as error:
+        except (AttributeError, LookupError, TypeError, ValueError) as error:
             raise _damaged(path, number, error) from None
     return PredictionFile(harness.NAME, name, answers, harness.same_rules(name))
 
@@ -90,7 +92,7 @@ def _json_lines(path: Path) -> list[dict]:
             except ValueError as error:
                 raise _damaged(path, number, error) from None
             if not isinstance(row, dict) or "doc_id" not in row or "filtered_resps" not in row:
-                raise _damaged(path, number, KeyError("doc_id, filtered_resps"))
+                raise _damaged(path, number, ValueError("no doc_id and filtered_resps"))
             rows.append(row)
     if not rows:
         raise VLMError("invalid_request", f"{path.name:.80} is empty; expected {FORMATS}")

@@ -45,6 +45,7 @@ def rows(path: Path) -> list[dict]:
     elif kind == ".json":
         found = json.loads(path.read_bytes())
     else:
+        path.open("rb").close()  # what is not there is no file of another kind
         found = None
     if not isinstance(found, list) or not found or not isinstance(found[0], dict) or "prediction" not in found[0]:
         raise VLMError("invalid_request", f"{path.name:.80} has no column 'prediction'; expected {FORMATS}")

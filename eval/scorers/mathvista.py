@@ -51,7 +51,7 @@ def normalised(extraction: str, case: Case) -> str | None:
         if case.answer_type == "integer":
             return str(int(float(extraction)))
         if case.answer_type == "float":
-            return str(round(float(extraction), _decimals(case)))
+            return str(round(float(extraction), case.precision))
     except (ValueError, OverflowError):
         return None
     return extraction
@@ -103,12 +103,7 @@ def _is_same(answer: str, target: str, case: Case) -> bool:
         answers, targets = list_elements(answer), list_elements(target)
         pairs = zip(answers, targets, strict=False)
         return len(answers) == len(targets) and all(is_same_rounded(*pair, None) for pair in pairs)
-    return is_same_rounded(answer, target, 0 if case.answer_type == "integer" else _decimals(case))
-
-
-def _decimals(case: Case) -> int | None:
-    # Tables that lack some of the numbers hold the others as floats.
-    return None if case.precision is None else int(case.precision)
+    return is_same_rounded(answer, target, 0 if case.answer_type == "integer" else case.precision)
 
 
 SCORERS = tuple(

@@ -3,6 +3,7 @@
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from types import UnionType
 from typing import NamedTuple
 
 UNPARSED = "unparsed"
@@ -57,12 +58,17 @@ class Case:
 
     @classmethod
     def of(cls, prediction: str, targets: tuple[str, ...], loose: Mapping[str, object]) -> "Case":
-        """Build a case from loose fields; those that no rule knows, and those that are None, are left out."""
+        """Build a case from loose fields; those that no rule knows, and those that are None, are left out.
+
+        So are those of another kind than a rule reads: people's own data may mean something else by such a name.
+        """
         names = {field.name for field in fields(cls)} - {"prediction", "targets"}
-        given = {name: value for name, value in loose.items() if name in names and value is not None}
+        given = {name: value for name, value in loose.items() if name in names and _is_of_its_kind(name, value)}
         for name in ("options", "option_scores", "year_flags"):
             if name in given:
                 given[name] = (given[name],) if isinstance(given[name], str) else tuple(given[name])
+        if "precision" in given:
+            given["precision"] = _decimals(given["precision"])
         if "option_scores" in given:
             given["option_scores"] = tuple(score and OptionScore(*score) for score in given["option_scores"])
         return cls(prediction=prediction, targets=targets, **given)
@@ -71,6 +77,28 @@ class Case:
     def letters(self) -> str:
         """The letters of the options: "ABCD" for four."""
         return "".join(chr(ord("A") + place) for place in range(len(self.options)))
+
+
+_KINDS: Mapping[str, type | UnionType] = {
+    **dict.fromkeys(("category", "question_type", "answer_type", "language"), str),
+    **dict.fromkeys(("options", "option_scores", "year_flags"), str | list | tuple),
+    "numbered": bool,
+    # Tables that lack some of the numbers hold the others as floats, and text files hold texts.
+    "precision": int | float | str,
+}
+_MAX_DECIMALS = 100
+
+
+def _is_of_its_kind(name: str, value: object) -> bool:
+    return isinstance(value, _KINDS[name])
+
+
+def _decimals(value: float | str) -> int | None:
+    try:
+        number = float(value)
+    except (ValueError, OverflowError):
+        return None
+    return int(number) if number.is_integer() and 0 <= number <= _MAX_DECIMALS else None
 
 
 Rule = Callable[[Case], Verdict | None]

@@ -13,7 +13,8 @@ allenai/molmo, olmo/hf_datasets/ai2d.py; VLMEvalKit, vlmeval/dataset/image_mcq.p
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from eval.datasets.ai2d_folder import NO_OPTION, VARIANTS
 from eval.datasets.row import Row

@@ -5,8 +5,10 @@ import logging
 import os
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
+
+from msgspec.structs import replace
 
 from eval.datasets import check_whole, contents, find_tables
 from eval.datasets.pictures import digest
@@ -47,7 +49,7 @@ def _own_folder(task: Task, path: Path) -> Path:
     if not path.is_dir():
         return path
     # Beside the table there may be a hundred thousand pictures: no Path is made of those.
-    own = [path / name for name in sorted(os.listdir(path)) if name.lower() == task.name]
+    own = [path / name for name in sorted(name for name in os.listdir(path) if name.lower() == task.name)]
     return next((each for each in own if each.is_dir()), path)
 
 
@@ -97,14 +99,17 @@ def _recognise(task: Task, path: Path) -> tuple[Format, list[Table]]:
 
 def _unrecognised(task: Task, path: Path, tables: list[Table]) -> VLMError:
     found = contents(path)
+    expected = "as " + ", ".join(dict.fromkeys(layout.said for layout in task.formats))
     if tables and not tables[0].columns:
         found = f"{tables[0].path.name:.60} is empty"
     elif tables:
         names = ", ".join(tables[0].columns)
         found = f"{tables[0].path.name:.40} has the columns {names:.60}" + ("…" if len(names) > 60 else "")
-    kinds = ", ".join(dict.fromkeys(layout.said for layout in task.formats))
+        wanted = [", ".join(layout.columns) for layout in task.formats if layout.kind == tables[0].kind]
+        expected = f"with {' or '.join(wanted):.120}"
     columns = "; ".join(f"{layout.kind} {', '.join(layout.columns)}" for layout in task.formats)
-    return VLMError("invalid_request", f"{found}; expected {task.title} as {kinds}; with the columns: {columns}")
+    fix = f"give that folder or file, see vlm-eval list: {columns}"
+    return VLMError("invalid_request", f"{found}; expected {task.title} {expected}; {fix}")
 
 
 def _default_parts(task: Task, tables: list[Table]) -> set[str]:

@@ -3,8 +3,9 @@
 import hashlib
 import itertools
 import json
-from dataclasses import replace
 from pathlib import Path
+
+from msgspec.structs import replace
 
 from eval.datasets.row import Row
 from eval.records import Field, Sample
