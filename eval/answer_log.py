@@ -54,10 +54,8 @@ class AnswerLog:
 
         Raises: VLMError where a picture is no longer the one that was shown.
         """
-        # Whole records are needed only to show the score so far.
-        parse = Prediction.from_json if self._progress.is_shown else RecordHead.from_json
         for path in paths:
-            for record in read_journal(path, parse):
+            for record in read_journal(path, RecordHead.from_json):
                 question = self._questions.get((record.task, record.id))
                 if question is not None:
                     if record.error is None:

@@ -1,7 +1,12 @@
-"""The progress bar: how many are answered, the time that is left, and the score so far. Silent in a pipe."""
+"""The progress bar: how many are answered, the time that is left, and the score so far. Silent in a pipe.
+
+The score is that of the answers given since the run was begun or gone on with: to judge a hundred thousand earlier ones
+would take four times as long as to go on.
+"""
 
 import time
 
+from eval.journal import RecordHead
 from eval.records import Prediction
 
 
@@ -23,31 +28,27 @@ class Progress:
     def __exit__(self, *exception) -> None:
         self._bar.close()
 
-    @property
-    def is_shown(self) -> bool:
-        return not self._bar.disable
-
-    def add(self, record: Prediction, *, again: bool = False) -> None:
-        """Count `record`; with `again` its sample was counted before."""
+    def add(self, record: Prediction | RecordHead, *, again: bool = False) -> None:
+        """Count `record`, and judge a whole one; with `again` its sample was counted before."""
         if self._bar.disable:
             return
-        self._judge(record)
-        self._show()
+        self._num_errors += record.error is not None
+        if isinstance(record, Prediction):
+            self._judge(record)
+            self._show()
         self._bar.update(0 if again else 1)
 
     def start(self) -> None:
         """Count the time from here: what came before was answered by an earlier run."""
         if not self._bar.disable:
+            self._show()
             self._bar.initial = self._bar.n
             self._bar.start_t = time.time()
 
     def _judge(self, record: Prediction) -> None:
         from eval.scoring import headline_verdict
 
-        if record.error is not None:
-            self._num_errors += 1
-            return
-        verdict = headline_verdict(record)
+        verdict = None if record.error is not None else headline_verdict(record)
         if verdict is not None:
             total, count = self._points.get(record.task, (0.0, 0))
             self._points[record.task] = total + verdict.value, count + 1
