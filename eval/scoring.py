@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 
 from eval import scorers as rules
@@ -105,10 +105,10 @@ class _TaskScores:
     def summary(self, num_expected: int | None) -> dict:
         """Return the scores as scores.json holds them."""
         num_records = len(self._clusters) + self._num_errors
-        variants = {fields.get("variant") for fields in self._fields}
+        variant = variant_of(self._fields)
         return {
             # Scores of different variants may not be compared, so that each says of which it is.
-            **({"variant": str(*variants)} if len(variants) == 1 and None not in variants else {}),
+            **({"variant": variant} if variant else {}),
             "n": num_records,
             "answered": len(self._clusters),
             "errors": self._num_errors,
@@ -162,6 +162,12 @@ class _TaskScores:
                 if value is not None:
                     groups.setdefault(name, {}).setdefault(str(value), []).append(place)
         return groups
+
+
+def variant_of(fields: Iterable[Mapping[str, object]]) -> str:
+    """Return the variant of the data that all samples with these fields are of, "" where there is none or several."""
+    variants = {each.get("variant") for each in fields}
+    return str(*variants) if len(variants) == 1 and None not in variants else ""
 
 
 def _num_expected(manifest: dict, task: str) -> int | None:

@@ -1,5 +1,6 @@
 """The drawn charts: what is said to be printed is printed, and the answers follow from the table."""
 
+import itertools
 import re
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 
 from vlm.training.synthetic.charts import Character, ask, draw_chart, patch_characters, patch_mask
 from vlm.training.synthetic.questions import OTHER_KINDS
+from vlm.training.synthetic.style import COLOURS, VARIED, colour_name
 from vlm.training.synthetic.words import in_split, words
 
 NUM_CHARTS = 150
@@ -141,6 +143,14 @@ def test_yes_and_no_are_balanced_and_named_values_lead(charts):
     answers = [question.answer for question in questions if question.kind == "comparison"]
     assert 0.3 < answers.count("Yes") / len(answers) < 0.7
     assert sum(question.kind in ("named_value", "series_value") for question in questions) > 0.45 * len(questions)
+
+
+def test_a_varied_colour_keeps_its_name():
+    """Or the answer would name another colour than people see."""
+    for name, shades in COLOURS["train"].items():
+        for shade, steps in itertools.product(shades, itertools.product((-VARIED, 0, VARIED), repeat=3)):
+            varied = tuple(min(max(part + step, 0), 255) for part, step in zip(shade, steps, strict=True))
+            assert colour_name(varied) == name
 
 
 def test_held_out_words_and_numerals_are_disjoint():

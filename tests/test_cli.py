@@ -18,7 +18,6 @@ from click.testing import CliRunner, Result
 from PIL import Image
 from safetensors.torch import save_file
 
-from benchmarks.image_corpus import plain_pillow
 from tests.conftest import random_model
 from vlm import VLM, GenerationConfig, Tokenizer, VLMError
 from vlm.checkpoint import hf
@@ -502,14 +501,3 @@ def test_control_characters_reach_no_terminal(text, shown):
 def test_a_name_with_control_characters_reaches_no_terminal_in_an_error():
     error = VLMError("image_corrupt", "a\x1b[2Jb")
     assert "\x1b" not in printable(error.message, type("T", (), {"isatty": lambda self: True})())
-
-
-# benchmarks/image_corpus.py
-
-
-def test_over_the_pixel_limit_are_only_files_that_plain_pillow_reads(tmp_path):
-    Image.new("1", (8000, 7000)).save(tmp_path / "whole.png")
-    (tmp_path / "cut.png").write_bytes((tmp_path / "whole.png").read_bytes()[:200])
-    Image.new("1", (80, 70)).save(tmp_path / "small.png")
-    found = {path.name: plain_pillow(path) for path in tmp_path.iterdir()}
-    assert found == {"whole.png": "over limit", "cut.png": "refuses", "small.png": "reads"}

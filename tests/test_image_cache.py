@@ -313,7 +313,7 @@ def test_an_encoded_image_that_cannot_be_written_is_an_error(vlm, tmp_path):
     assert str(tmp_path) not in str(caught.value)
 
 
-@pytest.mark.parametrize("path", [None, 3, b"image", ["image"]])
+@pytest.mark.parametrize("path", [None, 3, b"image", ["image"], "", "a\0b"])
 def test_a_path_that_is_none_is_refused(vlm, path):
     for call in (EncodedImage.load, vlm.encode_image(noise_picture()).save):
         with pytest.raises(VLMError, match="give the path of a file or folder") as caught:

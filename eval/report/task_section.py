@@ -7,7 +7,6 @@ from urllib.parse import urlencode
 from eval import scorers as rules
 from eval import tasks
 from eval.comparison import compare
-from eval.records import Field
 from eval.report.facets import ANSWER_KIND, NUM_TILES, PICTURE_SIZE, QUESTION_WORD
 from eval.report.run import Run
 from eval.report.samples import ComparedSample
@@ -22,6 +21,7 @@ from eval.report.scores import (
     scorers_of,
     scores,
 )
+from eval.scoring import variant_of
 from vlm.errors import VLMError
 
 _FIRST_PLOTS = ("split", "variant", "question_type", "category", ANSWER_KIND, NUM_TILES, PICTURE_SIZE, QUESTION_WORD)
@@ -131,18 +131,13 @@ def _counts(name: str, samples: Sequence[ComparedSample], place: int, run: Run) 
         name=run.name,
         model=str(run.model.get("name", "?")),
         prompt=", ".join(map(str, prompt)) if isinstance(prompt, list) else "?",
-        variant=_only({record.fields.get("variant") for record in records if record.error is None}),
+        variant=variant_of(record.fields for record in records if record.error is None),
         pictures="blank" if run.shows_blank_pictures else "",
         num_samples=len(records),
         num_errors=sum(record.error is not None for record in records),
         num_cut_off=sum(record.error is None and record.finish_reason == "length" for record in records),
         num_missing=max(0, expected - len(records)) if isinstance(expected, int) else None,
     )
-
-
-def _only(values: set[Field]) -> str:
-    """Return the one value, "" where there is none or there are several."""
-    return str(*values) if len(values) == 1 and None not in values else ""
 
 
 def comparisons(runs: Sequence[Run]) -> list[dict | str]:

@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 from vlm.checkpoint.files import invalid
-from vlm.errors import VLMError, shown
+from vlm.tokenizer_files.disk import checked_path
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9_][\w.-]*")
 _SAFETENSORS = re.compile(r"model[^/]*\.safetensors")
@@ -50,9 +50,7 @@ def local_folder(source: object) -> Path | None:
 
 def folder_path(folder: object) -> Path:
     """Return `folder` as a path, `~` written out. Raises VLMError for what is no path; a text of nothing is none."""
-    if not isinstance(folder, str | os.PathLike) or folder == "" or "\0" in str(folder):
-        raise VLMError("invalid_request", f"the folder is {shown(folder)}; give the path of a folder")
-    return Path(os.path.expanduser(folder))
+    return Path(os.path.expanduser(checked_path(folder, "folder")))
 
 
 def _download(name: str, revision: str | None) -> Path:

@@ -9,10 +9,10 @@ from vlm.tokenizer_files.refusal import clip, invalid
 MAX_FILE_BYTES = 128 * 2**20
 
 
-def checked_path(path: object) -> Path:
-    """Return `path` as a path. Raises VLMError for what is none."""
-    if not isinstance(path, str | os.PathLike):
-        raise VLMError("invalid_request", f"the path is {shown(path)}; give the path of a file or folder")
+def checked_path(path: object, kind: str = "file or folder") -> Path:
+    """Return `path` as a path. Raises VLMError for what is none; an empty text would be the current folder."""
+    if not isinstance(path, str | os.PathLike) or path == "" or "\0" in str(path):
+        raise VLMError("invalid_request", f"the {kind} is {shown(path)}; give the path of a {kind}")
     return Path(path)
 
 
