@@ -42,7 +42,7 @@ bench: $(VENV)/.test
 	$(BIN)/python -m benchmarks
 
 train-default: $(VENV)/.train
-	OMP_NUM_THREADS=1 $(BIN)/torchrun --nproc-per-node 2 -m vlm.training.reader --out runs/reader
+	OMP_NUM_THREADS=1 $(BIN)/torchrun --nproc-per-node 2 -m vlm.training.reader --out runs/reader $(if $(REAL),--real $(REAL))
 
 clean:
 	rm -rf $(VENV)

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from vision_encoder.attention import attention_dtype
 from vlm.attention import attend, attention_weights, blockwise_attention
 
 
@@ -195,3 +196,38 @@ def test_blockwise_attention_holds_no_score_matrix(causal):
     with _Largest() as largest:
         attention_weights(heads.q[:, :, :3], heads.k)
     assert largest.numel <= max(2 * 3 * 256, heads.k.numel()), "the rows that were asked for"
+
+
+@pytest.fixture
+def processor(monkeypatch):
+    """Has torch see another processor."""
+    return lambda **found: monkeypatch.setattr(
+        torch.cpu, "get_capabilities", lambda: {"architecture": "x86_64"} | found
+    )
+
+
+def test_long_bfloat16_attention_without_amx_is_rounded_once(processor):
+    processor(amx_bf16=False)
+    heads = draw(0, b=1, s=400, length=400, e=32, dtype=torch.bfloat16)
+    out, exact = attend(*heads), naive(*heads)
+    assert out.dtype == torch.bfloat16
+    assert ((out.double() - exact).abs() <= exact.abs() * torch.finfo(torch.bfloat16).eps / 2 + 1e-6).all()
+
+
+@pytest.mark.parametrize(
+    ("queries", "dtype", "found", "expected"),
+    [
+        (384, torch.bfloat16, {"amx_bf16": False}, torch.float32),
+        (384, torch.bfloat16, {"amx_bf16": True}, torch.bfloat16),
+        (384, torch.bfloat16, {"architecture": "arm64"}, torch.bfloat16),
+        (383, torch.bfloat16, {"amx_bf16": False}, torch.bfloat16),
+        (384, torch.float16, {"amx_bf16": False}, torch.float16),
+    ],
+)
+def test_attention_is_in_float32_where_that_is_sooner_done(processor, queries, dtype, found, expected):
+    processor(**found)
+    q = torch.zeros(1, 1, queries, 8, dtype=dtype)
+    assert attention_dtype(q) == expected
+    assert attention_dtype(q.requires_grad_()) == dtype
+    with torch.autocast("cpu"):
+        assert attention_dtype(q.detach()) == dtype

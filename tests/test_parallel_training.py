@@ -1,6 +1,7 @@
 """Runs on several processes equal the run of one, each way; they go on in another number, and end together."""
 
 import dataclasses
+import io
 import json
 import os
 import signal
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tqdm import tqdm
 
 from tests.conftest import random_model
 from tests.nearness import difference
@@ -29,9 +31,11 @@ from tests.parallel_runs import (
 from tests.training_rows import write_jsonl
 from vlm import VLM, GenerationConfig, Tokenizer, VLMError
 from vlm.config import ModelConfig
+from vlm.training import checkpoints, loop, speed
 from vlm.training.checkpoints import CheckpointFolder
 from vlm.training.config import TrainConfig
 from vlm.training.loop import Training
+from vlm.training.objectives import DirectPreference
 from vlm.training.parallel.world import num_processes
 from vlm.training.settings import build
 
@@ -136,6 +140,70 @@ def test_other_ways_to_learn_follow_the_losses_of_one(folder):
     assert asked[0].count("\n") == 2
 
 
+def reference_then_steps(folder: Path, ways: list[str]) -> None:
+    """Train on pairs each way, twice, and write down of which places this process asked the reference."""
+    margins = DirectPreference.margins
+    data = [{"path": str(folder / "preferences.jsonl")}]
+    for way in ways:
+        asked: list[list[int]] = []
+        for _ in range(2):
+            asked.append([])
+            DirectPreference.margins = lambda *args, asked=asked: (
+                asked[-1].extend(example.place[1] for example in args[2]) or margins(*args)
+            )
+            changes = {"parallel": MODES[way], "steps": 3, "data": data, "objective": {"name": "dpo"}}
+            training = Training(build(TrainConfig, settings(folder, f"shared-{way}", **changes)))
+            DirectPreference.margins = margins
+        (folder / f"shared-{way}-{training.world.rank}.json").write_text(json.dumps(asked))
+        training.train()
+
+
+def test_the_reference_of_pairs_is_computed_once_by_all_together(folder):
+    rows = [{"messages": [{"role": "user", "content": "say"}], "chosen": "a" * n, "rejected": "b"} for n in range(1, 8)]
+    rows[2]["chosen"] = None
+    write_jsonl(folder / "preferences.jsonl", rows)
+    ways = ["ddp", "fsdp", "tensor-2", "pipeline-2"]
+    run_all(1, reference_then_steps, folder, ["single"])
+    run_all(2, reference_then_steps, folder, ways)
+    expected = (folder / "shared-single" / "reference.json").read_text()
+    assert [place for _, place, _ in json.loads(expected)] == [0, 1, 3, 4, 5, 6]
+    for way in ways:
+        asked = [json.loads((folder / f"shared-{way}-{rank}.json").read_text()) for rank in range(2)]
+        assert asked == [[[0, 4, 6], []], [[1, 3, 5], []]], way
+        assert (folder / f"shared-{way}" / "reference.json").read_text() == expected, way
+        assert worst_difference(*(read_log(folder / f"shared-{one}") for one in (way, "single"))) < LIMIT, way
+
+
+# What is shown
+
+
+def with_a_terminal(folder: Path, ways: list[str]) -> None:
+    """Train each way on a terminal; the main process writes down what it was told of the machine."""
+    speed.measured_peak = lambda device, dtype: 1e9
+    for way in ways:
+        screen = io.StringIO()
+        loop.tqdm = lambda screen=screen, **given: tqdm(**given | {"disable": bool(given["disable"]), "file": screen})
+        training = Training(build(TrainConfig, settings(folder, f"shown-{way}", parallel=MODES[way], steps=4)))
+        training.train()
+        if training.world.is_main:
+            found = {"peak": training.speed.peak, "share": training.speed.share(1e3), "screen": screen.getvalue()}
+            (folder / f"shown-{way}.json").write_text(json.dumps(found))
+
+
+def test_the_share_of_the_peak_is_that_of_all_processes(folder):
+    ways = {"ddp": 0.1, "fsdp": 0.1, "tensor-2": 0.05, "pipeline-2": 1e-3}
+    run_all(1, with_a_terminal, folder, ["single"])
+    run_all(2, with_a_terminal, folder, list(ways))
+    single = json.loads((folder / "shown-single.json").read_text())
+    for way, tolerance in ways.items():
+        found = json.loads((folder / f"shown-{way}.json").read_text())
+        assert found["peak"] == 2 * single["peak"] == 2e9
+        # As many operations for a token as in one process, but for less padding in a share of the samples, and for the
+        # patch embedding, which each has that shares layers.
+        assert found["share"] == pytest.approx(single["share"] / 2, rel=tolerance), way
+        assert "% of peak" in found["screen"]
+
+
 # The command
 
 
@@ -221,6 +289,53 @@ def test_a_killed_process_ends_the_others_with_an_error_that_says_so(folder, way
     assert CheckpointFolder(folder / out / "checkpoints", keep=2).load().step == 4
 
 
+SAVED_OFTEN = {"parallel": MODES["fsdp"], "checkpoints": {"every": 2, "keep": 1}}
+
+
+def dies_while_saving(folder: Path, out: str, who: str, when: str) -> None:
+    """Train until a process kills itself in the save after step 6: its share half written, or all but the name."""
+    training = Training(build(TrainConfig, settings(folder, out, **SAVED_OFTEN)))
+    writer, write_checksums = checkpoints.dcp.HuggingFaceStorageWriter, checkpoints.write_checksums
+    write = writer.write_data
+
+    def die() -> None:
+        if training.num_done == 6 and who in ("all", "main" if training.world.is_main else "other"):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def write_half(*args):
+        written = write(*args)
+        if training.num_done == 6:
+            number = training.world.rank + 1
+            (share,) = (folder / out / "checkpoints").glob(f".saving-*/shard-{number:05d}-*.safetensors")
+            os.truncate(share, share.stat().st_size // 2)
+        die()
+        return written
+
+    if when == "share":
+        writer.write_data = write_half
+    else:
+        checkpoints.write_checksums = lambda staging: write_checksums(staging) or die()
+    with pytest.raises(VLMError, match="another process of the run has ended"):
+        training.train()
+
+
+@pytest.mark.parametrize(("who", "when"), [("main", "share"), ("other", "share"), ("all", "share"), ("main", "name")])
+def test_a_kill_while_shares_are_saved_leaves_the_checkpoint_before_to_go_on_from(folder, who, when):
+    out = f"killed-saving-{who}-{when}"
+    saved = folder / out / "checkpoints"
+    with started(2, dies_while_saving, folder, out, who, when) as processes:
+        for process in processes:
+            process.join(300)
+        codes = [process.exitcode for process in processes]
+    assert codes == [0 if who not in ("all", one) else -signal.SIGKILL for one in ("main", "other")]
+    assert [path.name for path in saved.glob("step-*")] == ["step-00000004"]
+    # What the main process was writing, unless it lived to take it away.
+    assert len(list(saved.glob(".saving-*"))) == (who != "other")
+    run_all(2, train, SAVED_OFTEN, folder, out)
+    assert_same_run(folder, out)
+    assert [path.name for path in saved.iterdir()] == ["step-00000020"]
+
+
 def one_has_no_number(folder: Path, out: str, way: str) -> None:
     training = Training(build(TrainConfig, settings(folder, out, parallel=MODES[way], steps=4)))
     loss_of = training.objective.loss
@@ -243,8 +358,6 @@ def test_a_step_that_is_not_finite_in_one_process_is_left_out_in_all(folder):
 
 
 def one_cannot_write(folder: Path, out: str) -> None:
-    from vlm.training import checkpoints
-
     training = Training(
         build(TrainConfig, settings(folder, out, parallel=MODES["fsdp"], steps=6, checkpoints={"every": 2}))
     )

@@ -12,14 +12,16 @@ from vlm.prompt import Image as ImagePart
 from vlm.prompt import Text, Turn, encode_prompt
 from vlm.tokenizer import Tokenizer
 from vlm.training.reader.data import IGNORED, Diet, ReaderData
-from vlm.training.reader.model import Reader, _partner_loss, seekers_of
+from vlm.training.reader.model import Reader, _partner_loss, _shade_loss, seekers_of
 from vlm.training.reader.muon import Muon, nearest_orthogonal
 from vlm.training.reader.sinusoids import num_position_dims, place_tile, retile, shift, sinusoids
-from vlm.training.reader.start import NEIGHBOURS
+from vlm.training.reader.start import NEIGHBOURS, num_shared_dims
 from vlm.training.reader.targets import (
     COPY,
     FIND,
+    NO_SHADE,
     SPELL,
+    UNSHADED,
     PatchLinks,
     no_links,
     patch_links,
@@ -27,7 +29,7 @@ from vlm.training.reader.targets import (
     printed_text,
 )
 from vlm.training.reader.vocabulary import WORDS, reader_tokenizer
-from vlm.training.reader.wires import cross_attentions, partner_dims
+from vlm.training.reader.wires import SHADE_LOUDNESS, cross_attentions, partner_dims, shade_code, shade_dims
 from vlm.training.synthetic.charts import Character, ask, draw_chart, patch_characters, patch_mask
 from vlm.training.synthetic.text_pages import draw_page
 
@@ -203,7 +205,7 @@ def test_untrained_heads_look_at_their_neighbours_and_along_their_axes(untrained
 def test_training_leaves_positions_alone():
     reader = Reader(preset("default"))
     encoder = reader.model.encoder
-    kept = encoder.config.width - num_position_dims(encoder.config.width)
+    kept = num_shared_dims(encoder)
     layer = encoder.local_layers[0]
     sum(weight.sum() for weight in (layer.fc2.weight, layer.attention.o_proj.weight, layer.fc2.bias)).backward()
     for weight in (layer.fc2.weight, layer.attention.o_proj.weight, layer.fc2.bias):
@@ -214,20 +216,90 @@ def test_training_leaves_positions_alone():
 
 def test_what_is_found_hands_its_partners_place_on_to_what_copies():
     model = Reader(preset("default")).model
-    find, copy, _ = cross_attentions(model)
     size = model.config.decoder.head_dim
     rows, cols = torch.meshgrid(torch.arange(28), torch.arange(28), indexing="ij")
     places = sinusoids(rows.flatten(), cols.flatten(), model.config.vision.width)[:, -size:]
     tokens = torch.randn(1, 28 * 28, model.config.decoder.width)
     tokens[0, :, :size] = places
-    label, value, other = 5 * 28 + 3, 20 * 28 + 9, 11 * 28 + 17
-    tokens[0, label, partner_dims(model)], tokens[0, other, partner_dims(model)] = places[value], places[label]
-    for head, (found, partner) in enumerate(((label, value), (other, label))):
-        taken = torch.zeros(1, 1, 4, size)
-        taken[0, 0, head] = find.project(tokens).values[0, 0, found]
-        x = find.o_proj(taken.flatten(2)) + 0.1 * torch.randn(1, 1, 192)
-        scores = copy.queries(x)[0, head] @ copy.project(tokens).keys[0, 0].T
-        assert scores.argmax() == partner
+    pairs = torch.tensor([[5 * 28 + 3, 20 * 28 + 9], [11 * 28 + 17, 11 * 28 + 24]])
+    tokens[0, pairs, partner_dims(model)] = places[pairs.flip(1)]
+    tokens[0, :, shade_dims(model)] = 0
+    for found, copies in (pairs.T, pairs.T.flip(0)):
+        assert copied(model, tokens, *found).argmax(-1).tolist() == copies.tolist()
+
+
+def copied(model, tokens, *found: int):
+    """Return how much the two heads that copy look at each of `tokens` once two heads have found two of them."""
+    find, copy, _ = cross_attentions(model)
+    taken = torch.zeros(1, 1, 4, model.config.decoder.head_dim)
+    taken[0, 0, :2] = find.project(tokens).values[0, 0, list(found)]
+    x = find.o_proj(taken.flatten(2)) + 0.1 * torch.randn(1, 1, model.config.decoder.width)
+    return (copy.queries(x)[0, :2] @ copy.project(tokens).keys[0, 0].T)[:, 0]
+
+
+def test_of_a_labels_values_the_one_of_the_legend_entrys_shade_is_copied_wherever_it_stands():
+    model = Reader(preset("default")).model
+    size, width = model.config.decoder.head_dim, model.config.vision.width
+    rows, cols = torch.meshgrid(torch.arange(28), torch.arange(28), indexing="ij")
+    places = sinusoids(rows.flatten(), cols.flatten(), width)[:, -size:]
+    tokens = torch.zeros(1, 28 * 28, model.config.decoder.width)
+    # About as loud as a trained reader tells them; where nothing is printed, anything.
+    tokens[0, :, :size] = places / 3
+    tokens[0, :, partner_dims(model)] = 2 * places[torch.randperm(28 * 28)]
+    tokens[0, :, shade_dims(model)] = SHADE_LOUDNESS * shade_code(torch.rand(28 * 28, 3))
+    blue, red = (SHADE_LOUDNESS * shade_code(torch.tensor(shade) / 255) for shade in ((40, 118, 221), (214, 39, 40)))
+    entry, label, next_label = 2 * 28 + 4, 24 * 28 + 9, 24 * 28 + 18
+    values = {label: (12 * 28 + 8, 3 * 28 + 11), next_label: (14 * 28 + 17, 20 * 28 + 20)}
+    for at, pair in values.items():
+        # A label knows but one of its values; each value knows its label.
+        tokens[0, at, partner_dims(model)] = 1.5 * places[pair[0]]
+        tokens[0, list(pair), partner_dims(model)] = 1.5 * places[at]
+        tokens[0, list(pair), shade_dims(model)] = torch.stack([blue, red])
+    for shade, which in ((blue, 0), (red, 1)):
+        tokens[0, entry, shade_dims(model)] = shade
+        for at, pair in values.items():
+            assert copied(model, tokens, at, entry)[0].argmax() == pair[which]
+
+
+def test_shades_are_told_of_values_entries_and_labels(asked):
+    several = 0
+    for chart in {id(chart): chart for chart, _ in asked}.values():
+        shade = patch_links(chart, PATCH, GRID).shade
+        printed = np.zeros(len(shade), dtype=bool)
+        for mark in chart.marks:
+            of_label, of_value = (
+                patch_mask(chart.characters, [box], PATCH, GRID) for box in (mark.label_box, mark.value_box)
+            )
+            printed |= of_label | of_value
+            assert (shade[of_value] == mark.shade).all(-1).any()
+            if mark.series_box:
+                entry = patch_mask(chart.characters, [mark.series_box], PATCH, GRID)
+                printed |= entry
+                assert (shade[entry] == mark.shade).all(-1).any()
+                several += 1
+            told = UNSHADED if mark.series_box else mark.shade
+            assert (shade[of_label] == told).all(-1).any()
+        assert (shade[~printed] == NO_SHADE).all()
+    assert several > 3
+
+
+def test_the_loss_of_shades_is_that_of_their_codes():
+    shades = torch.full((1, 4, 3), NO_SHADE)
+    told = torch.randn(1, 1, 4, 6)
+    assert _shade_loss(told, shades) == 0
+    shades[0, 1], shades[0, 2] = torch.tensor([255, 0, 51]), UNSHADED
+    told[0, 0, 1] = SHADE_LOUDNESS * shade_code(torch.tensor([1.0, 0.0, 0.2]))
+    told[0, 0, 2] = 0
+    assert _shade_loss(told, shades) < 1e-10
+    told[0, 0, 1] = SHADE_LOUDNESS * shade_code(torch.tensor([0.0, 1.0, 0.2]))
+    assert _shade_loss(told, shades) > 0.3
+
+
+def test_the_more_like_one_another_two_shades_are_the_closer_are_their_codes():
+    shades = torch.linspace(0, 1, 11)[:, None].expand(-1, 3)
+    likeness = shade_code(shades) @ shade_code(shades[:1]).T
+    assert (likeness[:7].diff(dim=0) < 0).all()
+    assert (likeness[1:] < likeness[0]).all()
 
 
 def test_a_patch_of_a_text_tells_how_the_text_begins(asked):

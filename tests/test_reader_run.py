@@ -14,11 +14,13 @@ from PIL import Image
 from vlm.config import preset
 from vlm.errors import VLMError
 from vlm.pipeline import VLM
-from vlm.training.reader import real
-from vlm.training.reader.data import Diet, ReaderData
+from vlm.training.reader.__main__ import main
+from vlm.training.reader.data import IGNORED, Diet, ReaderData
+from vlm.training.reader.folder import load_reader, save_reader
+from vlm.training.reader.model import Reader
 from vlm.training.reader.run import Run
 from vlm.training.reader.stages import STAGES
-from vlm.training.reader.start import positions_kept
+from vlm.training.reader.start import num_shared_dims
 from vlm.training.reader.vocabulary import reader_tokenizer
 from vlm.training.reader.wires import cross_attentions
 
@@ -34,15 +36,28 @@ def no_denormals():
     torch.set_flush_denormal(False)
 
 
-def test_a_reader_of_the_older_recipe_is_no_start(tmp_path):
-    shipped = VLM.from_pretrained(dtype=torch.float32)
-    assert positions_kept(shipped.model.encoder)
+def _write_over_positions(model):
+    model.encoder.local_layers[2].fc2.bias[-1] = 1
+
+
+def _write_over_colours(model):
+    model.encoder.global_layers[0].attention.o_proj.weight[num_shared_dims(model.encoder), 3] = 1
+
+
+def _wire_otherwise(model):
+    cross_attentions(model)[0].v_proj.weight[0, -1] = 1
+
+
+@pytest.mark.parametrize("spoil", [_write_over_positions, _write_over_colours, _wire_otherwise])
+def test_a_reader_of_an_older_recipe_is_no_start(tmp_path, spoil):
+    reader = Reader(preset("default"))
+    save_reader(reader, tmp_path / "good")
+    load_reader(tmp_path / "good")
     with torch.no_grad():
-        shipped.model.encoder.local_layers[2].fc2.bias[-1] = 1
-    assert not positions_kept(shipped.model.encoder)
-    shipped.save_pretrained(tmp_path / "older")
+        spoil(reader.model)
+    save_reader(reader, tmp_path / "older")
     with pytest.raises(VLMError, match="older recipe"):
-        Run(tmp_path, STAGES, 0, tmp_path / "older")
+        load_reader(tmp_path / "older")
 
 
 def test_a_step_turns_no_head_away_from_its_neighbour(tmp_path):
@@ -125,7 +140,7 @@ def test_a_batch_in_parts_is_learned_as_one(tmp_path, monkeypatch):
     for weight, same in zip(whole._trained(), parts._trained(), strict=True):
         assert torch.allclose(weight, same, atol=1e-6)
     seen = []
-    monkeypatch.setattr("vlm.training.reader.run.PICTURES_AT_ONCE", 1)
+    monkeypatch.setattr("vlm.training.reader.run.ON_A_CPU", 1)
     cut = Run(tmp_path / "cut", (replace(SMALL, num_batches=1),), 0)
     monkeypatch.setattr(cut, "_step", lambda trained, stage, parts: seen.append(parts) or {"steps": 1})
     cut.train()
@@ -144,39 +159,58 @@ def test_single_tiles_are_seen_without_missing_ones_and_sheets_with(tmp_path):
         assert run.reader.model.config.vision.max_tiles == max_tiles
 
 
-def test_real_charts_teach_the_decoder_alone(tmp_path, monkeypatch):
-    """Of the layout of ChartQA, with a picture of one tile and one of four."""
-    small_run(tmp_path / "start", 1)
-    folder = tmp_path / "charts"
+def _charts(folder, sizes, answer="7"):
+    """Write a folder in ChartQA's layout, with a question about each picture."""
     (folder / "png").mkdir(parents=True)
-    for name, size in (("a", (200, 150)), ("b", (800, 557))):
-        Image.new("RGB", size, "white").save(folder / "png" / f"{name}.png")
-    rows = [{"imgname": f"{name}.png", "query": "How much in 2019?", "label": "7"} for name in "aba"]
+    for name, size in sizes.items():
+        Image.new("RGB", size, "white").save(folder / "png" / name)
+    rows = [{"imgname": name, "query": "How much in 2019?", "label": answer} for name in sizes]
     (folder / "train_human.json").write_text(json.dumps(rows))
-    monkeypatch.setattr(real, "DRAWN", replace(real.DRAWN, num_images=2, num_questions=2, share_sheets=0.0))
-    command = ["--model", tmp_path / "start/model", "--data", folder, "--out", tmp_path, "--steps", 20, "--drawn", 1]
-    done = CliRunner().invoke(real.main, [str(part) for part in command], catch_exceptions=False)
-    assert done.exit_code == 0
-    before, after = (VLM.from_pretrained(path).model for path in (tmp_path / "start/model", tmp_path / "model"))
-    assert all(torch.equal(weight, after.encoder.get_parameter(n)) for n, weight in before.encoder.named_parameters())
-    moved = [not torch.equal(weight, after.decoder.get_parameter(n)) for n, weight in before.decoder.named_parameters()]
-    assert sum(moved) > len(moved) / 2
-    row = json.loads((tmp_path / "log.jsonl").read_text())
-    assert row["batch"] == 20
-    assert set(row["exact"]) > {"real"}
+    return folder
 
 
-@pytest.mark.parametrize(("rows", "said"), [([], "holds no questions"), ([{"imgname": "gone.png"}], "gone.png")])
-def test_a_folder_without_questions_or_without_a_chart_is_told_without_a_traceback(tmp_path, rows, said):
-    folder = tmp_path / "charts"
-    folder.mkdir()
-    rows = [row | {"query": "How much?", "label": "7"} for row in rows]
-    (folder / "train_human.json").write_text(json.dumps(rows))
-    command = ["--model", "vlm/default_model", "--data", folder, "--out", tmp_path]
-    done = CliRunner().invoke(real.main, [str(part) for part in command], catch_exceptions=False)
+def test_real_charts_are_seen_on_sheets_of_their_size_and_teach_by_their_answers_alone(tmp_path):
+    folder = _charts(tmp_path / "charts", {"small.png": (200, 150), "large.png": (800, 557)})
+    diet = replace(SMALL.diet, share_pages=0.0, share_sheets=1.0, share_real=1.0)
+    run = Run(tmp_path, (replace(SMALL, diet=diet),), 0, real=folder)
+    data = ReaderData(preset("default").vision, TOKENIZER, diet, num_batches=12, seed=0, real=run.real)
+    batches = [data[index] for index in range(12)]
+    assert {batch.canvas for batch in batches} > {(2, 2)}
+    for batch in batches:
+        kinds = {kind for group in batch.groups for kind in group.kinds}
+        assert (kinds == {"real"}) == (batch.canvas == (2, 2))
+        if kinds != {"real"}:
+            continue
+        assert len(batch.pixels) == 1
+        assert (batch.characters == IGNORED).all()
+        assert not batch.links.order.any()
+        (group,) = batch.groups
+        assert not group.pointers.any()
+        answer = group.labels[group.labels != IGNORED].tolist()
+        assert TOKENIZER.decode(answer[:-1]) == "7"
+        losses = run._step(run.reader, SMALL, [batch])
+        assert losses["answer"] > 1
+        assert losses["characters"] == losses["links"] == losses["shades"] == losses["pointers"] == 0
+        break
+
+
+@pytest.mark.parametrize(
+    ("sizes", "said"),
+    [({}, "holds no questions"), ({"tall.png": (30, 200)}, "give charts larger than 272 pixels both ways")],
+)
+def test_a_folder_without_charts_that_can_be_learned_from_is_told_without_a_traceback(tmp_path, sizes, said):
+    folder = _charts(tmp_path / "charts", sizes)
+    done = CliRunner().invoke(main, ["--real", str(folder), "--out", str(tmp_path / "out")], catch_exceptions=False)
     assert done.exit_code == 1
     assert said in done.output
     assert str(tmp_path) not in done.output
+
+
+def test_a_real_chart_that_cannot_be_read_is_named(tmp_path):
+    folder = _charts(tmp_path / "charts", {"a.png": (800, 557), "gone.png": (800, 557)})
+    (folder / "png/gone.png").unlink()
+    with pytest.raises(VLMError, match=r"^png/gone\.png: "):
+        Run(tmp_path / "out", (SMALL,), 0, real=folder)
 
 
 def test_a_step_without_a_finite_gradient_changes_nothing(tmp_path, caplog):

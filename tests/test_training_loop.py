@@ -26,6 +26,7 @@ from vlm.training.checkpoints import CheckpointFolder
 from vlm.training.config import Parallel, TrainConfig
 from vlm.training.journal import Lines, read_lines
 from vlm.training.loop import Training
+from vlm.training.objectives import DirectPreference
 from vlm.training.parallel.world import DIMS, World
 from vlm.training.settings import build
 
@@ -402,6 +403,48 @@ def test_a_model_from_nothing_and_a_preference_run(place, tmp_path):
     shutil.rmtree(report.result)
     assert Training(settings(place, tmp_path / "run", **changes)).train().result.exists()
     assert (tmp_path / "run" / "reference.json").read_text() == kept
+
+
+def test_a_deterministic_run_repeats_itself_bit_for_bit(place, tmp_path, monkeypatch):
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    runs = []
+    for name, on in (("once", True), ("again", True), ("plain", False)):
+        runs.append(Training(settings(place, tmp_path / name, deterministic=on, **lora())))
+        held, loss_of = set(), runs[-1].objective.loss
+
+        def watched(*args, held=held, loss_of=loss_of):
+            held.add((torch.are_deterministic_algorithms_enabled(), os.environ.get("CUBLAS_WORKSPACE_CONFIG")))
+            return loss_of(*args)
+
+        runs[-1].objective.loss = watched
+        runs[-1].train()
+        assert held == {(on, ":4096:8")}
+        assert not torch.are_deterministic_algorithms_enabled()
+    assert log_of(tmp_path / "once") == log_of(tmp_path / "again")
+    assert same_state(weights_of(runs[0]), weights_of(runs[1]))
+    Training(settings(place, tmp_path / "once", deterministic=False, **lora()))
+
+
+def test_what_no_deterministic_algorithm_computes_is_told(place, tmp_path):
+    training = Training(settings(place, tmp_path / "run", deterministic=True))
+    training.objective.loss = lambda *_: torch.zeros(2).put_(torch.tensor([1]), torch.ones(1)).sum()
+    with pytest.raises(VLMError, match=r"deterministic is true .*: put_ does not have .*; set deterministic = false"):
+        training.train()
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_the_reference_of_preferences_is_computed_under_the_settings_of_the_run(place, tmp_path, monkeypatch):
+    row = {"messages": [{"role": "user", "content": "q"}], "chosen": "b", "rejected": "c"}
+    write_jsonl(tmp_path / "pairs.jsonl", [row])
+    held, margins = [], DirectPreference.margins
+    monkeypatch.setattr(
+        DirectPreference,
+        "margins",
+        lambda *args: held.append(torch.are_deterministic_algorithms_enabled()) or margins(*args),
+    )
+    pairs = {"data": [{"path": str(tmp_path / "pairs.jsonl")}], "objective": {"name": "dpo"}}
+    Training(settings(place, tmp_path / "run", deterministic=True, **pairs))
+    assert held == [True]
 
 
 def test_preferences_begin_at_ln_2_in_bf16_too(place, tmp_path):

@@ -11,6 +11,7 @@ from einops import einsum, rearrange
 from torch import Tensor
 from torch.nn import functional
 
+from vision_encoder.attention import attention_dtype
 from vlm.kv_cache import dequantize_vectors
 from vlm.native import attend_one
 
@@ -33,7 +34,11 @@ def attend(
         return out
     if scales is not None:
         k, v = (dequantize_vectors(codes, scale, q.dtype) for codes, scale in zip((k, v), scales, strict=True))
-    return functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=True)
+    dtype = attention_dtype(q)
+    out = functional.scaled_dot_product_attention(
+        q.to(dtype), k.to(dtype), v.to(dtype), attn_mask=mask, is_causal=causal, enable_gqa=True
+    )
+    return out.to(q.dtype)
 
 
 def blockwise_attention(

@@ -172,7 +172,7 @@ def _default() -> ModelConfig:
         patch_size=8,
         width=144,
         num_heads=3,
-        mlp_dim=432,
+        mlp_dim=864,
         num_local_layers=4,
         num_global_layers=1,
         feature_layers=(1, 3),

@@ -344,6 +344,8 @@ class TrainConfig:
     """bf16: matrix products in bfloat16, weights and sums in float32."""
     recompute: bool = False
     """Compute activations of layers again on the way back, instead of keeping them (activation checkpointing)."""
+    deterministic: bool = False
+    """Take only algorithms that give the same bits every time; on a CPU all do."""
     workers: int = 0
     """Processes that read samples ahead."""
     max_bad_steps: int = 5

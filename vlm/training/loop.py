@@ -5,7 +5,7 @@ import functools
 import logging
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -25,6 +25,7 @@ from vlm.training.answers import Answers
 from vlm.training.checkpoints import CheckpointFolder, State
 from vlm.training.config import TrainConfig
 from vlm.training.data.batches import Example, StepData
+from vlm.training.deterministic import deterministic_algorithms
 from vlm.training.journal import Journal, draw_curves
 from vlm.training.objectives import DirectPreference, Objective, PolicyGradient, StartModel
 from vlm.training.optimizers import Optimizers
@@ -88,8 +89,9 @@ class Training:
         self.checkpoints = CheckpointFolder(self.out / "checkpoints", keep=config.checkpoints.keep, world=self.world)
         self.checkpoints.clean()
         if isinstance(self.objective, DirectPreference) and config.objective.reference == "start":
-            with self._precision():
-                self.objective.reference = reference_margins(self.model, self.objective, self.data, self.out)
+            with self._watch(), self._precision():
+                margins = reference_margins(self.model, self.objective, self.data, self.out, self.world)
+            self.objective.reference = margins
         if isinstance(self.objective, PolicyGradient):
             self.objective.world = self.world
             if config.objective.reference == "start":
@@ -115,8 +117,14 @@ class Training:
 
         Raises: VLMError after `max_bad_steps` bad steps in a row; KeyboardInterrupt after `stop`, once it is saved.
         """
-        with self.world.watch():
+        with self._watch():
             return self._train()
+
+    @contextlib.contextmanager
+    def _watch(self) -> Iterator[None]:
+        """Hold what is computed to the settings, and have errors say what ended the run."""
+        with self.world.watch(), deterministic_algorithms(self.config.deterministic):
+            yield
 
     def _train(self) -> Report:
         steps = Subset(share_of(self.data, self.world), range(self.num_done, self.num_steps))
@@ -129,8 +137,9 @@ class Training:
             bar = tqdm(
                 total=self.num_steps, initial=self.num_done, unit="step", disable=None if self.world.is_main else True
             )
-            if not bar.disable and self.world.size == 1:
-                self.speed = Speed(device, torch.bfloat16 if self.config.precision == "bf16" else torch.float32)
+            if self.world.from_main(not bar.disable):
+                dtype = torch.bfloat16 if self.config.precision == "bf16" else torch.float32
+                self.speed = Speed(device, dtype, self.world)
             with bar:
                 for data in DataLoader(steps, batch_size=None, collate_fn=_same, **ahead):
                     self._advance(data, bar)

@@ -1,6 +1,6 @@
 """The samples of each step, read and cut into rows; what cannot be used is named and left out."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -100,10 +100,10 @@ class StepBatches(Dataset):
                 examples.append(found._replace(number=number))
         return StepData(examples, poison)
 
-    def every(self):
-        """Yield each sample of every source once, in the order of the files."""
+    def every(self, share: int = 0, count: int = 1) -> Iterator[Example | Poison]:
+        """Yield each sample of every source once, in the order of the files; of `count` equal shares, one."""
         for source, size in enumerate(self.order.sizes):
-            for place in range(size):
+            for place in range(share, size, count):
                 yield self.read(source, place)
 
     def refuse_poison(self) -> None:

@@ -33,7 +33,8 @@ class World:
             num_data = self.size // (parallel.tensor * parallel.pipeline)
             shape = (parallel.pipeline, num_data, parallel.tensor)
             self.mesh = init_device_mesh(device.type, shape, mesh_dim_names=DIMS)
-        self.is_main = self.size == 1 or dist.get_rank() == 0
+        self.rank = 0 if self.size == 1 else dist.get_rank()
+        self.is_main = self.rank == 0
         """Whether this process writes what is written once; known after parting too."""
 
     @classmethod

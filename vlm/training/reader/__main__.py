@@ -2,6 +2,7 @@
 
     torchrun --nproc-per-node 2 -m vlm.training.reader --out runs/reader
     python -m vlm.training.reader --out runs/reader    # on a CUDA GPU
+    python -m vlm.training.reader --out runs/reader --real ~/ChartQA/train    # real charts too, in the last stage
 
 Run again with the same options to go on where it stopped.
 """
@@ -23,14 +24,17 @@ from vlm.training.reader.stages import STAGES
     "--model", "start", type=click.Path(exists=True, path_type=Path), help="Folder of a reader to train further."
 )
 @click.option("--stage", type=click.Choice([stage.name for stage in STAGES]), help="The first to go through.")
+@click.option(
+    "--real", type=click.Path(exists=True, path_type=Path), help="Folder of real charts, as ChartQA's train folder."
+)
 @click.option("--seed", type=int, default=0, show_default=True)
-def main(out: Path, start: Path | None, stage: str | None, seed: int) -> None:
+def main(out: Path, start: Path | None, stage: str | None, real: Path | None, seed: int) -> None:
     """Train the small reader of charts from nothing; run again with the same options to go on."""
     # What sharp attention lets underflow is slow to compute with: the backward pass took 7 times as long.
     torch.set_flush_denormal(True)
     names = [each.name for each in STAGES]
     try:
-        run = Run(out, STAGES[names.index(stage) if stage else 0 :], seed, start)
+        run = Run(out, STAGES[names.index(stage) if stage else 0 :], seed, start, real)
     except VLMError as error:
         raise click.ClickException(str(error)) from None
     signal.signal(signal.SIGTERM, run.stop)

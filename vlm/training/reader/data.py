@@ -18,6 +18,7 @@ from vision_encoder.config import VisionConfig
 from vision_encoder.preprocess import ImageProcessor
 from vlm.prompt import Image, Text, Turn, encode_prompt
 from vlm.tokenizer import Tokenizer
+from vlm.training.reader.real_charts import CANVAS, RealCharts
 from vlm.training.reader.targets import (
     NUM_POINTERS,
     PatchLinks,
@@ -67,7 +68,7 @@ class ReaderBatch(NamedTuple):
     offset: tuple[int, int]
     """Where on a larger picture a single tile is pretended to lie, (rows, cols) in patches."""
     characters: Tensor
-    """[m, p, NUM_SLOTS] int64: classes, 0 where there is none."""
+    """[m, p, NUM_SLOTS] int64: classes, 0 where there is none, IGNORED where that is not known."""
     links: PatchLinks
     """Each int16 [m, p], but for the last."""
     groups: list[QuestionBatch]
@@ -92,6 +93,8 @@ class Diet:
     """How many batches are of half as many pictures, in all sizes up to two by two tiles rather than one tile large."""
     share_several_series: float = 0.0
     """How many of the charts have several series whatever would be drawn otherwise."""
+    share_real: float = 0.0
+    """How many of the pictures of two by two tiles are real charts, where there are any."""
     max_shrink: float = 1.0
     """Half of the pictures are drawn up to so much larger than the model sees them, as publishers' are."""
 
@@ -109,8 +112,9 @@ class ReaderData(Dataset):
         seed: int,
         rank: int = 0,
         num_ranks: int = 1,
+        real: RealCharts | None = None,
     ):
-        self.config, self.tokenizer, self.diet = config, tokenizer, diet
+        self.config, self.tokenizer, self.diet, self.real = config, tokenizer, diet, real
         self.of_a_tile, self.of_sheets = ImageProcessor(replace(config, max_tiles=1)), ImageProcessor(config)
         self.num_batches, self.seed, self.rank, self.num_ranks = num_batches, seed, rank, num_ranks
 
@@ -127,30 +131,51 @@ class ReaderData(Dataset):
         rng = np.random.default_rng([self.seed, index, self.rank])
         first, last = self.diet.difficulty
         difficulty = first + (last - first) * index / self.num_batches
-        pixels, characters, links, rows = [], [], [], []
+        pixels, pictures, rows = [], [], []
         for image_index in range(self.diet.num_images // self.num_ranks // (2 if is_sheet else 1)):
             size = sheet or round(self.config.tile_size * self._shrink(rng))
             layout = _Layout(self.config, canvas, _drawn_patch(processor, size))
-            if rng.random() < self.diet.share_pages:
-                image, printed = draw_page(rng, size)
-                links.append(no_links(layout.grid))
-            else:
-                several = rng.random() < self.diet.share_several_series
-                chart = draw_chart(rng, size, difficulty=difficulty, several_series=several)
-                image, printed = chart.image, chart.characters
-                links.append(patch_links(chart, layout.patch_size, layout.grid))
-                for question in ask(rng, chart, self.diet.num_questions) if self.diet.num_questions else ():
-                    rows.append((image_index, *self._conversation(chart, question, layout), question.kind))
-            pixels.append(processor(image).pixels)
-            characters.append(torch.from_numpy(self._characters(printed, layout)))
+            is_real = self.real and canvas == CANVAS and rng.random() < self.diet.share_real
+            picture = self._real(rng, layout) if is_real else self._drawn(rng, size, layout, difficulty)
+            pixels.append(processor(picture.image).pixels)
+            pictures.append(picture)
+            rows += [(image_index, *row) for row in picture.asked]
+        links = zip(*(picture.links for picture in pictures), strict=True)
         return ReaderBatch(
             torch.stack(pixels).half(),
             canvas,
             offset,
-            torch.stack(characters),
-            PatchLinks(*(torch.from_numpy(np.stack(part)[:, layout.order]) for part in zip(*links, strict=True))),
+            torch.stack([torch.from_numpy(picture.characters) for picture in pictures]),
+            PatchLinks(*(torch.from_numpy(np.stack(part)[:, layout.order]) for part in links)),
             question_groups(rows, self.tokenizer.image_marker_id),
         )
+
+    def _drawn(
+        self, rng: np.random.Generator, size: int | tuple[int, int], layout: "_Layout", difficulty: float
+    ) -> "_Picture":
+        """Return a page of print, or a chart with questions about it."""
+        if rng.random() < self.diet.share_pages:
+            image, printed = draw_page(rng, size)
+            return _Picture(image, self._characters(printed, layout), no_links(layout.grid), [])
+        several = rng.random() < self.diet.share_several_series
+        chart = draw_chart(rng, size, difficulty=difficulty, several_series=several)
+        questions = ask(rng, chart, self.diet.num_questions) if self.diet.num_questions else ()
+        return _Picture(
+            chart.image,
+            self._characters(chart.characters, layout),
+            patch_links(chart, layout.patch_size, layout.grid),
+            [(*self._conversation(chart, question, layout), question.kind) for question in questions],
+        )
+
+    def _real(self, rng: np.random.Generator, layout: "_Layout") -> "_Picture":
+        """Return a real chart: what is printed where is not known, nor where its answers stand."""
+        image, questions = self.real.choose(rng)
+        asked = []
+        for question, answer in questions:
+            ids, labels = with_labels(*conversation(self.tokenizer, question, answer))
+            nowhere = np.zeros((1, len(layout.order)), dtype=bool)
+            asked.append((ids, labels, Pointers(np.zeros((NUM_POINTERS, len(ids)), dtype=np.int64), nowhere), "real"))
+        return _Picture(image, np.full((len(layout.order), NUM_SLOTS), IGNORED), no_links(layout.grid), asked)
 
     def _shrink(self, rng: np.random.Generator) -> float:
         """Return how much larger than it is seen a picture is drawn."""
@@ -168,6 +193,19 @@ class ReaderData(Dataset):
         pointers = pointer_targets(self.tokenizer, chart, question, prompt, reply, layout.patch_size, layout.grid)
         pointers = pointers._replace(places=pointers.places[:, layout.order])
         return *with_labels(prompt, reply), pointers
+
+
+class _Picture(NamedTuple):
+    """One picture of a batch, and what is to be learned from it."""
+
+    image: object
+    """Anything `read_image` takes."""
+    characters: np.ndarray
+    """[p, NUM_SLOTS] int64: classes, tile by tile; IGNORED where it is not known."""
+    links: PatchLinks
+    """Along the rows of the canvas."""
+    asked: list[tuple]
+    """(ids, labels, pointers, kind) of each question."""
 
 
 class _Layout:

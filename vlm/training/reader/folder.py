@@ -12,8 +12,9 @@ from vlm.model import VisionLanguageModel
 from vlm.pipeline import VLM
 from vlm.training.reader.model import Reader
 from vlm.training.reader.sinusoids import retile
-from vlm.training.reader.start import positions_kept
+from vlm.training.reader.start import kept_apart
 from vlm.training.reader.vocabulary import reader_tokenizer
+from vlm.training.reader.wires import is_wired
 
 
 def load_reader(folder: Path) -> Reader:
@@ -22,11 +23,11 @@ def load_reader(folder: Path) -> Reader:
     Raises: VLMError with `invalid_request` where its recipe was another; else as `VLM.from_pretrained`.
     """
     reader, trained = Reader(preset("default")), VLM.from_pretrained(folder, device="cpu", dtype=torch.float32).model
-    if trained.config != reader.model.config or not positions_kept(trained.encoder):
+    if trained.config != reader.model.config or not (kept_apart(trained.encoder) and is_wired(trained)):
         raise VLMError(
             "invalid_request",
-            f"{folder.name} is of an older recipe: other sizes, or layers that write over positions; "
-            "start from nothing, or from a reader of this one",
+            f"{folder.name} is of an older recipe: other sizes or wires, or layers that write over positions and "
+            "colours; start from nothing, or from a reader of this one",
         )
     reader.model.load_state_dict(without_positions(trained), strict=False)
     return reader

@@ -1,11 +1,12 @@
 """The model in training: the shipped classes, and the losses that are dropped once it reads.
 
-The answer alone teaches nothing for very long. Six more losses say what stands where and where to look:
+The answer alone teaches nothing for very long. Seven more losses say what stands where and where to look:
 
 - characters: a head on every patch names the characters in it.
 - links: in the first global layer of the encoder the patches of a value and of its label look at each other, by one
   head where they stand in a row and by another where one is below the other; a third looks at the legend entry.
 - partners: some dims of the image token of a value or of its label tell where the other one is.
+- shades: some dims of the image token of a value or of a legend entry tell the colour it stands for.
 - order: another head on every patch tells how far into its label, value or title the print in it begins.
 - beginning: and another with which characters that label, value or title begins, by which a question knows it.
 - pointers: in the decoder's first cross-attention layer two heads look at what the question names, in the second at
@@ -29,8 +30,18 @@ from vlm.model import VisionLanguageModel
 from vlm.training.reader.data import IGNORED, NUM_SLOTS, QuestionBatch, ReaderBatch
 from vlm.training.reader.sinusoids import place_tile
 from vlm.training.reader.start import initialise
-from vlm.training.reader.targets import COPY, FIND, MAX_ORDER, NUM_CODES, NUM_FIRST, SPELL, PatchLinks
-from vlm.training.reader.wires import cross_attentions, partner_dims
+from vlm.training.reader.targets import (
+    COPY,
+    FIND,
+    MAX_ORDER,
+    NO_SHADE,
+    NUM_CODES,
+    NUM_FIRST,
+    SPELL,
+    UNSHADED,
+    PatchLinks,
+)
+from vlm.training.reader.wires import SHADE_LOUDNESS, cross_attentions, partner_dims, shade_code, shade_dims
 
 POINTING_HEADS = ((FIND, [[0], [1]]), (COPY, [[0, 2], [1, 3]]), (SPELL, [[0], [2]]))
 """What which heads of each cross-attention layer look for. Of two that are named together one has to: what an answer is
@@ -45,6 +56,7 @@ class Losses(NamedTuple):
     characters: Tensor
     links: Tensor
     partners: Tensor
+    shades: Tensor
     order: Tensor
     beginning: Tensor
     pointers: Tensor
@@ -75,6 +87,7 @@ class Reader(nn.Module):
         seekers = seekers_of(batch.links)
         links = _link_loss(attention, inputs.taken[0], seekers, num_tiles)
         partners = _partner_loss(tokens[:, :, 1:, partner_dims(self.model)], inputs.taken[0], seekers, num_tiles)
+        shades = _shade_loss(tokens[:, :, 1:, shade_dims(self.model)], batch.links.shade)
         printed = batch.links.order > 0
         of_text = features[:, :, 1:].flatten(1, 2)[printed]
         order = _mean_entropy(self.order_head(of_text), batch.links.order[printed])
@@ -85,7 +98,7 @@ class Reader(nn.Module):
         answer = pointers = features.new_zeros(())
         if batch.groups:
             answer, pointers = self.asked(tokens, batch.groups)
-        return Losses(answer, characters, links, partners, order, beginning, pointers)
+        return Losses(answer, characters, links, partners, shades, order, beginning, pointers)
 
     def asked(self, tokens: Tensor, groups: list[QuestionBatch]) -> tuple[Tensor, Tensor]:
         """Return the losses of answers and of pointers of questions about pictures of image tokens [m, t, p, d]."""
@@ -100,7 +113,8 @@ class Reader(nn.Module):
         # Most patches are empty; without the low weight emptiness is all that is learned.
         weight = torch.ones(NUM_CODES, device=logits.device)
         weight[0] = 0.05
-        return functional.cross_entropy(logits, characters.flatten(), weight=weight)
+        loss = functional.cross_entropy(logits, characters.flatten(), weight=weight, reduction="sum")
+        return loss / weight[characters[characters != IGNORED]].sum().clamp_min(1)
 
     def _question_losses(
         self, group: QuestionBatch, image: ImageKV, num_tiles: int
@@ -116,13 +130,14 @@ class Reader(nn.Module):
         answer = functional.cross_entropy(logits[predicting].float(), group.labels[predicting], reduction="sum")
         self._count(group, logits, predicting)
         sums, counts = [], []
+        rows, pointers = _pointing(group)
         for index, (layer, x, (places, heads)) in enumerate(zip(layers, inputs.taken, POINTING_HEADS, strict=False)):
-            queries = layer.queries(x)
+            queries = layer.queries(x.gather(1, rows[..., None].expand(-1, -1, x.shape[-1])))
             keys = own.keys[index]
             keys = keys.repeat_interleave(queries.shape[1] // keys.shape[1], dim=1)
             chosen = [head for together in heads for head in together]
             weights = attention_weights(queries[:, chosen], keys[:, chosen]).unflatten(1, (len(heads), -1)).mean(2)
-            numbers = group.pointers[:, places].expand(-1, len(heads), -1)
+            numbers = pointers[:, places].expand(-1, len(heads), -1)
             pointing = numbers > 0
             weights = _patches(weights[pointing], -1, num_tiles)
             loss, count = _missed_mass(weights, group.places[numbers[pointing]])
@@ -141,6 +156,16 @@ class Reader(nn.Module):
         """Count the replies that are right as a whole: each token predicted from the right ones before it."""
         right = ((logits.argmax(-1) == group.labels) | ~predicting).all(-1)
         self.exact.update(zip(group.kinds, right.tolist(), strict=True))
+
+
+def _pointing(group: QuestionBatch) -> tuple[Tensor, Tensor]:
+    """Return which positions [b, r] of each question point anywhere, and at what [b, NUM_POINTERS, r]; r is few.
+
+    The last ones of a question where fewer do point at nothing.
+    """
+    pointing = (group.pointers > 0).any(1)
+    rows = pointing.int().argsort(dim=1, descending=True, stable=True)[:, : max(1, int(pointing.sum(1).max()))]
+    return rows, group.pointers.gather(2, rows[:, None].expand(-1, group.pointers.shape[1], -1))
 
 
 def _mean_entropy(logits: Tensor, targets: Tensor) -> Tensor:
@@ -208,6 +233,13 @@ def _partner_loss(sought: Tensor, x: Tensor, seekers: Seekers, num_tiles: int) -
     weights = attention_weights(seekers.of(sought.flatten(1, 2))[:, None], positions[:, None])[:, 0]
     loss, count = _missed_mass(weights, wanted)
     return loss / count.clamp_min(1)
+
+
+def _shade_loss(told: Tensor, shades: Tensor) -> Tensor:
+    """Return how far `told` [m, t, p, n], of each patch, is from the code of its shade in `shades` [m, t * p, 3]."""
+    told, printed = told.flatten(1, 2), shades[..., 0] != NO_SHADE
+    coded = shade_code(shades[printed].float() / 255) * (shades[printed][:, :1] != UNSHADED)
+    return functional.mse_loss(told[printed].float() / SHADE_LOUDNESS, coded, reduction="sum") / max(1, coded.numel())
 
 
 def _same(seeker: Tensor, sought: Tensor) -> Tensor:

@@ -10,8 +10,8 @@ from pathlib import Path
 import click
 import numpy as np
 
-LOSSES = ("answer", "characters", "links", "partners", "pointers")
-KINDS = ("named_value", "reverse", "highest", "largest_value", "title", "count", "comparison")
+LOSSES = ("answer", "characters", "links", "partners", "shades", "pointers")
+KINDS = ("named_value", "series_value", "reverse", "highest", "largest_value", "title", "count", "comparison")
 SMOOTHED_OVER = 5
 """Log lines."""
 

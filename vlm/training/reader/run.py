@@ -22,21 +22,27 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
+from vision_encoder.preprocess import ImageProcessor
 from vlm.config import preset
 from vlm.training.reader.data import ReaderBatch, ReaderData
 from vlm.training.reader.folder import load_reader, save_reader, without_positions
 from vlm.training.reader.model import Reader
 from vlm.training.reader.optimizers import optimizers_of, set_rates
+from vlm.training.reader.real_charts import RealCharts
 from vlm.training.reader.sinusoids import retile
 from vlm.training.reader.stages import Stage
-from vlm.training.reader.start import look_at_neighbours
+from vlm.training.reader.start import wire_encoder
 from vlm.training.reader.vocabulary import reader_tokenizer
 from vlm.training.reader.wires import wire_pointers
 
 logger = logging.getLogger(__name__)
 
-PICTURES_AT_ONCE = 8
-"""By each process on a CPU; the gradients of a larger batch are added up."""
+ON_A_CPU = 8
+"""Pictures at once, by each process."""
+BYTES_A_PICTURE = 2**29
+"""Of a GPU's memory, with room to spare; a sheet takes twice as much."""
+WARM_UP = 40
+"""Batches in which the rates rise where a stage begins at higher ones than the last ended with."""
 SAVE_EVERY_S = 240
 LOG_EVERY = 20
 
@@ -44,8 +50,13 @@ LOG_EVERY = 20
 class Run:
     """A training run in a folder: the model, where it stands, and its log."""
 
-    def __init__(self, out: Path, stages: tuple[Stage, ...], seed: int, start: Path | None = None):
-        """Take up the run in `out`, or begin one: from nothing, or from the weights of the reader in folder `start`."""
+    def __init__(
+        self, out: Path, stages: tuple[Stage, ...], seed: int, start: Path | None = None, real: Path | None = None
+    ):
+        """Take up the run in `out`, or begin one: from nothing, or from the weights of the reader in folder `start`.
+
+        Stages that take real charts find them in folder `real`, which is in ChartQA's layout.
+        """
         self.out, self.stages, self.seed = out, stages, seed
         self.rank, self.num_ranks = join_processes()
         self.device = torch.device("cuda" if self.num_ranks == 1 and torch.cuda.is_available() else "cpu")
@@ -55,6 +66,8 @@ class Run:
             torch.backends.cuda.enable_cudnn_sdp(False)
         torch.manual_seed(seed)
         self.tokenizer = reader_tokenizer()
+        vision = preset("default").vision
+        self.real = RealCharts(real, ImageProcessor(vision), silent=self.rank > 0) if real else None
         self.reader = (load_reader(start) if start else Reader(preset("default"))).to(self.device)
         self.optimizers = optimizers_of(self.reader)
         self.stage_index = self.batch_index = 0
@@ -85,7 +98,7 @@ class Run:
     def _train_stage(self, stage: Stage) -> None:
         on_cpu = self.device.type == "cpu"
         num_images = stage.diet.num_images
-        num_parts = math.ceil(num_images / self.num_ranks / PICTURES_AT_ONCE) if on_cpu else 1
+        num_parts = math.ceil(num_images / self.num_ranks / self._pictures_at_once())
         data = ReaderData(
             preset("default").vision,
             self.tokenizer,
@@ -94,6 +107,7 @@ class Run:
             seed=self.seed + self.stage_index,
             rank=self.rank,
             num_ranks=self.num_ranks,
+            real=self.real,
         )
         remaining = Subset(data, range(self.batch_index * num_parts, len(data)))
         batches = DataLoader(
@@ -125,6 +139,12 @@ class Run:
             if stopping:
                 raise SystemExit(143)
 
+    def _pictures_at_once(self) -> int:
+        """Return how many single tiles fit in a process's memory; gradients of a larger batch are added up."""
+        if self.device.type == "cpu":
+            return ON_A_CPU
+        return max(ON_A_CPU, torch.cuda.get_device_properties(self.device).total_memory // BYTES_A_PICTURE)
+
     def stop(self, *_) -> None:
         """Have the run save itself and end after the batch under way; a handler of signals."""
         self.stopping = True
@@ -139,7 +159,8 @@ class Run:
     def _step(self, trained: nn.Module, stage: Stage, parts: Sequence[ReaderBatch]) -> dict[str, float]:
         """Take one optimizer step on a batch that comes in parts; one whose gradient is not finite is left out."""
         done = self.batch_index / stage.num_batches
-        warm = min(1.0, (self.batch_index + 1) / 40) if self.stage_index == 0 else 1.0
+        before = self.stages[self.stage_index - 1].rates[1] if self.stage_index else 0.0
+        warm = min(1.0, (self.batch_index + 1) / WARM_UP) if before < stage.rates[0] else 1.0
         share = warm * (stage.rates[0] + done * (stage.rates[1] - stage.rates[0]))
         set_rates(self.optimizers, share)
         self.reader.zero_grad(set_to_none=True)
@@ -155,7 +176,7 @@ class Run:
         if math.isfinite(norm):
             for optimizer in self.optimizers:
                 optimizer.step()
-            look_at_neighbours(self.reader.model.encoder)
+            wire_encoder(self.reader.model.encoder)
             wire_pointers(self.reader.model)
         else:
             logger.warning("a step with a gradient that is not finite was left out")

@@ -1,4 +1,4 @@
-"""How the reader starts: gates open, positions kept apart, and heads that look at neighbours.
+"""How the reader starts: gates open, positions and colours kept apart, and heads that look at neighbours.
 
 A transformer left to itself spends most of a short training on finding out what lies beside what. Most print lies
 across the borders of patches, so two heads of each local layer look at a neighbour from the first batch to the last:
@@ -29,6 +29,11 @@ LOUDNESS = 4.0
 PROMINENCE = 12.0
 """Of the positions in what the layers hand on, beside what a patch holds: the layers add to the latter. So loud, they
 are all but the whole of what a norm divides by, and come out of it equally loud from full patches and empty ones."""
+NUM_COLOURS = 3
+COLOUR_LOUDNESS = 2.0
+"""Of the mean red, green and blue of a patch, as normalised: about as loud as its strokes."""
+COLOUR_PROMINENCE = 4.0
+"""Of colours in what the layers hand on; what they add to the other dims grows about so large."""
 FAINTNESS = 0.5
 """What the norms of local layers make of a position, so that queries and keys also hear what a patch holds."""
 LOOK = 1.5
@@ -44,8 +49,8 @@ def initialise(model: VisionLanguageModel) -> None:
     encoder = model.encoder
     retile(model, model.config.vision)
     _calm(encoder.patch_embedding.weight)
-    _keep_positions(encoder)
-    look_at_neighbours(encoder)
+    _keep_apart(encoder)
+    wire_encoder(encoder)
     for layer in encoder.local_layers:
         _hold_looks(layer, encoder.config.width)
     along_rows, along_cols = _axes(encoder.config.width)
@@ -61,11 +66,18 @@ def initialise(model: VisionLanguageModel) -> None:
 
 
 @torch.no_grad()
-def look_at_neighbours(encoder: VisionEncoder) -> None:
-    """Have two heads of each local layer look at a neighbour; done after each step, for weight decay undoes it."""
+def wire_encoder(encoder: VisionEncoder) -> None:
+    """Have two heads of each local layer look at a neighbour, and some dims hold the mean colour of each patch.
+
+    Done after each step, for weight decay undoes it.
+    """
     for layer, neighbours in zip(encoder.local_layers, NEIGHBOURS, strict=True):
         for head, steps in enumerate(neighbours):
             _look(layer.attention, head, shift(*steps, encoder.config.width), SHARP_LOOK)
+    embedding, shared = encoder.patch_embedding.weight, num_shared_dims(encoder)
+    num_pixels = embedding.shape[1] // NUM_COLOURS
+    mean = torch.eye(NUM_COLOURS, device=embedding.device).repeat_interleave(num_pixels, dim=1) / num_pixels
+    embedding[shared : shared + NUM_COLOURS] = COLOUR_LOUDNESS * mean
 
 
 def _hold_looks(layer: VisionLayer, width: int) -> None:
@@ -79,27 +91,41 @@ def _hold_looks(layer: VisionLayer, width: int) -> None:
         hold(parameter, slice(kept, None))
 
 
-def positions_kept(encoder: VisionEncoder) -> bool:
-    """Return whether nothing writes where the positions are."""
-    kept = encoder.config.width - num_position_dims(encoder.config.width)
-    return not any(weight[kept:].any() for weight in _writers(encoder))
+def kept_apart(encoder: VisionEncoder) -> bool:
+    """Return whether no layer writes where the positions and the colours are."""
+    return not any(weight[num_shared_dims(encoder) :].any() for weight in _writers(encoder))
 
 
-def _keep_positions(encoder: VisionEncoder) -> None:
-    """Let nothing write where the positions are."""
-    kept = encoder.config.width - num_position_dims(encoder.config.width)
-    encoder.norm_before.weight[kept:] = PROMINENCE
+def num_shared_dims(encoder: VisionEncoder) -> int:
+    """Return how many dims, the first ones, layers write to; colours come next, then positions."""
+    width = encoder.config.width
+    return width - num_position_dims(width) - NUM_COLOURS
+
+
+@torch.no_grad()
+def _keep_apart(encoder: VisionEncoder) -> None:
+    """Let no layer write where the positions are, nor where the mean colour of each patch is.
+
+    Where colours share their dims with what the layers add, they drown as positions do, and no value can tell the
+    colour of its bar.
+    """
+    shared, width = num_shared_dims(encoder), encoder.config.width
+    colours, positions = slice(shared, shared + NUM_COLOURS), slice(shared + NUM_COLOURS, width)
+    encoder.norm_before.weight[positions] = PROMINENCE
+    encoder.norm_before.weight[colours] = COLOUR_PROMINENCE
     for layer in encoder.local_layers:
         for norm in (layer.attention_norm, layer.mlp_norm):
-            norm.weight[:kept] = PROMINENCE / 4
+            norm.weight[: positions.start] = PROMINENCE / 4
     for weight in _writers(encoder):
-        weight[kept:] = 0
-        hold(weight, slice(kept, None))
+        weight[shared:] = 0
+        hold(weight, slice(shared, None))
+    encoder.patch_embedding.weight[positions] = 0
+    hold(encoder.patch_embedding.weight, slice(shared, None))
 
 
 def _writers(encoder: VisionEncoder) -> list[nn.Parameter]:
-    """Return the weights whose rows are added to what the layers hand on."""
-    writers = [encoder.patch_embedding.weight]
+    """Return the weights of layers whose rows are added to what they hand on."""
+    writers = []
     for layer in (*encoder.local_layers, *encoder.global_layers):
         writers += [layer.attention.o_proj.weight, layer.fc2.weight, layer.fc2.bias]
     return writers

@@ -4,6 +4,7 @@ All of it follows from where the drawing code put each character. Patches are co
 canvas of `grid` (rows, cols) patches.
 """
 
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -25,10 +26,11 @@ MAX_ORDER = 31
 """Characters further on in a text than this are told as this."""
 NUM_FIRST = 4
 """Characters by which a text is known."""
+NO_SHADE, UNSHADED = -1, -2
 
 
 class PatchLinks(NamedTuple):
-    """What each patch belongs to; 0 where there is none. Each int16 [p], but for the last.
+    """What each patch belongs to; 0 where there is none. Each int16 [p], but for the last two.
 
     A label beside its value and one below it are told apart, for no one head can seek along rows and columns.
     """
@@ -47,6 +49,9 @@ class PatchLinks(NamedTuple):
     """Which character of its label, value, entry or title is the first in this patch, from 1."""
     beginning: np.ndarray
     """The classes of the first characters of that label, value, entry or title, [p, NUM_FIRST]."""
+    shade: np.ndarray
+    """(red, green, blue) of what a value, the start of a legend entry, or a label of a single series stands for,
+    [p, 3]; NO_SHADE where none of these is printed, UNSHADED at a label of several series."""
 
 
 class Pointers(NamedTuple):
@@ -66,13 +71,18 @@ def patch_links(chart: Chart, patch_size: float, grid: tuple[int, int]) -> Patch
     boxes = {chart.title_box} if chart.title_box else set()
     for mark in chart.marks:
         label, entry = labels[mark.label], entries[mark.series]
-        links.label[_mask(chart, mark.label_box, patch_size, grid)] = label
+        of_label = _mask(chart, mark.label_box, patch_size, grid)
+        links.label[of_label] = label
+        links.shade[of_label] = mark.shade if mark.series_box is None else UNSHADED
         value = _mask(chart, mark.value_box, patch_size, grid)
         beside = _gap(mark.label_box, mark.value_box, axis=1) < _gap(mark.label_box, mark.value_box, axis=0)
         (links.label_beside if beside else links.label_below)[value] = label
         if mark.series_box is not None:
-            links.entry[_mask(chart, mark.series_box, patch_size, grid)] = entry
+            of_entry = _mask(chart, mark.series_box, patch_size, grid)
+            links.entry[of_entry] = entry
             links.value_entry[value] = entry
+            links.shade[_start(chart, mark.series_box, patch_size, grid)] = mark.shade
+        links.shade[value] = mark.shade
         boxes |= {box for box in (mark.label_box, mark.value_box, mark.series_box) if box}
     for box in boxes:
         text, places = printed_text(chart, box)
@@ -87,9 +97,12 @@ def patch_links(chart: Chart, patch_size: float, grid: tuple[int, int]) -> Patch
 
 def no_links(grid: tuple[int, int]) -> PatchLinks:
     """Return the links of a picture that has none."""
-    num_patches, num_others = grid[0] * grid[1], len(PatchLinks._fields) - 1
-    others = np.zeros((num_others, num_patches), dtype=np.int16)
-    return PatchLinks(*others, beginning=np.zeros((num_patches, NUM_FIRST), dtype=np.int16))
+    num_patches, num_others = grid[0] * grid[1], len(PatchLinks._fields) - 2
+    return PatchLinks(
+        *np.zeros((num_others, num_patches), dtype=np.int16),
+        beginning=np.zeros((num_patches, NUM_FIRST), dtype=np.int16),
+        shade=np.full((num_patches, 3), NO_SHADE, dtype=np.int16),
+    )
 
 
 def _gap(one: Box, other: Box, axis: int) -> float:
@@ -97,8 +110,17 @@ def _gap(one: Box, other: Box, axis: int) -> float:
     return max(0.0, one[axis] - other[axis + 2], other[axis] - one[axis + 2])
 
 
+@lru_cache(maxsize=256)  # a box of the chart at hand is asked for again and again
 def _mask(chart: Chart, box: Box, patch_size: float, grid: tuple[int, int]) -> np.ndarray:
     return patch_mask(chart.characters, (box,), patch_size, grid)
+
+
+def _start(chart: Chart, box: Box, patch_size: float, grid: tuple[int, int]) -> np.ndarray:
+    """Return the patches of the first characters of what is printed in a box: a legend's swatch is beside them."""
+    mask = np.zeros(grid[0] * grid[1], dtype=bool)
+    for y, x in printed_text(chart, box)[1][:NUM_FIRST]:
+        mask[patch_at(y, patch_size, grid[0]) * grid[1] + patch_at(x, patch_size, grid[1])] = True
+    return mask
 
 
 def pointer_targets(
@@ -118,7 +140,8 @@ def pointer_targets(
     numbers = np.zeros((NUM_POINTERS, len(prompt) + len(reply) - 1), dtype=np.int64)
     places = [np.zeros(grid[0] * grid[1], dtype=bool)]
     first = len(prompt) - 1
-    found = [_mask(chart, box, patch_size, grid) for box in question.find_boxes]
+    entries = {mark.series_box for mark in chart.marks}
+    found = [(_start if box in entries else _mask)(chart, box, patch_size, grid) for box in question.find_boxes]
     copied = [_mask(chart, box, patch_size, grid) for box in question.copy_boxes]
 
     def number(place: np.ndarray) -> int:
@@ -128,6 +151,8 @@ def pointer_targets(
     if question.kind != "caption":
         for masks, pointer in ((found, FIND), (copied, COPY)):
             parts = masks if len(masks) == 2 else [np.logical_or.reduce(masks)]
+            # What is found alone, both heads find: the second tells its shade.
+            parts = parts * 2 if len(parts) == 1 and pointer == FIND else parts
             for row, place in zip(numbers[pointer], parts, strict=False):
                 row[first:] = number(place)
         asked = token_of_each_character(tokenizer, prompt)
@@ -135,7 +160,8 @@ def pointer_targets(
             span = _span(asked[0], printed_text(chart, box)[0], 0)
             if span:
                 # From its second character on, for which label it is shows only by and by.
-                numbers[FIND.start + index, asked[1][min(span[0] + 1, span[1] - 1) : span[1]]] = number(found[index])
+                rows = slice(FIND.start, FIND.stop) if len(found) == 1 else FIND.start + index
+                numbers[rows, asked[1][min(span[0] + 1, span[1] - 1) : span[1]]] = number(found[index])
     text, tokens = token_of_each_character(tokenizer, reply[:-1])
     cursor = 0
     for box, mask in zip(question.copy_boxes, copied, strict=True):
@@ -157,6 +183,7 @@ def pointer_targets(
     return Pointers(numbers, np.stack(places))
 
 
+@lru_cache(maxsize=256)
 def printed_text(chart: Chart, box: Box) -> tuple[str, list[tuple[float, float]]]:
     """Return what is printed in a box, without spaces, and the (y, x) of each of its characters."""
     x0, y0, x1, y1 = box
@@ -180,12 +207,19 @@ def token_of_each_character(tokenizer: Tokenizer, ids: list[int]) -> tuple[str, 
     """Return the text of ids without spaces and special tokens, and of each character the index of its token."""
     text, tokens = "", []
     for index, token_id in enumerate(ids):
-        if not tokenizer.is_special(token_id):
-            # Charts are drawn in ASCII, where a byte is a character.
-            part = tokenizer.decode_single_token_bytes(token_id).decode("latin-1").replace(" ", "")
-            text += part
-            tokens += [index] * len(part)
+        part = _characters(tokenizer, token_id)
+        text += part
+        tokens += [index] * len(part)
     return text, tokens
+
+
+@lru_cache(maxsize=4096)
+def _characters(tokenizer: Tokenizer, token_id: int) -> str:
+    """Return the text of a token without spaces; none of a special one."""
+    if tokenizer.is_special(token_id):
+        return ""
+    # Charts are drawn in ASCII, where a byte is a character.
+    return tokenizer.decode_single_token_bytes(token_id).decode("latin-1").replace(" ", "")
 
 
 def character_codes(codes: np.ndarray) -> np.ndarray:

@@ -1,11 +1,16 @@
 """How the reader's decoder hands places on: from what a question names to what stands beside it.
 
-Two heads of the first cross-attention layer find; what they found tells where its partner is; two heads of the second
-look there. Only what is found is learned, and what is copied from there.
+Two heads of the first cross-attention layer find. What they found tells its own place, its partner's, and a shade; two
+heads of the second look for what lies at that partner's place, has its own partner where the first was found, and is of
+the shade that was found second. Of several values beside one label that is the one of the legend entry that was named.
+Only what is found is learned, and what is copied from there.
 """
 
+import math
+from copy import deepcopy
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from adapters.cross_attention import CrossAttention, GatedCrossAttentionLayer
 from vlm.model import VisionLanguageModel
@@ -15,6 +20,14 @@ PLACE_SHARPNESS = 6.0
 """What the norm of the queries that look for a place starts at: next to it lie places that are all but equal to it."""
 REGISTERED = 0.5
 """How loud a place is put down in the decoder."""
+HINT = 0.5
+"""What it counts for that something lies where a label has its partner, beside that it has its partner at the label:
+of several values the label knows but one."""
+SHADE_LOUDNESS = 6.0
+"""How loud an image token tells a shade: a match of shades counts about as much as one of places."""
+NUM_SHADE_DIMS = 6
+SHADE_WAVES = ((0, 9), (0, 11), (1, 11))
+"""The (axis, wave) of a place that give way to a shade: the longest, which tell least."""
 
 
 @torch.no_grad()
@@ -35,31 +48,70 @@ def partner_dims(model: VisionLanguageModel) -> slice:
     return slice(head_dim, 2 * head_dim)
 
 
+def shade_dims(model: VisionLanguageModel) -> slice:
+    """Return the dims of an image token that tell the shade of what is printed in its patch."""
+    end = partner_dims(model).stop
+    return slice(end, end + NUM_SHADE_DIMS)
+
+
+def shade_code(shade: Tensor) -> Tensor:
+    """Return red, green and blue [..., 3], each from 0 to 1, as [..., 6]: the more like one another, the closer."""
+    angle = math.pi * shade
+    return torch.cat([angle.cos(), angle.sin()], -1)
+
+
+def shared_rows(head_dim: int) -> tuple[list[int], list[int], list[int]]:
+    """Return which dims of a head hold a place, which another place, and which a shade.
+
+    Of a place, in `sinusoids`' order, one takes every other wave, and the other those between, less the shade's.
+    """
+    waves = torch.arange(head_dim).view(2, 2, -1)
+    shade = [row for axis, wave in SHADE_WAVES for row in waves[axis, :, wave].tolist()]
+    own, other = waves[:, :, 0::2].flatten().tolist(), waves[:, :, 1::2].flatten().tolist()
+    return own, [row for row in other if row not in shade], shade
+
+
 @torch.no_grad()
 def wire_pointers(model: VisionLanguageModel) -> None:
     """Have one cross-attention layer hand places on to the next; done after each step, for weight decay undoes it.
 
-    An image token holds its own place first, then its partner's. Where the first layer looks at a label, two heads take
-    its partner's place and put it where the second layer looks for what lies there, and puts that place in turn.
+    An image token holds its own place first, then its partner's, then its shade. Where the first layer looks at a
+    label, two heads put its partner's place, its own and its shade where the second layer looks for what lies there,
+    and puts that place in turn. With the first places goes the second shade.
     """
     find, copy, _ = cross_attentions(model)
     size = model.config.decoder.head_dim
-    own, partner = slice(size), partner_dims(model)
-    one = torch.eye(size)
+    own, partner, shade = slice(size), partner_dims(model), shade_dims(model)
+    one = torch.eye(size, device=model.projector.weight.device)
+    here, there, shaded = (one[rows] for rows in shared_rows(size))
+    of_shade = shaded.T @ shaded
     model.projector.weight[own] = 0
     model.projector.weight[own, model.config.vision.width - size : model.config.vision.width] = one
     model.projector.bias[own] = 0
-    for projection, dims in ((find.v_proj, partner), (copy.k_proj, own), (copy.v_proj, own)):
+    for projection, nearer, further, weight in ((find.v_proj, partner, own, 1), (copy.k_proj, own, partner, HINT)):
         projection.weight[own] = 0
-        projection.weight[own, dims] = one
+        projection.weight[own, nearer] += weight * here.T @ here
+        projection.weight[own, further] += there.T @ there
+        projection.weight[own, shade] += shaded.T
+    copy.v_proj.weight[own] = 0
+    copy.v_proj.weight[own, own] = one
     for head in range(2):
         rows = slice(head * size, (head + 1) * size)
         register = _register(model, head)
         copy.q_proj.weight[rows] = 0
-        copy.q_proj.weight[rows, register] = one
+        copy.q_proj.weight[rows, register] = one - of_shade
+        copy.q_proj.weight[rows, _register(model, 1)] += of_shade
         for layer in (find, copy):
             layer.o_proj.weight[:, rows] = 0
             layer.o_proj.weight[register, rows] = REGISTERED * one
+
+
+@torch.no_grad()
+def is_wired(model: VisionLanguageModel) -> bool:
+    """Return whether the pointers of `model` are wired as `wire_pointers` would."""
+    wired = deepcopy(model)
+    wire_pointers(wired)
+    return all(map(torch.equal, model.parameters(), wired.parameters()))
 
 
 def _hold_wires(model: VisionLanguageModel) -> None:

@@ -72,8 +72,9 @@ def patch_characters(
     """
     codes = np.zeros((*grid, max_per_patch), dtype=np.uint8)
     patches: dict[tuple[int, int], list[Character]] = {}
-    for character in characters:
-        place = patch_at(character.y, patch_size, grid[0]), patch_at(character.x, patch_size, grid[1])
+    centres = np.array([(character.y, character.x) for character in characters]).reshape(-1, 2)
+    places = (centres // patch_size).clip(0, np.array(grid) - 1).astype(int)  # `patch_at` of all of them
+    for place, character in zip(map(tuple, places.tolist()), characters, strict=True):
         patches.setdefault(place, []).append(character)
     for (row, col), inside in patches.items():
         for i, character in enumerate(_in_reading_order(inside)[:max_per_patch]):

@@ -5,7 +5,7 @@ from random import Random
 
 from PIL import Image
 
-from vlm.training.synthetic.canvas import Box, Canvas, Character, DoesNotFit, age, wrap
+from vlm.training.synthetic.canvas import Box, Canvas, Character, Colour, DoesNotFit, age, wrap
 from vlm.training.synthetic.layouts import LAYOUTS, Sheet
 from vlm.training.synthetic.spec import ChartSpec
 from vlm.training.synthetic.style import Style, colour_name
@@ -18,6 +18,7 @@ class Mark:
     value: as printed, or as it would be where `Chart.values_printed` is false.
     value_box: of the printed value, or of the mark's tip where no value is printed.
     series_box: of the legend's entry, None in a chart of one series.
+    shade: its colour as (red, green, blue).
     """
 
     series: str
@@ -25,13 +26,15 @@ class Mark:
     value: str
     number: float
     colour: str
+    shade: Colour
     label_box: Box
     value_box: Box
     mark_box: Box
     series_box: Box | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
+# Without eq, so that what is worked out of a chart can be cached.
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Chart:
     """A drawn chart: the picture, every printed character (spaces are not printed), and the table behind it.
 
@@ -91,6 +94,7 @@ def _chart(sheet: Sheet, image: Image.Image) -> Chart:
             value=spec.printed[row][column],
             number=spec.numbers[row][column],
             colour=colour_name(sheet.colour(row, column)),
+            shade=sheet.colour(row, column),
             label_box=shrink(sheet.label_boxes[column]),
             value_box=shrink(sheet.value_boxes[row, column]),
             mark_box=shrink(sheet.mark_boxes[row, column]),

@@ -1,5 +1,6 @@
 """Random contents of a chart: what it is about, its labels, its values and how they are printed."""
 
+import functools
 import re
 from dataclasses import dataclass, replace
 from random import Random
@@ -62,7 +63,7 @@ class ChartSpec:
     numbers: tuple[tuple[float, ...], ...]
     format: NumberFormat
 
-    @property
+    @functools.cached_property
     def printed(self) -> tuple[tuple[str, ...], ...]:
         return tuple(tuple(self.format.print(number) for number in row) for row in self.numbers)
 

@@ -1,5 +1,6 @@
 """Random looks of a chart: kind, size, fonts, colours, and which of axes, grid and values are printed."""
 
+import functools
 import math
 from dataclasses import dataclass
 from random import Random
@@ -96,6 +97,7 @@ class Style:
     ring: bool
 
 
+@functools.lru_cache(maxsize=1024)  # of each mark of a chart, which share theirs
 def colour_name(colour: Colour) -> str:
     """Return the plain name of one of our colours, or of the one that is most like it."""
     shades = ((shade, name) for table in COLOURS.values() for name, shades in table.items() for shade in shades)

@@ -1,0 +1,95 @@
+"""Real charts with people's questions, from a folder in ChartQA's layout, to be learned beside drawn ones.
+
+Nothing says where on a real chart an answer stands, but a model that can read learns from the answer alone.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from vision_encoder.image_input import read_image
+from vision_encoder.image_limits import ImageError
+from vision_encoder.preprocess import ImageProcessor
+from vlm.errors import VLMError, shown
+
+CANVAS = (2, 2)
+"""Of the charts that are taken: all pictures of a batch have the same, and nearly all real charts have this."""
+
+
+class RealCharts:
+    """The charts of a folder that fill two by two tiles."""
+
+    def __init__(self, folder: Path, processor: ImageProcessor, *, silent: bool = False):
+        """Look at every chart once.
+
+        Raises: VLMError with `invalid_request` for a question that is not as in ChartQA or a chart that cannot be read,
+        or where there are none.
+        """
+        self.charts: list[tuple[Path, list[tuple[str, str]]]] = []
+        asked = read_questions(folder)
+        for name, questions in tqdm(asked.items(), disable=silent or None, unit="picture", desc="real charts"):
+            path = folder / "png" / name
+            try:
+                image = read_image(path)
+            except ImageError as error:
+                raise VLMError("invalid_request", f"png/{name}: {error}") from None
+            if processor.placement((image.height, image.width))[0] == CANVAS:
+                self.charts.append((path, questions))
+        if not self.charts:
+            raise VLMError(
+                "invalid_request",
+                f"none of {len(asked)} charts in {folder.name} fills {CANVAS[0]} by {CANVAS[1]} tiles; "
+                f"give charts larger than {processor.config.tile_size} pixels both ways",
+            )
+
+    def choose(self, rng: np.random.Generator) -> tuple[Path, list[tuple[str, str]]]:
+        """Return the path of one of the charts, and its questions and answers."""
+        return self.charts[rng.integers(len(self.charts))]
+
+
+def read_questions(data: Path) -> dict[str, list[tuple[str, str]]]:
+    """Return (question, answer) by name of chart, of a folder in ChartQA's layout: `png` and any number of JSON files.
+
+    Raises: VLMError with `invalid_request` where there is none, or one is not as there.
+    """
+    asked: dict[str, list[tuple[str, str]]] = {}
+    for path in sorted(data.glob("*.json")):
+        for place, row in enumerate(_rows(path)):
+            name, question, answer = _checked(row, f"row {place} of {path.name!s:.60}")
+            asked.setdefault(name, []).append((question, answer))
+    if not asked:
+        raise VLMError("invalid_request", f"{data.name} holds no questions; expected *.json and png/ as in ChartQA")
+    return asked
+
+
+def _rows(path: Path) -> list:
+    """Return what a file of questions lists."""
+    try:
+        rows = json.loads(path.read_bytes())
+    except OSError as error:
+        raise _bad(f"{path.name!s:.60} cannot be read: {error.strerror}", "check its permissions") from None
+    except (ValueError, RecursionError) as error:
+        raise _bad(f"{path.name!s:.60} is no JSON ({error!s:.80})", "download it again, or take it out") from None
+    if not isinstance(rows, list):
+        raise _bad(f"{path.name!s:.60} is {shown(rows)}", "mend it, or take it out if it is no file of questions")
+    return rows
+
+
+def _checked(row: object, place: str) -> tuple[str, str, str]:
+    """Return the name of a chart, a question and its answer."""
+    if not isinstance(row, dict):
+        raise _bad(f"{place} is {shown(row)}", "mend it or take it out")
+    wrong = [key for key in ("imgname", "query") if not isinstance(row.get(key), str)]
+    if not isinstance(row.get("label"), str | int | float):
+        wrong.append("label")
+    if wrong:
+        found = "missing" if wrong[0] not in row else shown(row[wrong[0]])
+        raise _bad(f"{wrong[0]} of {place} is {found}", "mend it or take it out")
+    return row["imgname"], row["query"], str(row["label"])
+
+
+def _bad(found: str, advice: str) -> VLMError:
+    expected = "expected a list of rows with imgname, query and label, as in ChartQA"
+    return VLMError("invalid_request", f"{found}; {expected}; {advice}")
