@@ -134,8 +134,7 @@ class Handlers:
             for index, (picture, share) in enumerate(zip(found.pictures, found.shares, strict=True), start=1)
         ]
         where = f"Strongest in the {found.place} of {f'picture {found.strongest + 1}' if several else 'the picture'}"
-        ring = ", marked by the ring: there this number was most likely read." if found.is_marked else "."
-        return shown, quiet(where + ring), hidden()
+        return shown, quiet(f"{where}, marked by the ring." if found.is_marked else f"{where}."), hidden()
 
     def other_pictures(self, talk, question) -> Conversation:
         """Begin again with other pictures; a question that they interrupt goes back into its empty box."""
