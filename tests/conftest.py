@@ -1,6 +1,7 @@
 """Shared by all tests: no network, one thread a process, small random models with open gates."""
 
 import os
+import signal
 
 # Set before torch is imported: on two busy cores, threads that wait for each other by spinning make tests slow.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -16,6 +17,8 @@ from vlm.pipeline import VLM
 from vlm.tokenizer import Tokenizer
 
 torch.set_num_threads(1)
+# A shell's background jobs ignore Ctrl-C, and so would every process that a test starts and interrupts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 # On a busy machine it is not the test that is slow.
 settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("busy")

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from vision_encoder.attention import attention_dtype
+from vision_encoder.transformer import RowLayout, VisionAttention
 from vlm.attention import attend, attention_weights, blockwise_attention
 
 
@@ -231,3 +232,15 @@ def test_attention_is_in_float32_where_that_is_sooner_done(processor, queries, d
     assert attention_dtype(q.requires_grad_()) == dtype
     with torch.autocast("cpu"):
         assert attention_dtype(q.detach()) == dtype
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_the_encoder_hands_on_attention_in_the_dtype_of_its_products(processor, autocast):
+    processor(amx_bf16=False)
+    dtype = torch.float32 if autocast else torch.bfloat16
+    attention = VisionAttention(16, 2).to(dtype)
+    seen = []
+    attention.o_proj.register_forward_pre_hook(lambda _, given: seen.append(given[0].dtype))
+    with torch.no_grad(), torch.autocast("cpu", enabled=autocast):
+        out = attention(torch.randn(1, 400, 16, dtype=dtype), RowLayout(390, torch.zeros(400)))
+    assert seen == [out.dtype] == [torch.bfloat16]

@@ -15,7 +15,7 @@ from vlm.training.reader.data import IGNORED, Diet, ReaderData
 from vlm.training.reader.model import Reader, _partner_loss, _shade_loss, seekers_of
 from vlm.training.reader.muon import Muon, nearest_orthogonal
 from vlm.training.reader.sinusoids import num_position_dims, place_tile, retile, shift, sinusoids
-from vlm.training.reader.start import NEIGHBOURS, num_shared_dims
+from vlm.training.reader.start import COLOUR_LOUDNESS, NEIGHBOURS, num_shared_dims
 from vlm.training.reader.targets import (
     COPY,
     FIND,
@@ -202,16 +202,29 @@ def test_untrained_heads_look_at_their_neighbours_and_along_their_axes(untrained
         assert 1 / shares.square().sum() > 0.7 * GRID_OF_TILE
 
 
-def test_training_leaves_positions_alone():
+def test_training_leaves_positions_and_colours_alone():
     reader = Reader(preset("default"))
     encoder = reader.model.encoder
     kept = num_shared_dims(encoder)
-    layer = encoder.local_layers[0]
-    sum(weight.sum() for weight in (layer.fc2.weight, layer.attention.o_proj.weight, layer.fc2.bias)).backward()
-    for weight in (layer.fc2.weight, layer.attention.o_proj.weight, layer.fc2.bias):
+    weights = []
+    for layer in (*encoder.local_layers, *encoder.global_layers):
+        weights += [layer.fc2.weight, layer.attention.o_proj.weight, layer.fc2.bias]
+    sum(weight.sum() for weight in weights).backward()
+    for weight in weights:
         assert not weight[kept:].any()
         assert not weight.grad[kept:].any()
         assert weight.grad[:kept].all()
+
+
+def test_the_mean_colour_of_a_patch_is_told_in_dims_of_its_own():
+    encoder = Reader(preset("default")).model.encoder
+    size = encoder.config.patch_size
+    patch = torch.randn(3, size, size)
+    told = encoder.patch_embedding.weight @ patch.flatten()
+    colours = slice(num_shared_dims(encoder), num_shared_dims(encoder) + 3)
+    assert torch.allclose(told[colours], COLOUR_LOUDNESS * patch.mean((1, 2)), atol=1e-5)
+    assert not told[colours.stop :].any()
+    assert encoder.config.width - colours.stop == num_position_dims(encoder.config.width)
 
 
 def test_what_is_found_hands_its_partners_place_on_to_what_copies():

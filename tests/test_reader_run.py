@@ -5,12 +5,14 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 from click.testing import CliRunner
 from PIL import Image
 
+from vision_encoder.preprocess import ImageProcessor
 from vlm.config import preset
 from vlm.errors import VLMError
 from vlm.pipeline import VLM
@@ -18,7 +20,8 @@ from vlm.training.reader.__main__ import main
 from vlm.training.reader.data import IGNORED, Diet, ReaderData
 from vlm.training.reader.folder import load_reader, save_reader
 from vlm.training.reader.model import Reader
-from vlm.training.reader.run import Run
+from vlm.training.reader.real_charts import RealCharts
+from vlm.training.reader.run import ON_A_CPU, Run
 from vlm.training.reader.stages import STAGES
 from vlm.training.reader.start import num_shared_dims
 from vlm.training.reader.vocabulary import reader_tokenizer
@@ -60,7 +63,7 @@ def test_a_reader_of_an_older_recipe_is_no_start(tmp_path, spoil):
         load_reader(tmp_path / "older")
 
 
-def test_a_step_turns_no_head_away_from_its_neighbour(tmp_path):
+def test_a_step_turns_no_head_away_from_its_neighbour_and_leaves_colours_apart(tmp_path):
     run = Run(tmp_path, (SMALL,), 0)
     vision = run.reader.model.config.vision
     layer = run.reader.model.encoder.local_layers[0]
@@ -68,6 +71,8 @@ def test_a_step_turns_no_head_away_from_its_neighbour(tmp_path):
     held = vision.width * 2 // 3
     watched = ((layer.attention.q_proj, slice(held)), (layer.attention.k_proj, slice(held)))
     watched += ((layer.attention_norm, slice(held, None)),)
+    encoder = run.reader.model.encoder
+    watched += ((encoder.patch_embedding, slice(num_shared_dims(encoder), None)),)
     before = [part.weight.clone() for part, _ in watched]
     run._step(run.reader, SMALL, [ReaderData(vision, TOKENIZER, SMALL.diet, num_batches=4, seed=0)[0]])
     for (part, held), was in zip(watched, before, strict=True):
@@ -92,6 +97,27 @@ def test_a_step_leaves_the_wires_as_they_are(tmp_path):
     for (module, held), was in zip(watched, before, strict=True):
         assert torch.equal(module.weight[held], was[held])
         assert not torch.equal(module.weight, was)
+
+
+def test_rates_rise_by_and_by_where_a_stage_begins_higher_than_the_last_ended(tmp_path, monkeypatch):
+    stages = tuple(replace(SMALL, num_batches=100, rates=rates) for rates in ((1.0, 0.2), (0.2, 0.1), (0.5, 0.0)))
+    run, shares = Run(tmp_path, stages, 0), []
+    monkeypatch.setattr("vlm.training.reader.run.set_rates", lambda _, share: shares.append(share))
+    for run.stage_index, stage in enumerate(stages):
+        for run.batch_index in (0, 19, 50):
+            run._step(run.reader, stage, [])
+    assert shares == pytest.approx([1 / 40, 0.848 / 2, 0.6, 0.2, 0.181, 0.15, 0.5 / 40, 0.405 / 2, 0.25])
+
+
+def test_a_gpu_is_given_as_many_pictures_at_once_as_its_memory_holds(tmp_path, monkeypatch):
+    run = Run(tmp_path, (SMALL,), 0)
+    run.device = torch.device("cpu")
+    assert run._pictures_at_once() == ON_A_CPU
+    run.device = torch.device("cuda")
+    for gibibytes, pictures in ((2, ON_A_CPU), (24, 48), (80, 160)):
+        memory = SimpleNamespace(total_memory=gibibytes * 2**30)
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _, memory=memory: memory)
+        assert run._pictures_at_once() == pictures
 
 
 def small_run(folder, num_batches: int, seed: int = 0) -> Run:
@@ -159,12 +185,12 @@ def test_single_tiles_are_seen_without_missing_ones_and_sheets_with(tmp_path):
         assert run.reader.model.config.vision.max_tiles == max_tiles
 
 
-def _charts(folder, sizes, answer="7"):
+def _charts(folder, sizes):
     """Write a folder in ChartQA's layout, with a question about each picture."""
     (folder / "png").mkdir(parents=True)
     for name, size in sizes.items():
         Image.new("RGB", size, "white").save(folder / "png" / name)
-    rows = [{"imgname": name, "query": "How much in 2019?", "label": answer} for name in sizes]
+    rows = [{"imgname": name, "query": "How much in 2019?", "label": "7"} for name in sizes]
     (folder / "train_human.json").write_text(json.dumps(rows))
     return folder
 
@@ -192,6 +218,27 @@ def test_real_charts_are_seen_on_sheets_of_their_size_and_teach_by_their_answers
         assert losses["answer"] > 1
         assert losses["characters"] == losses["links"] == losses["shades"] == losses["pointers"] == 0
         break
+
+
+def test_a_batch_with_real_charts_is_a_function_of_its_index_and_of_its_process(tmp_path):
+    vision, sizes = preset("default").vision, {f"{number}.png": (800, 500 + number) for number in range(9)}
+    real = RealCharts(_charts(tmp_path, sizes), ImageProcessor(vision), silent=True)
+    diet = Diet(num_images=24, share_pages=0.2, num_questions=2, share_sheets=1.0, share_real=0.5)
+    data, again, other = (
+        ReaderData(vision, TOKENIZER, diet, num_batches=9, seed=0, rank=rank, num_ranks=2, real=real)
+        for rank in (0, 0, 1)
+    )
+    index = next(index for index in range(9) if data[index].canvas == (2, 2))
+    batch, twin, others = data[index], again[index], other[index]
+    is_real = (batch.characters == IGNORED).flatten(1).all(1)
+    assert 0 < is_real.sum() < len(is_real) == 6
+    assert not batch.links.order[is_real].any()
+    for group in batch.groups:
+        assert [kind == "real" for kind in group.kinds] == is_real[group.image_index].tolist()
+        assert not group.pointers[is_real[group.image_index]].any()
+    assert torch.equal(batch.pixels, twin.pixels)
+    assert (batch.canvas, batch.offset) == (others.canvas, others.offset)
+    assert not torch.equal(batch.pixels, others.pixels)
 
 
 @pytest.mark.parametrize(

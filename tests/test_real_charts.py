@@ -28,6 +28,13 @@ GOOD = {"imgname": "a.png", "query": "How much?", "label": 7}
         ([GOOD | {"imgname": 3}], r"imgname of row 0 of train\.json is 3; expected"),
         ([GOOD | {"query": None}], r"query of row 0 of train\.json is None; expected"),
         ([GOOD | {"label": ["7"]}], r"label of row 0 of train\.json is of type list; expected"),
+        ([GOOD | {"label": " "}], r"label of row 0 of train\.json is ' '; expected .* two texts"),
+        ([GOOD | {"label": float("nan")}], r"label of row 0 of train\.json is nan; expected"),
+        ([GOOD | {"label": True}], r"label of row 0 of train\.json is True; expected"),
+        ([GOOD | {"query": ""}], r"query of row 0 of train\.json is ''; expected"),
+        ([GOOD | {"imgname": "../a.png"}], r"imgname of row 0 of train\.json is '\.\./a\.png'; expected .* a file of png/"),
+        ([GOOD | {"imgname": "/a.png"}], r"imgname of row 0 of train\.json is '/a\.png'; expected"),
+        ([GOOD | {"imgname": "a\x1b.png"}], r"imgname of row 0 of train\.json is 'a\\x1b\.png'; expected"),
     ],
 )
 def test_malformed_questions_are_told_by_file_and_row(tmp_path, content, said):

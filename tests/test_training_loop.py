@@ -24,6 +24,7 @@ from vlm.cli import main
 from vlm.training import checkpoints
 from vlm.training.checkpoints import CheckpointFolder
 from vlm.training.config import Parallel, TrainConfig
+from vlm.training.deterministic import deterministic_algorithms
 from vlm.training.journal import Lines, read_lines
 from vlm.training.loop import Training
 from vlm.training.objectives import DirectPreference
@@ -430,6 +431,16 @@ def test_what_no_deterministic_algorithm_computes_is_told(place, tmp_path):
     training.objective.loss = lambda *_: torch.zeros(2).put_(torch.tensor([1]), torch.ones(1)).sum()
     with pytest.raises(VLMError, match=r"deterministic is true .*: put_ does not have .*; set deterministic = false"):
         training.train()
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_cublas_that_was_begun_before_is_told_apart():
+    said = "enabled with `torch.use_deterministic_algorithms(True)`, but it uses CuBLAS; set CUBLAS_WORKSPACE_CONFIG"
+    told = r"cuBLAS was begun .* none; set it to :4096:8 before the program starts"
+    with pytest.raises(VLMError, match=told), deterministic_algorithms(True):
+        raise RuntimeError(said)
+    with pytest.raises(RuntimeError, match=r"^another$"), deterministic_algorithms(True):
+        raise RuntimeError("another")
     assert not torch.are_deterministic_algorithms_enabled()
 
 

@@ -345,7 +345,7 @@ class TrainConfig:
     recompute: bool = False
     """Compute activations of layers again on the way back, instead of keeping them (activation checkpointing)."""
     deterministic: bool = False
-    """Take only algorithms that give the same bits every time; on a CPU all do."""
+    """Take only algorithms that give the same bits every time."""
     workers: int = 0
     """Processes that read samples ahead."""
     max_bad_steps: int = 5

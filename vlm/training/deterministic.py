@@ -30,10 +30,12 @@ def deterministic_algorithms(wanted: bool) -> Iterator[None]:
     except RuntimeError as error:
         if "use_deterministic_algorithms(True)" not in str(error):
             raise
+        found, fix = str(error).partition(", but")[0], "set deterministic = false, or compute on another device"
+        if "CUBLAS_WORKSPACE_CONFIG" in str(error):
+            found = "cuBLAS was begun with another CUBLAS_WORKSPACE_CONFIG, or none"
+            fix = f"set it to {WORKSPACE} before the program starts, or deterministic = false"
         raise VLMError(
-            "invalid_request",
-            f"deterministic is true and torch cannot compute this so: {str(error).partition(', but')[0]!s:.150}; "
-            "set deterministic = false, or compute on another device",
+            "invalid_request", f"deterministic is true and torch cannot compute this so: {found!s:.150}; {fix}"
         ) from error
     finally:
         torch.use_deterministic_algorithms(before[0], warn_only=before[1])

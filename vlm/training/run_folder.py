@@ -12,8 +12,7 @@ from vlm.training.config import TrainConfig
 SETTINGS, LOCK = "settings.json", "lock"
 MAY_CHANGE = (
     "out", "checkpoints", "parallel", "micro_batch_size", "device", "recompute", "workers", "max_bad_steps",
-    "log_every", "export_dtype", "samples", "tensorboard", "pack",
-    "deterministic",
+    "log_every", "export_dtype", "samples", "tensorboard", "pack", "deterministic",
 )  # fmt: skip
 """Settings that a run may be taken up with other values of; all others would make it another run."""
 

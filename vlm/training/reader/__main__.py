@@ -25,7 +25,9 @@ from vlm.training.reader.stages import STAGES
 )
 @click.option("--stage", type=click.Choice([stage.name for stage in STAGES]), help="The first to go through.")
 @click.option(
-    "--real", type=click.Path(exists=True, path_type=Path), help="Folder of real charts, as ChartQA's train folder."
+    "--real",
+    type=click.Path(exists=True, file_okay=False, resolve_path=True, path_type=Path),
+    help="Folder of real charts, as ChartQA's train folder.",
 )
 @click.option("--seed", type=int, default=0, show_default=True)
 def main(out: Path, start: Path | None, stage: str | None, real: Path | None, seed: int) -> None:

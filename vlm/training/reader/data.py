@@ -1,6 +1,6 @@
 """Batches for the reader: drawn pages and charts, questions about them, and the dense targets that make it read.
 
-A batch is a function of (seed, index, rank), so that a run can go on where it stopped.
+A batch is a function of (seed, index, rank) and of the real charts there are, so that a run can go on where it stopped.
 """
 
 from collections.abc import Sequence

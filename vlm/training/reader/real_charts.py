@@ -4,6 +4,7 @@ Nothing says where on a real chart an answer stands, but a model that can read l
 """
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from vlm.errors import VLMError, shown
 
 CANVAS = (2, 2)
 """Of the charts that are taken: all pictures of a batch have the same, and nearly all real charts have this."""
+KEYS = ("imgname", "query", "label")
 
 
 class RealCharts:
@@ -34,7 +36,7 @@ class RealCharts:
             try:
                 image = read_image(path)
             except ImageError as error:
-                raise VLMError("invalid_request", f"png/{name}: {error}") from None
+                raise VLMError("invalid_request", f"png/{name:.80}: {error}") from None
             if processor.placement((image.height, image.width))[0] == CANVAS:
                 self.charts.append((path, questions))
         if not self.charts:
@@ -81,15 +83,26 @@ def _checked(row: object, place: str) -> tuple[str, str, str]:
     """Return the name of a chart, a question and its answer."""
     if not isinstance(row, dict):
         raise _bad(f"{place} is {shown(row)}", "mend it or take it out")
-    wrong = [key for key in ("imgname", "query") if not isinstance(row.get(key), str)]
-    if not isinstance(row.get("label"), str | int | float):
-        wrong.append("label")
-    if wrong:
-        found = "missing" if wrong[0] not in row else shown(row[wrong[0]])
-        raise _bad(f"{wrong[0]} of {place} is {found}", "mend it or take it out")
-    return row["imgname"], row["query"], str(row["label"])
+    name, question, answer = (row.get(key) for key in KEYS)
+    # What pandas makes of an empty answer is not a number.
+    if type(answer) is int or (type(answer) is float and math.isfinite(answer)):
+        answer = str(answer)
+    is_good = _is_file_name(name), _is_text(question), _is_text(answer)
+    for key, good in zip(KEYS, is_good, strict=True):
+        if not good:
+            raise _bad(f"{key} of {place} is {shown(row[key]) if key in row else 'missing'}", "mend it or take it out")
+    return name, question, answer
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and bool(value.strip())
+
+
+def _is_file_name(value: object) -> bool:
+    """Return whether `value` names a file of the folder it is looked for in, and of no other."""
+    return _is_text(value) and value.isprintable() and Path(value).name == value
 
 
 def _bad(found: str, advice: str) -> VLMError:
-    expected = "expected a list of rows with imgname, query and label, as in ChartQA"
+    expected = "expected a list of rows with imgname, query and label, as in ChartQA: a file of png/ and two texts"
     return VLMError("invalid_request", f"{found}; {expected}; {advice}")
