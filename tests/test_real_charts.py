@@ -32,7 +32,7 @@ GOOD = {"imgname": "a.png", "query": "How much?", "label": 7}
         ([GOOD | {"label": float("nan")}], r"label of row 0 of train\.json is nan; expected"),
         ([GOOD | {"label": True}], r"label of row 0 of train\.json is True; expected"),
         ([GOOD | {"query": ""}], r"query of row 0 of train\.json is ''; expected"),
-        ([GOOD | {"imgname": "../a.png"}], r"imgname of row 0 of train\.json is '\.\./a\.png'; expected .* a file of png/"),
+        ([GOOD | {"imgname": "../a.png"}], r"imgname of row 0 of train\.json is '\.\./a\.png'; .* a file of png/"),
         ([GOOD | {"imgname": "/a.png"}], r"imgname of row 0 of train\.json is '/a\.png'; expected"),
         ([GOOD | {"imgname": "a\x1b.png"}], r"imgname of row 0 of train\.json is 'a\\x1b\.png'; expected"),
     ],

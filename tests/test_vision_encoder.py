@@ -421,3 +421,21 @@ def test_a_canvas_that_does_not_go_with_the_tiles_is_refused(canvas, num_tiles):
     message = f"canvas {canvas[0]} x {canvas[1]} does not go with {num_tiles} tiles; give a canvas of at most 4 tiles"
     with pytest.raises(ValueError, match=message):
         build()(torch.zeros(1, num_tiles, 3, 28, 28), [canvas])
+
+
+def test_several_threads_add_the_gradients_of_positions_up_in_the_same_order_every_time():
+    config = VisionConfig(
+        tile_size=112, max_tiles=4, patch_size=8, width=256, num_heads=4, mlp_dim=8, num_local_layers=1,
+        num_global_layers=1, feature_layers=(),
+    )  # fmt: skip
+    encoder = VisionEncoder(config)
+    for weight in encoder.parameters():
+        torch.nn.init.normal_(weight, std=0.3)
+    pixels, canvases = torch.randn(4, 4, 3, 112, 112), [(2, 2)] * 4
+    tables = [weight for name, weight in encoder.named_parameters() if "position" in name]
+    torch.set_num_threads(2)
+    try:
+        passes = [torch.autograd.grad(encoder(pixels, canvases).square().sum(), tables) for _ in range(6)]
+    finally:
+        torch.set_num_threads(1)
+    assert all(torch.equal(first, again) for one in passes for first, again in zip(passes[0], one, strict=True))

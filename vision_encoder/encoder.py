@@ -69,7 +69,8 @@ class VisionEncoder(nn.Module):
             if index in self.config.feature_layers and self.config.feature_point == "after":
                 taken.append(x)
         x = self.norm_after(x)
-        x = x + self.tile_position_after(canvas_ids, plan.used, plan.kept)[:, plan.slots]
+        # index_select, unlike an index, has a gradient that several threads add up in the same order every time.
+        x = x + self.tile_position_after(canvas_ids, plan.used, plan.kept).index_select(1, plan.slots)
         for layer in self.global_layers:
             x = layer(x, plan.layout)
         # The intermediate states are interleaved on the last axis, after the final output.

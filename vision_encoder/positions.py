@@ -38,7 +38,7 @@ class PatchPosition(nn.Module):
 
 def _slots(table: Tensor, canvas_ids: Tensor, used: int, missing: int) -> Tensor:
     """Return the rows of the `used` tiles and of `missing` more, which training never moves: they must stay equal."""
-    rows = table[canvas_ids, : used + missing]
+    rows = table[:, : used + missing].index_select(0, canvas_ids)
     return torch.cat([rows[:, :used], rows[:, used:].detach()], dim=1) if missing else rows
 
 

@@ -1,7 +1,7 @@
 """The stages of the training: letters first, then words, then questions about charts, then charts of all sizes.
 
-About as they were run for the weights that ship (their card says what differed): the first three in an hour on two CPU cores, then thirteen minutes on a GPU
-for the next two, and thirteen for the last.
+About as they were run for the weights that ship (their card says what differed): the first three in an hour on two CPU
+cores, then thirteen minutes on a GPU for the next two, and thirteen for the last.
 """
 
 from dataclasses import dataclass
