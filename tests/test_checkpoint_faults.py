@@ -449,14 +449,24 @@ def test_a_missing_head_is_not_taken_from_the_embedding(tmp_path):
 # C6: the index and the folder
 
 
-def test_an_index_that_lies_is_refused(shards, tmp_path):
+@pytest.fixture
+def opened() -> Iterator[list[str]]:
+    """The paths that Python opens meanwhile."""
+    seen: list[str] = []
+    watching = True
+    # A hook stays for good; later tests of this process must not be listened to, and what they open not be kept.
+    sys.addaudithook(lambda event, args: seen.append(str(args[0])) if watching and event == "open" else None)
+    yield seen
+    watching = False
+
+
+def test_an_index_that_lies_is_refused(opened, shards, tmp_path):
     good = (shards / INDEX).read_text()
     outside = tmp_path / "outside.safetensors"
     shutil.copy(sorted(shards.glob("*.safetensors"))[0], outside)
     first, second = "model-00001-of-00003.safetensors", "model-00002-of-00003.safetensors"
     assert len(list(shards.glob("*.safetensors"))) == 3
     key = "model.embed_tokens.weight"
-    opened = watch_opens()
 
     def says(said, change):
         (shards / INDEX).write_text(good)
@@ -479,19 +489,6 @@ def test_an_index_that_lies_is_refused(shards, tmp_path):
     says("plain name", lambda index: index["weight_map"].update({key: ".."}))
     says("no weight_map", lambda index: index["weight_map"].update({key: 7}))
     says("no weight_map", lambda index: index.pop("weight_map"))
-
-
-_WATCHED: list[list[str]] = []
-
-
-def watch_opens() -> list[str]:
-    """The paths that Python opens from now on."""
-    if not _WATCHED:
-        sys.addaudithook(
-            lambda event, args: [seen.append(str(args[0])) for seen in _WATCHED] if event == "open" else None
-        )
-    _WATCHED.append([])
-    return _WATCHED[-1]
 
 
 def test_one_tensor_in_two_shards_is_refused(shards):
