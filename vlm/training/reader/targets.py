@@ -78,8 +78,7 @@ def patch_links(chart: Chart, patch_size: float, grid: tuple[int, int]) -> Patch
         beside = _gap(mark.label_box, mark.value_box, axis=1) < _gap(mark.label_box, mark.value_box, axis=0)
         (links.label_beside if beside else links.label_below)[value] = label
         if mark.series_box is not None:
-            of_entry = _mask(chart, mark.series_box, patch_size, grid)
-            links.entry[of_entry] = entry
+            links.entry[_mask(chart, mark.series_box, patch_size, grid)] = entry
             links.value_entry[value] = entry
             links.shade[_start(chart, mark.series_box, patch_size, grid)] = mark.shade
         links.shade[value] = mark.shade
@@ -89,7 +88,7 @@ def patch_links(chart: Chart, patch_size: float, grid: tuple[int, int]) -> Patch
         first = character_codes(np.frombuffer(text[:NUM_FIRST].encode().ljust(NUM_FIRST, b"\0"), dtype=np.uint8))
         # Backwards, so that the first character in a patch is what stays.
         for index, (y, x) in reversed(list(enumerate(places, 1))):
-            patch = patch_at(y, patch_size, grid[0]) * grid[1] + patch_at(x, patch_size, grid[1])
+            patch = _patch(y, x, patch_size, grid)
             links.order[patch] = min(index, MAX_ORDER)
             links.beginning[patch] = first
     return links
@@ -119,8 +118,13 @@ def _start(chart: Chart, box: Box, patch_size: float, grid: tuple[int, int]) -> 
     """Return the patches of the first characters of what is printed in a box: a legend's swatch is beside them."""
     mask = np.zeros(grid[0] * grid[1], dtype=bool)
     for y, x in printed_text(chart, box)[1][:NUM_FIRST]:
-        mask[patch_at(y, patch_size, grid[0]) * grid[1] + patch_at(x, patch_size, grid[1])] = True
+        mask[_patch(y, x, patch_size, grid)] = True
     return mask
+
+
+def _patch(y: float, x: float, patch_size: float, grid: tuple[int, int]) -> int:
+    """Return the number of the patch that a place lies in."""
+    return patch_at(y, patch_size, grid[0]) * grid[1] + patch_at(x, patch_size, grid[1])
 
 
 def pointer_targets(
@@ -174,8 +178,7 @@ def pointer_targets(
             for position in dict.fromkeys(positions):
                 numbers[SPELL.start, position] = number(np.zeros_like(mask))
             for position, spot in zip(positions, kept, strict=True):
-                row, col = (patch_at(*at) for at in zip(spots[spot], (patch_size, patch_size), grid, strict=True))
-                places[numbers[SPELL.start, position]][row * grid[1] + col] = True
+                places[numbers[SPELL.start, position]][_patch(*spots[spot], patch_size, grid)] = True
             if question.kind == "caption":
                 numbers[COPY.start, positions] = number(mask)
             cursor = span[1]
