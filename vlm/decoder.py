@@ -15,7 +15,17 @@ from adapters.masks import CrossMask
 from vlm.attention import attend
 from vlm.config import DecoderConfig
 from vlm.kv_cache import KVCache, LayerKV
-from vlm.native import Linear, RMSNorm, gated, linear, rotate_in_place, side_by_side
+from vlm.native import (
+    AllLayersKV,
+    DecodeStep,
+    Linear,
+    RMSNorm,
+    decode_step,
+    gated,
+    linear,
+    rotate_in_place,
+    side_by_side,
+)
 from vlm.rope import Rotation, rotate, rotation
 
 
@@ -51,6 +61,7 @@ class TextDecoder(nn.Module):
         )
         self.norm = RMSNorm(config.width, eps=config.norm_eps)
         self.head = None if config.tied else Linear(config.width, config.vocab_size)
+        self._step: DecodeStep | None = None
 
     def forward(
         self,
@@ -74,6 +85,8 @@ class TextDecoder(nn.Module):
             seen = _length_mask(cache, positions)
         context = _SelfContext(cache, positions, rotation(self.config, positions), seen)
         x = self.embedding(ids)
+        if ids.shape == (1, 1) and (out := self._in_one_call(x, context, image, mask)) is not None:
+            return DecoderOutput(self.norm(out), cache.advanced(num_new, 1))
         num_self = num_cross = 0
         for layer in self.layers:
             if isinstance(layer, SelfAttentionLayer):
@@ -84,6 +97,20 @@ class TextDecoder(nn.Module):
                 num_cross += 1
         cache = None if cache is None else cache.advanced(num_new, ids.shape[1])
         return DecoderOutput(self.norm(x), cache)
+
+    def _in_one_call(
+        self, x: Tensor, context: "_SelfContext", image: ImageKV | None, mask: CrossMask | None
+    ) -> Tensor | None:
+        """Return what the layers make of a single token x [1, 1, d]; None where they have to be run one by one."""
+        cache = context.cache
+        if cache is None or context.mask is not None or (image is not None and mask != (None, None)):
+            return None
+        self._step = decode_step(self.layers, x, self._step)
+        if self._step is None:
+            return None
+        text = AllLayersKV(cache.keys, cache.values, cache.scales, cache.max_length + 1)
+        pictures = None if image is None else AllLayersKV(*image, None, image.keys.shape[3])
+        return self._step.run(x, text, pictures, context.rotation, self.config.num_heads, self.config.norm_eps)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Return the logits [..., n] of hidden states [..., d]."""

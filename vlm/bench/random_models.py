@@ -6,6 +6,7 @@ from torch import Tensor
 from vlm.checkpoint import empty_model
 from vlm.config import ModelConfig
 from vlm.model import VisionLanguageModel
+from vlm.native import in_large_pages
 from vlm.quantization import PRECISIONS, QuantizedLinear, plan, quantized_layers
 from vlm.quantization.linear import arrange_layers, put_quantized_layers
 
@@ -63,7 +64,7 @@ def weights_read(model: VisionLanguageModel, *, with_image: bool) -> int:
 
 def _repeated(block: Tensor, shape: torch.Size) -> Tensor:
     """Return a tensor of `shape` filled with `block` over and over: drawing each number would take minutes."""
-    out = torch.empty(shape.numel(), dtype=block.dtype)
+    out = in_large_pages(torch.empty(shape.numel(), dtype=block.dtype))
     for part in out.split(len(block)):
         part.copy_(block[: len(part)])
     return out.view(shape)

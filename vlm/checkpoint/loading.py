@@ -96,7 +96,7 @@ def _read(
             parts = zip(weight._fields, weight, strict=True)
             state |= {f"{layer}.{part}": tensor.to(device) for part, tensor in parts if tensor is not None}
         else:
-            state[name] = source.read(name, dtype, device)
+            state[name] = source.read(name, dtype, device, stays=True)
     return state
 
 

@@ -26,6 +26,7 @@ from vlm.checkpoint.quantized_tensors import PackedTensor
 from vlm.checkpoint.stored import QuantizedTensor, StoredTensor
 from vlm.config import ModelConfig
 from vlm.errors import VLMError
+from vlm.native import in_large_pages
 from vlm.quantization import QuantizedWeight, Scheme, check_precision, plan, quantize
 
 logger = logging.getLogger(__name__)
@@ -94,9 +95,13 @@ class OpenCheckpoint:
             return stored
         return plan(self.model, precision, group_size)
 
-    def read(self, name: str, dtype: torch.dtype, device: torch.device | str = "cpu") -> Tensor:
-        """Return a tensor of the model in memory of its own. Raises VLMError where a second copy of it differs."""
+    def read(self, name: str, dtype: torch.dtype, device: torch.device | str = "cpu", *, stays: bool = False) -> Tensor:
+        """Return a tensor of the model in memory of its own, which suits being read again and again if it `stays`.
+
+        Raises VLMError where a second copy of it differs.
+        """
         out = torch.empty(self.shapes[name].shape, dtype=dtype, device=device)
+        out = in_large_pages(out) if stays else out
         for key in self._keys[name]:
             found = self._stored.get(key.theirs)
             if not key.alias and key.layout.to_ours is None:

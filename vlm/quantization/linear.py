@@ -2,13 +2,14 @@
 
 import logging
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from vlm.model import VisionLanguageModel
+from vlm.native import NativeWeights, product
 from vlm.quantization.kernels import Kernel, find_kernel
 from vlm.quantization.product import OwnKernel
 from vlm.quantization.scheme import GROUP_SIZES, Scheme, plan
@@ -47,8 +48,8 @@ class QuantizedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map x [..., in] to [..., out]."""
-        if (out := self.side_by_side(x, (self,))) is not None:
-            return out
+        if (weights := self.native_weights(x)) is not None:
+            return product(x, [weights])
         rows = x.reshape(-1, self.in_features)
         kernel = self.kernel if x.dtype == self.scales.dtype else None
         has_gradient = torch.is_grad_enabled() and x.requires_grad
@@ -58,16 +59,12 @@ class QuantizedLinear(nn.Module):
             out = self.expanded_product(rows)
         return out.view(*x.shape[:-1], self.out_features)
 
-    @staticmethod
-    def side_by_side(x: Tensor, layers: "Sequence[QuantizedLinear]") -> Tensor | None:
-        """Return what `layers` make of x [..., in], one beside the other, by one product; None where there is none."""
-        first = layers[0]
-        fits = x.dtype == first.scales.dtype and x.shape[-1] == first.in_features
+    def native_weights(self, x: Tensor) -> NativeWeights | None:
+        """Return where the weights are for a product with x [..., in] in C; None where there is none."""
+        fits = x.dtype == self.scales.dtype and x.shape[-1] == self.in_features and isinstance(self.kernel, OwnKernel)
         if not fits or (torch.is_grad_enabled() and x.requires_grad):
             return None
-        if not all(isinstance(layer.kernel, OwnKernel) and layer.scheme == first.scheme for layer in layers):
-            return None
-        return first.kernel.products(x, [(layer.codes, layer.scales) for layer in layers], first.scheme)
+        return self.kernel.native_weights(self.codes, self.scales, self.scheme)
 
     def expanded_product(self, x: Tensor) -> Tensor:
         """Return x [rows, in] times the weights, a part of them expanded at a time."""

@@ -1,18 +1,16 @@
-"""Our own product with quantised weights on the CPU; see `vlm/native.c`.
+"""Our own product with quantised weights on the CPU; see `vlm/native/products.c`.
 
 torch's kernels turn every weight into a float, which takes longer than reading it; this one multiplies bytes, and
 multiplies whole prompts faster than expanded weights are.
 """
 
-import ctypes
 import sys
-from collections.abc import Sequence
 
 import torch
 from einops import rearrange
 from torch import Tensor
 
-from vlm.native import library, weights_table
+from vlm.native import NativeWeights, in_large_pages, library, product
 from vlm.quantization.kernel import Kernel
 from vlm.quantization.scheme import Scheme
 from vlm.quantization.weight import CHUNK, QuantizedWeight
@@ -23,12 +21,12 @@ _GROUP_SIZES = (128, 64, 32)
 
 
 class OwnKernel(Kernel):
-    """Weights in bfloat16 models, in tiles of 16 rows; see `native.c`."""
+    """Weights in bfloat16 models, in tiles of 16 rows; see `products.c`."""
 
     max_rows = sys.maxsize
 
-    def __init__(self, group_size: int, functions: ctypes.CDLL):
-        self.group_size, self.functions = group_size, functions
+    def __init__(self, group_size: int):
+        self.group_size = group_size
 
     @classmethod
     def of(cls, scheme: Scheme, weight: QuantizedWeight) -> "OwnKernel | None":
@@ -38,17 +36,12 @@ class OwnKernel(Kernel):
         fits = weight.scales.dtype == torch.bfloat16 and rows % _TILE == 0 and size is not None
         # Zero points have a place for each group only.
         fits = fits and (scheme.symmetric or scheme.group_size is not None)
-        functions = library() if fits else None
-        return None if functions is None else cls(size, functions)
-
-    def __deepcopy__(self, memo) -> "OwnKernel":
-        return self
+        return cls(size) if fits and library() is not None else None
 
     def arrange(self, weight: QuantizedWeight) -> tuple[Tensor, Tensor]:
         bits = 8 if weight.codes.dtype == torch.int8 else 4
         num_rows, width = weight.codes.shape
-        tiles = torch.empty(num_rows // _TILE, _TILE * width, dtype=torch.uint8)
-        self.functions.large_pages(tiles.data_ptr(), tiles.nbytes)
+        tiles = in_large_pages(torch.empty(num_rows // _TILE, _TILE * width, dtype=torch.uint8))
         count = max(1, CHUNK // (_TILE * width))
         for to, codes in zip(tiles.split(count), weight.codes.split(count * _TILE), strict=True):
             to.copy_(_to_tiles(codes, bits))
@@ -64,28 +57,17 @@ class OwnKernel(Kernel):
         return QuantizedWeight(_from_tiles(codes[tiles], scheme.bits), parts[0].contiguous(), zeros)
 
     def product(self, x: Tensor, codes: Tensor, scales: Tensor, scheme: Scheme) -> Tensor:
-        return self.products(x, [(codes, scales)], scheme)
+        return product(x, [self.native_weights(codes, scales, scheme)])
 
-    def products(self, x: Tensor, weights: Sequence[tuple[Tensor, Tensor]], scheme: Scheme) -> Tensor:
-        """Return x [..., in] times several weights of one scheme, one beside the other."""
-        x, cols = x.contiguous(), x.shape[-1]
-        rows, num_out = x.numel() // cols, _TILE * sum(len(codes) for codes, _ in weights)
-        out = x.new_empty(*x.shape[:-1], num_out)
-        table = weights_table(
-            (codes.data_ptr(), scales.data_ptr(), scales[1].data_ptr() if len(scales) == 2 else 0, _TILE * len(codes))
-            for codes, scales in weights
-        )
-        failed = self.functions.quantized_product(
-            x.data_ptr(), out.data_ptr(), rows, cols, num_out, self.group_size, scheme.bits,
-            scheme.group_size is not None, table.buffer_info()[0], torch.get_num_threads(),
-        )  # fmt: skip
-        if failed:
-            raise MemoryError(f"no memory for the numbers of {rows} rows")
-        return out
+    def native_weights(self, codes: Tensor, scales: Tensor, scheme: Scheme) -> NativeWeights:
+        """Return where the weights are that `arrange` made."""
+        zeros = scales[1].data_ptr() if len(scales) == 2 else 0
+        kind = (scheme.bits, self.group_size, int(scheme.group_size is not None))
+        return NativeWeights(kind, (codes.data_ptr(), scales.data_ptr(), zeros, _TILE * len(codes)))
 
 
 def _to_tiles(codes: Tensor, bits: int) -> Tensor:
-    """Return the bytes of codes as `native.c` reads them: of 16 rows in turn 4 columns each (8 bits), or 8."""
+    """Return the bytes of codes as `products.c` reads them: of 16 rows in turn 4 columns each (8 bits), or 8."""
     words = codes.contiguous().view(torch.int32)
     if bits == 4:
         words = _exchanged(_exchanged(words, 8, 0x0000FF00), 4, 0x00F000F0)
