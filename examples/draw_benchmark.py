@@ -7,6 +7,11 @@ The full-size benchmark is drawn the same way, in about a minute:
 Charts and questions are the held-out ones of the shipped model (see `vlm/training/reader/score.py`): no word, number,
 bar colour or font of theirs was in its training. They are laid out as ChartQA's authors do. The fonts are those that
 come with matplotlib, whatever else the machine has, so that everybody draws the same.
+
+    python examples/draw_benchmark.py --declined --questions 300 --out DIR
+
+draws three folders instead, each with so many questions: `answerable` about what charts show, `not_shown` about what
+they do not show, and `no_chart` about pictures that are no charts. The last two are right only when declined.
 """
 
 import argparse
@@ -19,6 +24,7 @@ from pathlib import Path
 import matplotlib
 from PIL import Image
 
+from vlm.training.reader.declining import held_out_sets
 from vlm.training.reader.score import held_out_questions
 from vlm.training.synthetic import fonts
 from vlm.training.synthetic.charts import Question
@@ -47,6 +53,12 @@ def charts(num_questions: int = NUM_QUESTIONS, seed: int = SEED) -> list[tuple[I
         return held_out_questions(num_questions, seed=seed)
 
 
+def declined_sets(num_questions: int, seed: int = SEED) -> dict[str, list[tuple[Image.Image, list[Question]]]]:
+    """Return the folders of `--declined`, with `num_questions` questions each."""
+    with only_matplotlibs_fonts():
+        return held_out_sets(num_questions, seed=seed)
+
+
 def write(out: Path, drawn: list[tuple[Image.Image, list[Question]]]) -> None:
     """Write ChartQA's layout into a folder."""
     pictures = out / "test" / "png"
@@ -66,7 +78,15 @@ def main() -> None:
     parser.add_argument("--questions", type=int, default=NUM_QUESTIONS, help=f"default: {NUM_QUESTIONS}")
     parser.add_argument("--out", type=Path, default=FOLDER, help="default: examples/benchmark/chartqa")
     parser.add_argument("--seed", type=int, default=SEED)
+    parser.add_argument("--declined", action="store_true", help="draw what should be declined, and what should not")
     given = parser.parse_args()
+    if given.declined and given.out == FOLDER:
+        parser.error("--declined needs --out: the benchmark's own folder is for the charts it has")
+    for name, drawn in declined_sets(given.questions, given.seed).items() if given.declined else ():
+        write(given.out / name, drawn)
+        print(f"{given.questions} questions about {len(drawn)} pictures in {given.out / name}")
+    if given.declined:
+        return
     drawn = charts(given.questions, given.seed)
     write(given.out, drawn)
     print(f"{given.questions} questions about {len(drawn)} charts in {given.out}")

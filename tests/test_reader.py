@@ -386,6 +386,56 @@ def test_a_batch_is_a_function_of_its_index_and_its_targets_fit(sheets, max_tile
     assert not torch.equal(data[0].pixels[0, 0], data[1].pixels[0, 0])
 
 
+@pytest.mark.parametrize("sheets", [0.0, 1.0])
+def test_batches_of_everything_are_functions_of_their_index_and_what_is_declined_points_nowhere(sheets):
+    vision = preset("default").vision
+    diet = Diet(
+        num_images=24,
+        share_pages=0.1,
+        num_questions=4,
+        share_sheets=sheets,
+        share_several_series=0.3,
+        share_wide_charts=0.5,
+        share_wide_questions=0.8,
+        share_declined=0.3,
+        share_diagrams=0.3,
+        share_no_charts=0.3,
+    )
+    data, again = (ReaderData(vision, TOKENIZER, diet, num_batches=9, seed=1) for _ in range(2))
+    batch, twin = data[2], again[2]
+    kinds = [kind for group in batch.groups for kind in group.kinds]
+    assert any(kind.startswith("diagram_") for kind in kinds)
+    assert "declined" in kinds
+    assert {"named_value", "series_value"} & {*kinds}
+    assert torch.equal(batch.pixels, twin.pixels)
+    for group, same in zip(batch.groups, twin.groups, strict=True):
+        assert torch.equal(group.ids, same.ids)
+        assert torch.equal(group.pointers, same.pointers)
+        assert group.places[1:].any(-1).all()
+        for row, kind in enumerate(group.kinds):
+            assert kind != "declined" or not group.pointers[row].any()
+            if kind in ("diagram_neighbour", "diagram_named"):
+                assert group.pointers[row][SPELL].any()
+
+
+def test_a_table_is_spelt_cell_by_cell():
+    checked = 0
+    for seed in range(30):
+        chart = draw_chart(np.random.default_rng(seed), 256, several_series=seed % 2 == 0)
+        questions = ask(np.random.default_rng(seed), chart, 30, wide=True)
+        for question in (each for each in questions if each.kind == "table"):
+            prompt, reply = conversation(question)
+            pointers = pointer_targets(TOKENIZER, chart, question, prompt, reply, 8, (32, 32))
+            spelt = (pointers.numbers[SPELL.start, len(prompt) - 1 :] > 0).tolist()
+            text = "".join(TOKENIZER.decode([token]) for token in reply[:-1])
+            assert text == question.answer
+            body = len(TOKENIZER.encode(question.answer.split("\n")[0]))
+            cells = [index for index in range(body, len(reply) - 1) if TOKENIZER.decode([reply[index]]) not in " |\n"]
+            assert np.mean([spelt[index] for index in cells]) > 0.95
+            checked += 1
+    assert checked > 5
+
+
 def test_print_on_the_rim_of_an_unevenly_shrunk_sheet_lies_in_its_last_patch():
     rim = [Character("7", 57.9, 31.99)]
     assert patch_characters(rim, 4.0, (7, 14))[6, 13, 0] == ord("7")

@@ -1,6 +1,7 @@
 """The course of the reader's training: what a step leaves alone, and a cut run that goes on as if uncut."""
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -22,8 +23,10 @@ from vlm.training.reader.folder import load_reader, save_reader
 from vlm.training.reader.model import Losses, Reader
 from vlm.training.reader.real_charts import RealCharts
 from vlm.training.reader.run import ON_A_CPU, Run
+from vlm.training.reader.sinusoids import retile
 from vlm.training.reader.stages import STAGES
 from vlm.training.reader.start import num_shared_dims
+from vlm.training.reader.targets import MAX_ORDER, NUM_CODES
 from vlm.training.reader.vocabulary import reader_tokenizer
 from vlm.training.reader.wires import cross_attentions
 
@@ -61,6 +64,22 @@ def test_a_reader_of_an_older_recipe_is_no_start(tmp_path, spoil):
     save_reader(reader, tmp_path / "older")
     with pytest.raises(VLMError, match="older recipe"):
         load_reader(tmp_path / "older")
+
+
+def test_heads_that_do_not_ship_begin_at_chance_and_learn_before_they_teach(tmp_path):
+    save_reader(Reader(preset("default")), tmp_path)
+    reader = load_reader(tmp_path)
+    diet = replace(SMALL.diet, num_questions=0, share_pages=0.5)
+    batch = ReaderData(preset("default").vision, TOKENIZER, diet, num_batches=1, seed=0)[0]
+    retile(reader.model, replace(preset("default").vision, max_tiles=1))
+    losses = reader(batch)
+    for loss, num_classes in ((losses.characters, NUM_CODES), (losses.order, MAX_ORDER + 1)):
+        assert loss.item() == pytest.approx(math.log(num_classes), rel=1e-4)
+    (losses.characters + losses.order + losses.beginning).backward()
+    for head in (reader.character_head, reader.order_head, reader.beginning_head):
+        assert head.weight.grad.abs().max() > 0
+        assert head.bias.grad.abs().max() > 0
+    assert all(weight.grad is None or not weight.grad.any() for weight in reader.model.parameters())
 
 
 def test_a_step_turns_no_head_away_from_its_neighbour_and_leaves_colours_apart(tmp_path):

@@ -105,12 +105,13 @@ class TextDecoder(nn.Module):
         cache = context.cache
         if cache is None or context.mask is not None or (image is not None and mask != (None, None)):
             return None
-        self._step = decode_step(self.layers, x, self._step)
-        if self._step is None:
+        # Kept from token to token, for it takes long to make; whether it still holds is looked at each time.
+        step = self._step = decode_step(self.layers, x, self._step)
+        if step is None:
             return None
         text = AllLayersKV(cache.keys, cache.values, cache.scales, cache.max_length + 1)
         pictures = None if image is None else AllLayersKV(*image, None, image.keys.shape[3])
-        return self._step.run(x, text, pictures, context.rotation, self.config.num_heads, self.config.norm_eps)
+        return step.run(x, text, pictures, context.rotation, self.config.num_heads, self.config.norm_eps)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Return the logits [..., n] of hidden states [..., d]."""

@@ -96,7 +96,7 @@ class OpenCheckpoint:
         return plan(self.model, precision, group_size)
 
     def read(self, name: str, dtype: torch.dtype, device: torch.device | str = "cpu", *, stays: bool = False) -> Tensor:
-        """Return a tensor of the model in memory of its own, which suits being read again and again if it `stays`.
+        """Return a tensor of the model in memory of its own, in large pages where it `stays` in the model.
 
         Raises VLMError where a second copy of it differs.
         """

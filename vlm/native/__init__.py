@@ -4,7 +4,7 @@ The C beside this is built with gcc the first time it is wanted. Without gcc, or
 torch's own functions serve, and that is said once.
 """
 
-from vlm.native.binding import NativeWeights, in_large_pages, library, product
+from vlm.native.binding import TILE, NativeWeights, in_large_pages, library, product
 from vlm.native.functions import (
     MAX_ROWS,
     Linear,
@@ -19,6 +19,7 @@ from vlm.native.step import AllLayersKV, DecodeStep, decode_step
 
 __all__ = [
     "MAX_ROWS",
+    "TILE",
     "AllLayersKV",
     "DecodeStep",
     "Linear",

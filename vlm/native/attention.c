@@ -204,8 +204,8 @@ static float to_whole(const float *weights, int64_t count, int16_t *numbers) {
     return bad ? NAN : largest / 32767;
 }
 
-/* The same in their order with at most SPAN int8 values, two and two, whose weights become whole numbers too: their sums are exact.
-   Where `count` is odd the weight after the last is 0. */
+/* Add to `totals` [rows, width] at most SPAN int8 values times their weights, two and two. The weights become whole
+   numbers too: sums are exact. Where `count` is odd the weight after the last is 0. */
 INLINE void add_quantized(
     const char *values, const float *weights, int64_t stride, int64_t count, int64_t width, int rows, float *totals) {
     int16_t numbers[BLOCK][SPAN];

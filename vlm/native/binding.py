@@ -19,7 +19,10 @@ logger = logging.getLogger(__name__)
 
 TILE = 16
 _FOLDER = Path(__file__).parent
-_FLAGS = ("-O3", "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512vnni", "-mfma", "-fopenmp", "-shared", "-fPIC")
+_FLAGS = (
+    "-O3", "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512vnni", "-mfma", "-fopenmp", "-shared", "-fPIC",
+    "-Wl,-Bsymbolic",  # no other library's function of the same name is called
+)  # fmt: skip
 # Bytes from which large pages are asked for: two of them.
 _LARGE = 1 << 22
 _KINDS = {"p": ctypes.c_void_p, "n": ctypes.c_int64, "d": ctypes.c_double}

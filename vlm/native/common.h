@@ -90,7 +90,8 @@ static inline __m512i four(const int8_t *x) {
 }
 
 static inline __m512 exponential(__m512 x) {
-    const __m512 powers = _mm512_max_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)), _mm512_set1_ps(-126));
+    /* Where one of two is no number the second is taken: what is none stays none. */
+    const __m512 powers = _mm512_max_ps(_mm512_set1_ps(-126), _mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)));
     const __m512 whole = _mm512_roundscale_ps(powers, 8);
     const __m512 rest = _mm512_mul_ps(_mm512_sub_ps(powers, whole), _mm512_set1_ps(0.69314718f));
     __m512 series = _mm512_set1_ps(1 / 720.0f);

@@ -28,7 +28,9 @@ class Linear(nn.Linear):
 
     def native_weights(self, x: Tensor) -> NativeWeights | None:
         """Return where the weights are for a product with x in C; None where torch has to."""
-        return dense_weights(x, self.weight)
+        # What is computed anew at each look would be gone before C reads it.
+        weight = self._parameters.get("weight")
+        return None if weight is None else dense_weights(x, weight)
 
 
 class RMSNorm(nn.RMSNorm):
@@ -71,12 +73,17 @@ def weights_of(x: Tensor, layers: tuple[nn.Module, ...]) -> list[NativeWeights] 
     """Return where the weights of `layers` are for products with x in C; None where one of them needs torch."""
     found = []
     for layer in layers:
-        # What hooks add (adapters, for one) would be left out.
-        plain = hasattr(layer, "native_weights") and not layer._forward_hooks and not layer._forward_pre_hooks
+        # What hooks add (adapters, for one) or another `forward` does would be left out.
+        plain = hasattr(layer, "native_weights") and is_untouched(layer)
         if not plain or (weights := layer.native_weights(x)) is None:
             return None
         found.append(weights)
     return found
+
+
+def is_untouched(part: nn.Module) -> bool:
+    """Return whether nothing looks on at what a module does, and it does what its class does."""
+    return not part._forward_hooks and not part._forward_pre_hooks and "forward" not in vars(part)
 
 
 def gated(x: Tensor, gate: nn.Module, up: nn.Module) -> Tensor | None:
@@ -132,7 +139,7 @@ def vectors(x: Tensor, k: Tensor, v: Tensor, scales: tuple[Tensor, Tensor] | Non
     width = k.shape[3]
     dense = all(x.stride()[2:] == (width, 1) for x in (k, v)) and all(scale.stride(2) == 1 for scale in scales or ())
     wide = width % 32 == 0 if scales is None else width % 64 == 0 and width <= 256
-    if not dense or not wide or _functions_for(x, k if scales is None else scales[0]) is None:
+    if not dense or not wide or k.shape[2] == 0 or _functions_for(x, k if scales is None else scales[0]) is None:
         return None
     table = array("q")
     for part, scale in zip((k, v), scales or (None, None), strict=True):

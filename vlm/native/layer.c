@@ -81,14 +81,15 @@ static void keep(const uint16_t *x, Vectors to, int64_t groups, int64_t place, i
         narrow(scale, _mm512_set1_ps(bad ? NAN : fmaxf(_mm512_reduce_max_ps(most) / 127, 0x1p-126f)));
         ((uint16_t *)own.scales)[place] = scale[0];
         for (int64_t c = 0; c < width; c += 16) {
-            const __m512i code = _mm512_cvtps_epi32(_mm512_div_ps(widened(x + c), widened(scale)));
+            const __m512 y = _mm512_div_ps(widened(x + c), widened(scale));
+            const __m512i code = _mm512_maskz_cvtps_epi32(_mm512_cmp_ps_mask(y, y, _CMP_ORD_Q), y);
             _mm_storeu_si128((void *)(own.numbers + place * width + c), _mm512_cvtsepi32_epi8(code));
         }
     }
 }
 
 /* The number in bfloat16, in all lanes. */
-static inline __m512 number(const uint16_t *x) { return _mm512_castsi512_ps(_mm512_set1_epi32((int32_t)*x << 16)); }
+static inline __m512 number(const uint16_t *x) { return _mm512_castsi512_ps(_mm512_set1_epi32((int32_t)((uint32_t)*x << 16))); }
 
 /* Add to x what is in `more`, or where there is a gate what it lets through, rounded as torch does. */
 static void add(uint16_t *x, uint16_t *more, const uint16_t *gate, int64_t width) {

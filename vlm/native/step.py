@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
 from vlm.native.binding import is_plain, library, product_table
-from vlm.native.functions import RMSNorm, vectors, weights_of
+from vlm.native.functions import RMSNorm, is_untouched, vectors, weights_of
 
 
 class AllLayersKV(NamedTuple):
@@ -30,16 +30,18 @@ class AllLayersKV(NamedTuple):
 class DecodeStep:
     """The layers of a decoder, made ready. It holds places of memory, so it is right for one state of them alone."""
 
-    def __init__(self, state: tuple, layers: list[tuple[list[Tensor], list[array]]]):
-        self.state, self.layers = state, layers
+    def __init__(self, state: list, layers: list[tuple[list[Tensor], list[array]]]):
+        self.state, self._products = state, [products for _, products in layers]
+        self._num_seeing = sum(len(numbers) > 2 for numbers, _ in layers)
         self._table = array("q")
         for numbers, products in layers:
             norm, mlp_norm, *seeing = (number.data_ptr() for number in numbers)
             places = [table.buffer_info()[0] for table in products]
             self._table.extend((norm, mlp_norm, *places, *(seeing or (0, 0, 0))))
 
-    def __deepcopy__(self, memo: object) -> None:
-        return None
+    def __reduce__(self) -> tuple:
+        # A copy of the model, or the model in another process, is somewhere else.
+        return type(None), ()
 
     def run(
         self,
@@ -55,15 +57,16 @@ class DecodeStep:
         pictures: None leaves the layers that look at pictures out.
         angles: cosines and sines of the token's place, [1, 1, 1, e] in float32.
         """
-        tables = [None if kept is None else _kept_table(x, kept) for kept in (text, pictures)]
-        if not is_plain(x) or tables[0] is None or (pictures is not None and tables[1] is None):
+        num_layers, shape = len(self._products), (1, text.keys.shape[2], text.keys.shape[4])
+        tables = [_kept_table(x, text, num_layers - self._num_seeing, shape)]
+        tables.append(None if pictures is None else _kept_table(x, pictures, self._num_seeing, shape))
+        if tables[0] is None or (pictures is not None and tables[1] is None):
             return None
         out = x.clone(memory_format=torch.contiguous_format)
-        groups, head_dim = text.keys.shape[2], text.keys.shape[4]
         if library().decode_step(
-            out.data_ptr(), self._table.buffer_info()[0], len(self.layers),
+            out.data_ptr(), self._table.buffer_info()[0], num_layers,
             *(None if table is None else table.buffer_info()[0] for table in tables),
-            heads, groups, head_dim, *(each.data_ptr() for each in angles), eps, torch.get_num_threads(),
+            heads, *shape[1:], *(each.data_ptr() for each in angles), eps, torch.get_num_threads(),
         ):  # fmt: skip
             raise MemoryError("no memory for a decode step")
         return out
@@ -71,26 +74,35 @@ class DecodeStep:
 
 def decode_step(layers: nn.ModuleList, x: Tensor, last: DecodeStep | None) -> DecodeStep | None:
     """Return `layers` made ready for x [1, 1, d]: `last`, where that still holds; None where torch has to."""
-    if _has_any_global_hook() or torch.is_grad_enabled() or (state := _state_of(layers)) is None:
+    if not is_plain(x) or library() is None or torch.is_grad_enabled() or _has_any_global_hook():
+        return None
+    if (state := _state_of(layers)) is None:
         return None
     if last is not None and last.state == state:
         return last
-    ready = [_ready(layer, x) for layer in layers]
-    return None if None in ready else DecodeStep(state, ready)
+    ready = []
+    for layer in layers:
+        if (found := _ready(layer, x)) is None:
+            return None
+        ready.append(found)
+    return DecodeStep(state, ready)
 
 
-def _state_of(layers: nn.ModuleList) -> tuple | None:
+def _state_of(layers: nn.ModuleList) -> list | None:
     """Return what tells whether weights are still what and where they were; None where hooks would be passed over."""
     state = []
     for layer in layers:
         for part in _parts(layer):
-            if part._forward_hooks or part._forward_pre_hooks:
+            if not is_untouched(part):
                 return None
-            weight = part._parameters.get("weight")
-            weight = part._buffers.get("codes") if weight is None else weight
-            if weight is not None:
-                state += (type(part), weight.data_ptr(), weight.dtype)
-    return tuple(state)
+            # Who arranged quantised weights is an object of its own, which lives as long as it stands here: what is
+            # arranged anew differs, even where it lies in the same place.
+            state += (type(part), vars(part).get("kernel"))
+            for tensors in (part._parameters, part._buffers):
+                for tensor in tensors.values():
+                    if tensor is not None:
+                        state += (tensor.data_ptr(), tensor.dtype, tensor.shape)
+    return state
 
 
 def _parts(layer: nn.Module) -> Iterator[nn.Module]:
@@ -117,12 +129,18 @@ def _ready(layer: nn.Module, x: Tensor) -> tuple[list[Tensor], list[array]] | No
     return None if None in products else (numbers, products)
 
 
-def _kept_table(x: Tensor, kept: AllLayersKV) -> array | None:
-    """Return what `layer.c` calls Kept; None where torch has to."""
+def _kept_table(x: Tensor, kept: AllLayersKV, num_layers: int, shape: tuple[int, int, int]) -> array | None:
+    """Return what `layer.c` calls Kept, of keys and values of `shape` (1, g, e); None where torch has to, which also
+    says what is wrong with others: C writes without looking."""
     keys, values, scales, length = kept
-    first = None if scales is None else (scales[0][0], scales[1][0])
-    table = vectors(x, keys[0], values[0], first)
-    if table is None or keys.stride(0) != values.stride(0):
+    fits = keys.shape == values.shape and keys.dtype == values.dtype and keys.stride() == values.stride()
+    fits = fits and len(keys) >= num_layers and keys.shape[1:3] + keys.shape[4:] == shape and length <= keys.shape[3]
+    if not fits:
+        return None
+    if scales is not None and scales[0].stride() != scales[1].stride():
+        return None
+    table = vectors(x, keys[0], values[0], None if scales is None else (scales[0][0], scales[1][0]))
+    if table is None:
         return None
     table.extend((keys.stride(0) * keys.itemsize, 0 if scales is None else scales[0].stride(0), length))
     return table

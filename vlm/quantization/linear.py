@@ -21,9 +21,9 @@ logger = logging.getLogger(__name__)
 class QuantizedLinear(nn.Module):
     """A linear layer without bias whose weights are quantised.
 
-    Few rows go through a kernel of torch's where there is one. Many rows, and weights without a kernel, are multiplied
-    with weights that are expanded a part at a time and let go again: the same result as of a plain layer with the
-    expanded weights.
+    Few rows go through a kernel where there is one, ours or torch's. Many rows, and weights without a kernel, are
+    multiplied with weights that are expanded a part at a time and let go again: the same result as of a plain layer
+    with the expanded weights.
     """
 
     def __init__(self, in_features: int, out_features: int, scheme: Scheme):

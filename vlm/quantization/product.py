@@ -10,12 +10,11 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from vlm.native import NativeWeights, in_large_pages, library, product
+from vlm.native import TILE, NativeWeights, in_large_pages, library, product
 from vlm.quantization.kernel import Kernel
 from vlm.quantization.scheme import Scheme
 from vlm.quantization.weight import CHUNK, QuantizedWeight
 
-_TILE = 16
 # Columns of x that share a scale where a whole row of weights has one.
 _GROUP_SIZES = (128, 64, 32)
 
@@ -33,7 +32,7 @@ class OwnKernel(Kernel):
         rows, cols = weight.scales.shape[0], weight.codes.shape[1] * 8 // scheme.bits
         sizes = _GROUP_SIZES if scheme.group_size is None else (scheme.group_size,)
         size = next((size for size in sizes if size in _GROUP_SIZES and cols % size == 0), None)
-        fits = weight.scales.dtype == torch.bfloat16 and rows % _TILE == 0 and size is not None
+        fits = weight.scales.dtype == torch.bfloat16 and rows % TILE == 0 and size is not None
         # Zero points have a place for each group only.
         fits = fits and (scheme.symmetric or scheme.group_size is not None)
         return cls(size) if fits and library() is not None else None
@@ -41,17 +40,17 @@ class OwnKernel(Kernel):
     def arrange(self, weight: QuantizedWeight) -> tuple[Tensor, Tensor]:
         bits = 8 if weight.codes.dtype == torch.int8 else 4
         num_rows, width = weight.codes.shape
-        tiles = in_large_pages(torch.empty(num_rows // _TILE, _TILE * width, dtype=torch.uint8))
-        count = max(1, CHUNK // (_TILE * width))
-        for to, codes in zip(tiles.split(count), weight.codes.split(count * _TILE), strict=True):
+        tiles = in_large_pages(torch.empty(num_rows // TILE, TILE * width, dtype=torch.uint8))
+        count = max(1, CHUNK // (TILE * width))
+        for to, codes in zip(tiles.split(count), weight.codes.split(count * TILE), strict=True):
             to.copy_(_to_tiles(codes, bits))
         parts = [weight.scales] if weight.zeros is None else [weight.scales, weight.zeros + 2 ** (bits - 1.0)]
         scales = torch.stack([part.to(torch.bfloat16) for part in parts])
-        return tiles, rearrange(scales, "kind (tiles row) groups -> kind tiles groups row", row=_TILE).contiguous()
+        return tiles, rearrange(scales, "kind (tiles row) groups -> kind tiles groups row", row=TILE).contiguous()
 
     def restore(self, codes: Tensor, scales: Tensor, scheme: Scheme, rows: slice) -> QuantizedWeight:
-        first, last, _ = rows.indices(len(codes) * _TILE)
-        tiles = slice(first // _TILE, last // _TILE)
+        first, last, _ = rows.indices(len(codes) * TILE)
+        tiles = slice(first // TILE, last // TILE)
         parts = rearrange(scales[:, tiles], "kind tiles groups row -> kind (tiles row) groups")
         zeros = None if scheme.symmetric else (parts[1].float() - 2 ** (scheme.bits - 1)).to(torch.int8)
         return QuantizedWeight(_from_tiles(codes[tiles], scheme.bits), parts[0].contiguous(), zeros)
@@ -63,7 +62,7 @@ class OwnKernel(Kernel):
         """Return where the weights are that `arrange` made."""
         zeros = scales[1].data_ptr() if len(scales) == 2 else 0
         kind = (scheme.bits, self.group_size, int(scheme.group_size is not None))
-        return NativeWeights(kind, (codes.data_ptr(), scales.data_ptr(), zeros, _TILE * len(codes)))
+        return NativeWeights(kind, (codes.data_ptr(), scales.data_ptr(), zeros, TILE * len(codes)))
 
 
 def _to_tiles(codes: Tensor, bits: int) -> Tensor:
@@ -71,12 +70,12 @@ def _to_tiles(codes: Tensor, bits: int) -> Tensor:
     words = codes.contiguous().view(torch.int32)
     if bits == 4:
         words = _exchanged(_exchanged(words, 8, 0x0000FF00), 4, 0x00F000F0)
-    return rearrange(words, "(tile row) line -> tile (line row)", row=_TILE).view(torch.uint8)
+    return rearrange(words, "(tile row) line -> tile (line row)", row=TILE).view(torch.uint8)
 
 
 def _from_tiles(tiles: Tensor, bits: int) -> Tensor:
     """Return the codes [out, ...] of tiles: `_to_tiles` undone."""
-    words = rearrange(tiles.view(torch.int32), "tile (line row) -> (tile row) line", row=_TILE).contiguous()
+    words = rearrange(tiles.view(torch.int32), "tile (line row) -> (tile row) line", row=TILE).contiguous()
     if bits == 4:
         words = _exchanged(_exchanged(words, 4, 0x00F000F0), 8, 0x0000FF00)
     return words.view(torch.uint8 if bits == 4 else torch.int8)

@@ -2,7 +2,8 @@
 
     torchrun --nproc-per-node 2 -m vlm.training.reader --out runs/reader
     python -m vlm.training.reader --out runs/reader    # on a CUDA GPU
-    python -m vlm.training.reader --out runs/reader --real ~/ChartQA/train    # real charts too, in the last stage
+    python -m vlm.training.reader --out runs/reader --real ~/ChartQA/train    # real charts too, in the last stages
+    python -m vlm.training.reader --out runs/more --model vlm/default_model --stage everything    # on from what ships
 
 Run again with the same options to go on where it stopped.
 """

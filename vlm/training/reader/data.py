@@ -1,10 +1,10 @@
-"""Batches for the reader: drawn pages and charts, questions about them, and the dense targets that make it read.
+"""Batches for the reader: drawn pages, charts and diagrams, questions about them, and what makes it read.
 
 A batch is a function of (seed, index, rank) and of the real charts there are, so that a run can go on where it stopped.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from random import Random
 from typing import NamedTuple
 
@@ -18,6 +18,7 @@ from vision_encoder.config import VisionConfig
 from vision_encoder.preprocess import ImageProcessor
 from vlm.prompt import Image, Text, Turn, encode_prompt
 from vlm.tokenizer import Tokenizer
+from vlm.training.reader.diet import Diet
 from vlm.training.reader.real_charts import CANVAS, RealCharts
 from vlm.training.reader.targets import (
     NUM_POINTERS,
@@ -29,6 +30,8 @@ from vlm.training.reader.targets import (
     pointer_targets,
 )
 from vlm.training.synthetic.charts import Character, Chart, Question, ask, draw_chart, patch_characters
+from vlm.training.synthetic.diagrams import Diagram, draw_diagram
+from vlm.training.synthetic.no_charts import ask_in_vain, draw_no_chart
 from vlm.training.synthetic.style import draw_shape
 from vlm.training.synthetic.text_pages import draw_page
 
@@ -75,28 +78,6 @@ class ReaderBatch(NamedTuple):
 
     def to(self, device: torch.device) -> "ReaderBatch":
         return _moved(self, device)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Diet:
-    """What a stage of the training is fed."""
-
-    num_images: int
-    """Pictures in a batch."""
-    share_pages: float
-    """How many of them are pages of print rather than charts."""
-    num_questions: int
-    """Questions about each chart; none while the encoder learns to read."""
-    difficulty: tuple[float, float] = (1.0, 1.0)
-    """Of the charts in the first batch and in the last, a straight line between."""
-    share_sheets: float = 0.0
-    """How many batches are of half as many pictures, in all sizes up to two by two tiles rather than one tile large."""
-    share_several_series: float = 0.0
-    """How many of the charts have several series whatever would be drawn otherwise."""
-    share_real: float = 0.0
-    """How many of the pictures of two by two tiles are real charts, where there are any."""
-    max_shrink: float = 1.0
-    """Half of the pictures are drawn up to so much larger than the model sees them, as publishers' are."""
 
 
 class ReaderData(Dataset):
@@ -153,28 +134,53 @@ class ReaderData(Dataset):
     def _drawn(
         self, rng: np.random.Generator, size: int | tuple[int, int], layout: "_Layout", difficulty: float
     ) -> "_Picture":
-        """Return a page of print, or a chart with questions about it."""
-        if rng.random() < self.diet.share_pages:
+        """Return a page of print, or a chart, a diagram or something else with questions about it."""
+        pages, diagrams = self.diet.share_pages, self.diet.share_diagrams
+        draw = rng.random()
+        if draw < pages:
             image, printed = draw_page(rng, size)
             return _Picture(image, self._characters(printed, layout), no_links(layout.grid), [])
+        if draw < pages + diagrams:
+            return self._diagram(rng, size, layout)
+        if draw < pages + diagrams + self.diet.share_no_charts:
+            return self._no_chart(rng, size, layout)
         several = rng.random() < self.diet.share_several_series
-        chart = draw_chart(rng, size, difficulty=difficulty, several_series=several)
-        questions = ask(rng, chart, self.diet.num_questions) if self.diet.num_questions else ()
+        # Nothing is drawn for a share of none, so that older stages are fed what they were.
+        wide = self.diet.share_wide_charts > 0 and rng.random() < self.diet.share_wide_charts
+        chart = draw_chart(rng, size, difficulty=difficulty, several_series=several, wide=wide)
         return _Picture(
             chart.image,
             self._characters(chart.characters, layout),
             patch_links(chart, layout.patch_size, layout.grid),
-            [(*self._conversation(chart, question, layout), question.kind) for question in questions],
+            self._conversations(chart, self._ask(rng, chart), layout),
         )
+
+    def _ask(self, rng: np.random.Generator, chart: Chart) -> Sequence[Question]:
+        diet = self.diet
+        if not diet.num_questions:
+            return ()
+        wide = diet.share_wide_questions > 0 and rng.random() < diet.share_wide_questions
+        return ask(rng, chart, diet.num_questions, wide=wide, share_declined=diet.share_declined)
+
+    def _diagram(self, rng: np.random.Generator, size: int | tuple[int, int], layout: "_Layout") -> "_Picture":
+        """Return a diagram: it has print to read and to point at, but no values that belong to labels."""
+        diagram = draw_diagram(rng, size, num_questions=self.diet.num_questions)
+        characters = self._characters(diagram.characters, layout)
+        asked = self._conversations(diagram, diagram.questions, layout)
+        return _Picture(diagram.image, characters, no_links(layout.grid), asked)
+
+    def _no_chart(self, rng: np.random.Generator, size: int | tuple[int, int], layout: "_Layout") -> "_Picture":
+        """Return a picture that is no chart, asked about as if it were one: nothing is to be found or copied."""
+        picture = draw_no_chart(rng, size)
+        questions = ask_in_vain(rng, picture, self.diet.num_questions) if self.diet.num_questions else ()
+        asked = [(*self._without_pointers(each.question, each.answer, layout), each.kind) for each in questions]
+        characters = self._characters(picture.characters, layout)
+        return _Picture(picture.image, characters, no_links(layout.grid), asked)
 
     def _real(self, rng: np.random.Generator, layout: "_Layout") -> "_Picture":
         """Return a real chart: what is printed where is not known, nor where its answers stand."""
         image, questions = self.real.choose(rng)
-        asked = []
-        for question, answer in questions:
-            ids, labels = with_labels(*conversation(self.tokenizer, question, answer))
-            nowhere = np.zeros((1, len(layout.order)), dtype=bool)
-            asked.append((ids, labels, Pointers(np.zeros((NUM_POINTERS, len(ids)), dtype=np.int64), nowhere), "real"))
+        asked = [(*self._without_pointers(question, answer, layout), "real") for question, answer in questions]
         return _Picture(image, np.full((len(layout.order), NUM_SLOTS), IGNORED), no_links(layout.grid), asked)
 
     def _shrink(self, rng: np.random.Generator) -> float:
@@ -185,8 +191,20 @@ class ReaderData(Dataset):
         codes = patch_characters(printed, layout.patch_size, layout.grid, NUM_SLOTS)
         return character_codes(codes.reshape(-1, NUM_SLOTS))[layout.order]
 
+    def _without_pointers(self, question: str, answer: str, layout: "_Layout") -> tuple[list[int], list[int], Pointers]:
+        """Return the ids of the whole conversation, the labels of each position, and pointers that point nowhere."""
+        ids, labels = with_labels(*conversation(self.tokenizer, question, answer))
+        nowhere = np.zeros((1, len(layout.order)), dtype=bool)
+        return ids, labels, Pointers(np.zeros((NUM_POINTERS, len(ids)), dtype=np.int64), nowhere)
+
+    def _conversations(
+        self, picture: Chart | Diagram, questions: Sequence[Question], layout: "_Layout"
+    ) -> list[tuple[list[int], list[int], Pointers, str]]:
+        """Return ids, labels, pointers and kind of each question."""
+        return [(*self._conversation(picture, question, layout), question.kind) for question in questions]
+
     def _conversation(
-        self, chart: Chart, question: Question, layout: "_Layout"
+        self, chart: Chart | Diagram, question: Question, layout: "_Layout"
     ) -> tuple[list[int], list[int], Pointers]:
         """Return the ids of the whole conversation, the labels of each position, and the pointers."""
         prompt, reply = conversation(self.tokenizer, question.question, question.answer)

@@ -18,7 +18,7 @@ from vlm.training.reader.wires import is_wired
 
 
 def load_reader(folder: Path) -> Reader:
-    """Return a reader with the weights of a folder, to be trained further; its heads begin anew.
+    """Return a reader with the weights of a folder, to be trained further; its heads begin anew, with no opinion.
 
     Raises: VLMError with `invalid_request` where its recipe was another; else as `VLM.from_pretrained`.
     """
@@ -30,6 +30,10 @@ def load_reader(folder: Path) -> Reader:
             "colours; start from nothing, or from a reader of this one",
         )
     reader.model.load_state_dict(without_positions(trained), strict=False)
+    for head in (reader.character_head, reader.order_head, reader.beginning_head):
+        # At random they would begin worse than by chance, and push the encoder about; so they learn alone at first.
+        nn.init.zeros_(head.weight)
+        nn.init.zeros_(head.bias)
     return reader
 
 

@@ -10,9 +10,10 @@ from typing import NamedTuple
 import numpy as np
 
 from vlm.tokenizer import Tokenizer
-from vlm.training.synthetic.canvas import Box
+from vlm.training.synthetic.boxes import Box, characters_in
 from vlm.training.synthetic.charts import Chart, patch_at, patch_mask
-from vlm.training.synthetic.questions import Question
+from vlm.training.synthetic.diagrams import Diagram
+from vlm.training.synthetic.questions.question import MANY_TEXTS, Question
 
 # What the first printable character is coded as is 1; 0 stands for "no character here".
 FIRST_CODE = ord(" ")
@@ -110,11 +111,11 @@ def _gap(one: Box, other: Box, axis: int) -> float:
 
 
 @lru_cache(maxsize=256)  # a box of the chart at hand is asked for again and again
-def _mask(chart: Chart, box: Box, patch_size: float, grid: tuple[int, int]) -> np.ndarray:
+def _mask(chart: Chart | Diagram, box: Box, patch_size: float, grid: tuple[int, int]) -> np.ndarray:
     return patch_mask(chart.characters, (box,), patch_size, grid)
 
 
-def _start(chart: Chart, box: Box, patch_size: float, grid: tuple[int, int]) -> np.ndarray:
+def _start(chart: Chart | Diagram, box: Box, patch_size: float, grid: tuple[int, int]) -> np.ndarray:
     """Return the patches of the first characters of what is printed in a box: a legend's swatch is beside them."""
     mask = np.zeros(grid[0] * grid[1], dtype=bool)
     for y, x in printed_text(chart, box)[1][:NUM_FIRST]:
@@ -129,7 +130,7 @@ def _patch(y: float, x: float, patch_size: float, grid: tuple[int, int]) -> int:
 
 def pointer_targets(
     tokenizer: Tokenizer,
-    chart: Chart,
+    chart: Chart | Diagram,
     question: Question,
     prompt: list[int],
     reply: list[int],
@@ -139,7 +140,8 @@ def pointer_targets(
     """Return where the pointers should look at each position of `prompt + reply[:-1]`.
 
     A position points for the token that it predicts; besides, the tokens of each label or value that the question
-    names look for it.
+    names look for it. A question that is declined points nowhere: what it names is not there, and a head that finds
+    nothing need not be told where to look.
     """
     numbers = np.zeros((NUM_POINTERS, len(prompt) + len(reply) - 1), dtype=np.int64)
     places = [np.zeros(grid[0] * grid[1], dtype=bool)]
@@ -152,8 +154,10 @@ def pointer_targets(
         places.append(place)
         return len(places) - 1
 
-    if question.kind != "caption":
+    if question.kind not in MANY_TEXTS:
         for masks, pointer in ((found, FIND), (copied, COPY)):
+            if not masks:
+                continue
             parts = masks if len(masks) == 2 else [np.logical_or.reduce(masks)]
             # What is found alone, both heads find: the second tells its shade.
             parts = parts * 2 if len(parts) == 1 and pointer == FIND else parts
@@ -168,7 +172,7 @@ def pointer_targets(
                 numbers[rows, asked[1][min(span[0] + 1, span[1] - 1) : span[1]]] = number(found[index])
     text, tokens = token_of_each_character(tokenizer, reply[:-1])
     cursor = 0
-    for box, mask in zip(question.copy_boxes, copied, strict=True):
+    for box, mask in () if question.worked_out else zip(question.copy_boxes, copied, strict=True):
         printed, spots = printed_text(chart, box)
         for spelt, kept in _spellings(printed):
             span = _span(text, spelt, cursor)
@@ -179,7 +183,7 @@ def pointer_targets(
                 numbers[SPELL.start, position] = number(np.zeros_like(mask))
             for position, spot in zip(positions, kept, strict=True):
                 places[numbers[SPELL.start, position]][_patch(*spots[spot], patch_size, grid)] = True
-            if question.kind == "caption":
+            if question.kind in MANY_TEXTS:
                 numbers[COPY.start, positions] = number(mask)
             cursor = span[1]
             break
@@ -187,11 +191,10 @@ def pointer_targets(
 
 
 @lru_cache(maxsize=256)
-def printed_text(chart: Chart, box: Box) -> tuple[str, list[tuple[float, float]]]:
+def printed_text(chart: Chart | Diagram, box: Box) -> tuple[str, list[tuple[float, float]]]:
     """Return what is printed in a box, without spaces, and the (y, x) of each of its characters."""
-    x0, y0, x1, y1 = box
-    inside = [(char, y, x) for char, x, y in chart.characters if x0 <= x <= x1 and y0 <= y <= y1]
-    return "".join(char for char, _, _ in inside), [(y, x) for _, y, x in inside]
+    inside = characters_in(chart.characters, box)
+    return "".join(char for char, _, _ in inside), [(y, x) for _, x, y in inside]
 
 
 def _spellings(printed: str):

@@ -5,28 +5,20 @@ leaves the sheet or touches another raises `DoesNotFit` at once.
 """
 
 import io
+import math
 from random import Random
-from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw
 
+from vlm.training.synthetic.boxes import Box, Character, Strip, TurnedBox, around
 from vlm.training.synthetic.fonts import Face
 
-Box = tuple[float, float, float, float]
 Colour = tuple[int, int, int]
 
 
 class DoesNotFit(Exception):
     """A text would leave the sheet or touch another; the caller draws other contents."""
-
-
-class Character(NamedTuple):
-    """A printed character and its centre in pixels: x half way through its advance, y half way up a capital."""
-
-    char: str
-    x: float
-    y: float
 
 
 class Canvas:
@@ -38,6 +30,8 @@ class Canvas:
         self.text_boxes: list[Box] = []
         self._shapes: list[tuple] = []
         self._runs: list[tuple[str, float, float, Face, Colour, bool]] = []
+        self._turned: list[tuple[str, Strip, Face, Colour]] = []
+        self._turned_cells: list[Box] = []
 
     def shape(self, method: str, points: list | tuple, **style) -> None:
         """Place a shape: the name of a method of `ImageDraw`, its points, and its other arguments."""
@@ -87,14 +81,45 @@ class Canvas:
             reach -= advance
         return box
 
+    def turned_text(self, text: str, x: float, y: float, face: Face, colour: Colour, degrees: float) -> Box:
+        """Place text that rises to the right by `degrees`, (x, y) the middle of its end; return its box."""
+        turn, width = math.radians(degrees), face.width(text)
+        half_height = max(face.ascent - face.cap_height / 2, face.descent + face.cap_height / 2)
+        strip = Strip(x - width * math.cos(turn), y + width * math.sin(turn), turn, width, half_height)
+        reach, half, cells = 0.0, face.cap_height / 2 + 1, []
+        cos, sin = abs(math.cos(turn)), abs(math.sin(turn))
+        for char in text:
+            advance = face.advance(char)
+            if char != " ":
+                at_x, at_y = strip.at(reach + advance / 2)
+                self.characters.append(Character(char, at_x, at_y))
+                across, down = advance / 2 * cos + half * sin, advance / 2 * sin + half * cos
+                cells.append((at_x - across, at_y - down, at_x + across, at_y + down))
+            reach += advance
+        for cell in cells:
+            self._check(cell, self.text_boxes)
+        if any(strip.touches(other) for _, other, _, _ in self._turned):
+            raise DoesNotFit
+        self._turned_cells += cells
+        self._turned.append((text, strip, face, colour))
+        return TurnedBox(strip)
+
+    def keep_free(self, box: Box) -> None:
+        """Let no text placed from now on touch `box`."""
+        self.text_boxes.append(box)
+
     def _reserve(self, box: Box) -> None:
+        self._check(box, self.text_boxes)
+        self._check(box, self._turned_cells)
+        self.text_boxes.append(box)
+
+    def _check(self, box: Box, others: list[Box]) -> None:
         x0, y0, x1, y1 = box
         if x0 < 1 or y0 < 1 or x1 > self.width - 1 or y1 > self.height - 1:
             raise DoesNotFit
-        for a0, b0, a1, b1 in self.text_boxes:
+        for a0, b0, a1, b1 in others:
             if x0 < a1 + 2 and a0 < x1 + 2 and y0 < b1 and b0 < y1:
                 raise DoesNotFit
-        self.text_boxes.append(box)
 
     def finish(self) -> Image.Image:
         """Draw the shapes in their order, then the texts."""
@@ -107,6 +132,8 @@ class Canvas:
                 _draw_upward(image, text, x, y, face, colour)
             else:
                 draw.text((x, y), text, colour, face.font, "ls", stroke_width=face.boldness)
+        for text, strip, face, colour in self._turned:
+            _draw_turned(image, text, strip, face, colour)
         return image
 
 
@@ -118,10 +145,14 @@ def _draw_upward(image: Image.Image, text: str, x: float, bottom: float, face: F
     image.paste(colour, (round(x - face.ascent), round(bottom) - width), mask)
 
 
-def around(boxes: list[Box]) -> Box:
-    """Return the smallest box that holds all `boxes`."""
-    x0, y0, x1, y1 = zip(*boxes, strict=True)
-    return min(x0), min(y0), max(x1), max(y1)
+def _draw_turned(image: Image.Image, text: str, strip: Strip, face: Face, colour: Colour) -> None:
+    width, height = math.ceil(strip.length) + 4, math.ceil(face.ascent + face.descent) + 4
+    baseline = math.ceil(face.ascent) + 2
+    mask = Image.new("L", (width, height), 0)
+    ImageDraw.Draw(mask).text((2, baseline), text, 255, face.font, "ls", stroke_width=face.boldness)
+    mask = mask.rotate(math.degrees(strip.turn), Image.Resampling.BICUBIC, expand=True)
+    x, y = strip.at(width / 2 - 2, height / 2 - (baseline - face.cap_height / 2))
+    image.paste(colour, (round(x - mask.width / 2), round(y - mask.height / 2)), mask)
 
 
 def wrap(text: str, face: Face, width: float, max_lines: int) -> list[str]:
@@ -135,6 +166,12 @@ def wrap(text: str, face: Face, width: float, max_lines: int) -> list[str]:
         else:
             raise DoesNotFit
     return lines
+
+
+def rescale(image: Image.Image, factor: float) -> Image.Image:
+    """Return the picture as one that was shrunk by `factor` and enlarged to its size again."""
+    small = image.resize((round(image.width / factor), round(image.height / factor)), Image.Resampling.BOX)
+    return small.resize(image.size, Image.Resampling.BICUBIC)
 
 
 def age(image: Image.Image, random: Random) -> Image.Image:

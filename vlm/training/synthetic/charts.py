@@ -10,7 +10,9 @@ from random import Random
 
 import numpy as np
 
-from vlm.training.synthetic.canvas import Box, Character, DoesNotFit
+from vlm.training.synthetic.boxes import Box, Character, characters_in
+from vlm.training.synthetic.canvas import DoesNotFit
+from vlm.training.synthetic.kinds import KINDS, choose_kind, dress
 from vlm.training.synthetic.questions import Question, ask
 from vlm.training.synthetic.renderer import Chart, Mark, render
 from vlm.training.synthetic.spec import draw_spec
@@ -29,6 +31,8 @@ __all__ = [
 ]
 
 MAX_TRIES = 1000
+TRIES_A_KIND = 25
+"""Of the wider variety, before another kind is drawn."""
 
 
 def draw_chart(
@@ -38,6 +42,7 @@ def draw_chart(
     difficulty: float = 1.0,
     split: Split = "train",
     several_series: bool = False,
+    wide: bool = False,
     font_folders: Sequence[str] = (),
 ) -> Chart:
     """Draw a random chart whose longest side is `size` pixels, or one of `size` (height, width).
@@ -46,16 +51,23 @@ def draw_chart(
     split: "held_out" charts share no word, no numeral of two or more digits and no bar colour with "train" ones, and no
         font where the machine has other fonts than Pillow's own.
     several_series: draw two or more series of values; otherwise most charts have one.
+    wide: draw from the wider variety of `kinds`, which is for training: held-out charts are measured with and stay as
+        they are.
     font_folders: searched for further TTF and OTF fonts, all of which must hold the ASCII characters.
     """
     random = Random(int(rng.integers(2**63)))
-    for _ in range(MAX_TRIES):
+    kind = ""
+    for attempt in range(MAX_TRIES):
+        if wide and attempt % TRIES_A_KIND == 0:
+            kind = choose_kind(random, several_series=several_series)
         shape = draw_shape(random, size) if isinstance(size, int) else size
-        spec = draw_spec(random, split, difficulty, shape)
-        if several_series and len(spec.series_names) == 1:
-            continue
-        style = draw_style(random, spec, split, shape, difficulty, tuple(font_folders))
         try:
+            spec = (KINDS[kind].contents if kind else draw_spec)(random, split, difficulty, shape)
+            if several_series and len(spec.series_names) == 1:
+                continue
+            style = draw_style(random, spec, split, shape, difficulty, tuple(font_folders))
+            if kind:
+                spec, style = dress(random, kind, spec, style)
             return render(spec, style, random)
         except DoesNotFit:
             continue
@@ -104,8 +116,9 @@ def patch_mask(
     that it overlaps by three pixels or more both ways, and always the patch of its centre.
     """
     mask = np.zeros(grid, dtype=bool)
-    for x0, y0, x1, y1 in boxes:
-        inside = [(y, x) for _, x, y in characters if x0 <= x <= x1 and y0 <= y <= y1]
+    for box in boxes:
+        x0, y0, x1, y1 = box
+        inside = [(y, x) for _, x, y in characters_in(characters, box)]
         for y, x in inside or [((y0 + y1) / 2, (x0 + x1) / 2)]:
             mask[patch_at(y, patch_size, grid[0]), patch_at(x, patch_size, grid[1])] = True
         if not inside:

@@ -17,7 +17,7 @@ from vlm.training.synthetic.words import (
 )
 
 LABEL_KINDS = ("country", "year", "product", "company", "sector", "person", "group", "place", "month", "invented")
-TIME_KINDS = ("year", "month", "weekday")
+TIME_KINDS = ("year", "month", "weekday", "quarter", "day")
 LARGE = 400
 """Longest side in pixels from which on a sheet has room for many bars."""
 
@@ -37,7 +37,15 @@ class NumberFormat:
         digits = f"{number:,.{self.decimals}f}"
         if self.trims_zeros and "." in digits:
             digits = digits.rstrip("0").rstrip(".")
-        return f"{self.prefix}{digits.replace(',', self.thousands)}{self.suffix}"
+        return self.dress(digits)
+
+    def dress(self, digits: str, *, bare: bool = False) -> str:
+        """Return digits such as "-1,234" with our thousands separators and, unless `bare`, sign of money and unit."""
+        text = digits.replace(",", self.thousands)
+        if bare:
+            return text
+        sign = "-" if text.startswith("-") else ""
+        return f"{sign}{self.prefix}{text.removeprefix('-')}{self.suffix}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +57,11 @@ class ChartSpec:
     topic: what is measured, in small letters as it stands inside a question ("coffee exports").
     quantity: "count" (How many …), "amount" (How much …) or "rate" (What was the …).
     numbers: one row a series, one column a label; `printed` the same as it stands on the chart.
+    unit_once: only the first label's values have their unit printed, as survey publishers do.
+    headings: (label, text) where a group of rows has a heading, above that label.
+    across, across_topic: where the points of a scatter chart lie along the axis below, and what it measures.
+    notes: paragraphs below the plot. logo: words in the corner.
+    neighbours, address: paragraphs above and below the chart on a page, and where that page is.
     """
 
     split: Split
@@ -62,10 +75,19 @@ class ChartSpec:
     series_names: tuple[str, ...]
     numbers: tuple[tuple[float, ...], ...]
     format: NumberFormat
+    unit_once: bool = False
+    headings: tuple[tuple[str, str], ...] = ()
+    across: tuple[float, ...] = ()
+    across_topic: str = ""
+    notes: tuple[str, ...] = ()
+    logo: str = ""
+    neighbours: tuple[str, ...] = ()
+    address: str = ""
 
     @functools.cached_property
     def printed(self) -> tuple[tuple[str, ...], ...]:
-        return tuple(tuple(self.format.print(number) for number in row) for row in self.numbers)
+        later = replace(self.format, suffix="") if self.unit_once else self.format
+        return tuple((self.format.print(row[0]), *map(later.print, row[1:])) for row in self.numbers)
 
 
 def bare_number(printed: str) -> str:
@@ -73,19 +95,31 @@ def bare_number(printed: str) -> str:
     return re.sub(r"[^0-9.\-]", "", printed)
 
 
-def draw_spec(random: Random, split: Split, difficulty: float, shape: tuple[int, int]) -> ChartSpec:
-    """Draw the contents of a chart of `shape` (height, width) in pixels.
+def draw_spec(
+    random: Random,
+    split: Split,
+    difficulty: float,
+    shape: tuple[int, int],
+    *,
+    label_kind: str | None = None,
+    labels: tuple[str, ...] | None = None,
+    num_labels: int | None = None,
+    num_series: int | None = None,
+    series_kind: str = "group",
+) -> ChartSpec:
+    """Draw the contents of a chart of `shape` (height, width) in pixels; what is given is not drawn.
 
     `difficulty` in [0, 1] brings more labels, longer words and several series, all the more on a large sheet.
     """
-    label_kind = _label_kind(random, split)
+    label_kind = label_kind or _label_kind(random, split)
     large = max(shape) >= LARGE
-    num_labels = random.randint(3, 4 + round((10 if large else 4) * difficulty))
-    labels = _labels(random, split, label_kind, num_labels)
-    topic, quantity = _topic(random, split)
-    num_series = 1
-    if random.random() < (0.4 if large else 0.16) * difficulty:
-        num_series = random.choice((2, 2, 3, 4) if large else (2, 2, 3))
+    num_labels = num_labels or random.randint(3, 4 + round((10 if large else 4) * difficulty))
+    labels = labels or _labels(random, split, label_kind, num_labels)
+    topic, quantity = draw_topic(random, split)
+    if num_series is None:
+        num_series = 1
+        if random.random() < (0.4 if large else 0.16) * difficulty:
+            num_series = random.choice((2, 2, 3, 4) if large else (2, 2, 3))
     number_format, numbers = _values(random, split, quantity, label_kind, len(labels), num_series)
     spec = ChartSpec(
         split=split,
@@ -96,7 +130,7 @@ def draw_spec(random: Random, split: Split, difficulty: float, shape: tuple[int,
         quantity=quantity,
         label_kind=label_kind,
         labels=labels,
-        series_names=_series_names(random, split, num_series, labels),
+        series_names=_series_names(random, split, num_series, labels, series_kind),
         numbers=numbers,
         format=number_format,
     )
@@ -156,7 +190,7 @@ def _invented(random: Random, split: Split) -> str:
     return random_string(random, split)
 
 
-def _topic(random: Random, split: Split) -> tuple[str, str]:
+def draw_topic(random: Random, split: Split) -> tuple[str, str]:
     """Return what is measured and the kind of quantity it is."""
     draw = random.random()
     if draw < 0.35:
@@ -209,12 +243,12 @@ def _source(random: Random, split: Split) -> str:
     return f"{head} {publisher}"
 
 
-def _series_names(random: Random, split: Split, num_series: int, labels: tuple[str, ...]) -> tuple[str, ...]:
+def _series_names(random: Random, split: Split, num_series: int, labels: tuple[str, ...], kind: str) -> tuple[str, ...]:
     if num_series == 1:
         return ("",)
     names: dict[str, None] = {}
     while len(names) < num_series:
-        name = random.choice(words("group", split)) if random.random() < 0.7 else pseudo_word(random, split)
+        name = random.choice(words(kind, split)) if random.random() < 0.7 else pseudo_word(random, split)
         if name not in labels:
             names[name] = None
     return tuple(names)
@@ -255,7 +289,7 @@ def _values(
         row: list[float] = []
         for i in range(num_labels):
             centre = start if walks else random.uniform(low, high)
-            number = _distinct(random, split, number_format, centre, (low, high), row)
+            number = number_near(random, split, number_format, centre, (low, high), row)
             start = min(max(number + random.gauss(0, drift), low), high) if walks else start
             row.insert(i, number)
         if not walks and num_series == 1 and label_kind not in TIME_KINDS:
@@ -265,7 +299,7 @@ def _values(
     return number_format, tuple(rows)
 
 
-def _distinct(
+def number_near(
     random: Random,
     split: Split,
     number_format: NumberFormat,

@@ -49,6 +49,16 @@ class Style:
 
     shape: (height, width) of the picture.
     scale: how much larger than the picture the drawing is; it is shrunk with `resample`, which softens the print.
+    layout: how the contents are laid out, where not as the kind's name says.
+    legend: where the names of several series stand: in "rows" above or below the plot, in a column at the "right", at
+        the "ends" of the lines, or as "heads" of columns.
+    label_angle: degrees by which the labels below the plot are turned.
+    thinned_labels: of labels below the plot, which are printed: each so many-th, the first and the last; 0 for all.
+    values_at_ends: values stand only at the first and the last point of each line.
+    edge_to_edge: points lie from edge to edge of the plot, years as on a scale, rather than in slots.
+    cut_axis: the value axis need not hold zero.
+    page: how much of a page is seen (left, above, right, below) of the chart; with `browser`, its bar on top of that.
+    softened: how far the finished picture is shrunk and enlarged again.
     """
 
     kind: str
@@ -74,6 +84,7 @@ class Style:
     label_face: Face
     value_face: Face
     small_face: Face
+    head_face: Face
     title_align: float
     source_align: float
     line_pitch: float
@@ -95,6 +106,22 @@ class Style:
     point_radius: float
     first_angle: float
     ring: bool
+    layout: str = ""
+    legend: str = "rows"
+    end_tags: bool = False
+    names_coloured: bool = False
+    label_angle: int = 0
+    thinned_labels: int = 0
+    values_at_ends: bool = False
+    edge_to_edge: bool = False
+    cut_axis: bool = False
+    log_axis: bool = False
+    long_subtitle: bool = False
+    plot_fill: Colour | None = None
+    ruled: bool = False
+    page: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
+    browser: bool = False
+    softened: float = 1.0
 
 
 @functools.lru_cache(maxsize=1024)  # of each mark of a chart, which share theirs
@@ -230,6 +257,7 @@ def _faces(
         "label_face": (body, size, 0.0),
         "value_face": (body, size * random.choice((1.0, 1.0, 0.94)), random.choice((0.0, 0.0, 0.25))),
         "small_face": (body, max(size * random.uniform(0.82, 1.0), 8.0), 0.0),
+        "head_face": (heading, size, bold),
     }
     return {
         name: load_face(path, round(2 * pixels * scale) / 2, strength * scale if path == "" else 0.0)
