@@ -39,10 +39,10 @@ def calls(monkeypatch) -> list[bool]:
     return taken
 
 
-def _model(precision: str = "bfloat16"):
+def _model(precision: str = "bfloat16", width: int = 256):
     """Return a decoder of 4 layers, the second of which looks at pictures, its gates open."""
     config = preset("11b-vision")
-    text = replace(config.decoder, num_layers=3, width=256, num_heads=4, num_kv_heads=2, mlp_dim=384, vocab_size=512)
+    text = replace(config.decoder, num_layers=3, width=width, num_heads=4, num_kv_heads=2, mlp_dim=384, vocab_size=512)
     config = replace(
         config, decoder=text, adapter=replace(config.adapter, cross_layers=(1,)), vision=preset("tiny").vision
     )
@@ -56,7 +56,8 @@ def _replies(model, *, cache_dtype=torch.bfloat16, with_image=True, mask=SEES_AL
     """Return the hidden states of five decoded tokens after a prompt of nine, and what is then in the cache."""
     torch.manual_seed(0)
     cache = empty_cache(model.config.decoder, 1, 16, dtype=cache_dtype, device=torch.device("cpu"))
-    image = model.decoder.image_kv(torch.randn(1, 37, 256).bfloat16()) if with_image else None
+    width = model.config.decoder.width
+    image = model.decoder.image_kv(torch.randn(1, 37, width).bfloat16()) if with_image else None
     found = []
     for ids in (torch.arange(9)[None], *(torch.tensor([[17 * place]]) for place in range(5))):
         hidden, cache = model.decoder(ids, cache, image, mask if with_image else None)
@@ -85,6 +86,14 @@ def test_one_call_is_bit_for_bit_the_layers_one_by_one(precision, cache_dtype, w
     hidden = torch.cat(found[1:6])
     assert hidden.isfinite().all()
     assert (hidden[0] - hidden[1]).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("width", [192, 320])
+def test_heads_of_48_or_80_numbers_too(width, calls, monkeypatch):
+    model = _model("int8", width)
+    found = _replies(model)
+    assert calls == [True] * 5
+    assert _same(found, _one_by_one(model, monkeypatch))
 
 
 def test_what_was_made_ready_is_used_again(calls):

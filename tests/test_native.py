@@ -53,7 +53,10 @@ def test_a_norm_is_torchs(rows):
 
 
 @needs_native
-@pytest.mark.parametrize(("heads", "groups", "length", "width"), [(8, 2, 1, 32), (6, 2, 37, 64), (5, 1, 200, 128)])
+@pytest.mark.parametrize(
+    ("heads", "groups", "length", "width"),
+    [(8, 2, 1, 32), (6, 2, 37, 64), (5, 1, 200, 128), (4, 2, 33, 48), (3, 1, 150, 80), (2, 2, 5, 16)],
+)
 def test_attention_of_one_position_is_exact(heads, groups, length, width):
     q = 3 * torch.randn(1, 1, heads, width).bfloat16().transpose(1, 2)
     # Views of a longer cache.
@@ -135,9 +138,10 @@ def test_a_gate_is_rounded_once(rows):
 
 
 @needs_native
+@pytest.mark.parametrize("width", [32, 48])
 @pytest.mark.parametrize(("batch", "length", "own"), [(1, 1, False), (2, 3, False), (2, 3, True)])
-def test_heads_are_turned_in_place_and_values_left_alone(batch, length, own):
-    config = replace(preset("tiny").decoder, width=128)  # heads of 32
+def test_heads_are_turned_in_place_and_values_left_alone(batch, length, own, width):
+    config = replace(preset("tiny").decoder, width=4 * width)
     positions = torch.randint(500, (batch if own else 1, length))
     by, x = rotation(config, positions), torch.randn(batch, length, 5, config.head_dim).bfloat16()
     exact = rotate(x.double().transpose(1, 2), by).transpose(1, 2)

@@ -41,16 +41,21 @@ static inline void transpose(__m512i *x) {
     }
 }
 
+/* A width, a multiple of 16, made one of 32. */
+static inline int64_t padded_to_pairs(int64_t width) { return (width + 31) / 32 * 32; }
+
 /* The products of `rows` <= BLOCK query heads with bfloat16 keys, in rows `stride` apart; `queries` is room for BLOCK
-   times width. */
+   times `padded`. */
 INLINE void dense_scores(
     const uint16_t *q, const char *keys, int64_t length, int64_t width, int rows, float *scores, int64_t stride,
     float *queries) {
-    for (int64_t c = 0; c < rows * width; c += 32) {
-        const __m512i pairs = _mm512_loadu_si512(q + c);
-        _mm512_storeu_ps(queries + c, evens(pairs));
-        _mm512_storeu_ps(queries + c + 16, odds(pairs));
-    }
+    const int64_t padded = padded_to_pairs(width);
+    for (int m = 0; m < rows; m++)
+        for (int64_t c = 0; c < width; c += 32) {
+            const __m512i pairs = _mm512_maskz_loadu_epi16(columns_of(width - c), q + m * width + c);
+            _mm512_storeu_ps(queries + m * padded + c, evens(pairs));
+            _mm512_storeu_ps(queries + m * padded + c + 16, odds(pairs));
+        }
     for (int64_t l = 0; l < length; l += BLOCK) {
         __m512 dots[BLOCK][BLOCK];
         const uint16_t *near[BLOCK];
@@ -62,13 +67,13 @@ INLINE void dense_scores(
             _mm_prefetch((const char *)(near[0] + c) + ahead / 2, _MM_HINT_T0);
         for (int64_t c = 0; c < width; c += 32) {
             __m512i pairs[BLOCK];
-            for (int i = 0; i < BLOCK; i++) pairs[i] = _mm512_loadu_si512(near[i] + c);
+            for (int i = 0; i < BLOCK; i++) pairs[i] = _mm512_maskz_loadu_epi16(columns_of(width - c), near[i] + c);
             for (int m = 0; m < rows; m++) {
-                const __m512 query = _mm512_loadu_ps(queries + m * width + c);
+                const __m512 query = _mm512_loadu_ps(queries + m * padded + c);
                 for (int i = 0; i < BLOCK; i++) dots[m][i] = _mm512_fmadd_ps(evens(pairs[i]), query, dots[m][i]);
             }
             for (int m = 0; m < rows; m++) {
-                const __m512 query = _mm512_loadu_ps(queries + m * width + c + 16);
+                const __m512 query = _mm512_loadu_ps(queries + m * padded + c + 16);
                 for (int i = 0; i < BLOCK; i++) dots[m][i] = _mm512_fmadd_ps(odds(pairs[i]), query, dots[m][i]);
             }
         }
@@ -118,8 +123,7 @@ INLINE void quantized_scores(
 /* Numbers of 16 vectors, from `l` on, times the scales of those that are `real`. */
 static inline __m512 scaled(__m512 y, Vectors x, int64_t l, __mmask16 real) {
     if (!x.scales) return y;
-    const __m512i whole = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(real, x.scales + l));
-    return _mm512_mul_ps(y, _mm512_castsi512_ps(_mm512_slli_epi32(whole, 16)));
+    return _mm512_mul_ps(y, widened_real(x.scales + l, real));
 }
 
 static inline __mmask16 real_of(int64_t count) { return count < 16 ? (1 << count) - 1 : 0xffff; }
@@ -146,20 +150,20 @@ static float softmax(float *row, Vectors keys, Vectors values, int64_t length, f
     return _mm512_reduce_add_ps(sum);
 }
 
-/* Add to `pairs` times 32 columns of `totals` [rows, width], of each 32 first the even ones, `count` bfloat16 values
-   times their weights, which stand in rows `stride` apart. */
+/* Add to `pairs` times 32 columns of `totals`, in rows `padded` apart and of each 32 first the even ones, `count`
+   bfloat16 values times their weights, which stand in rows `stride` apart. `left`: of the columns, from these on. */
 INLINE void add_columns(const uint16_t *values, const float *weights, int64_t stride, int64_t count, int64_t width,
-                        int rows, int pairs, float *totals) {
+                        int64_t left, int rows, int pairs, float *totals, int64_t padded) {
     __m512 first[BLOCK][2], second[BLOCK][2];
     for (int m = 0; m < rows; m++)
         for (int i = 0; i < pairs; i++) {
-            first[m][i] = _mm512_loadu_ps(totals + m * width + 32 * i);
-            second[m][i] = _mm512_loadu_ps(totals + m * width + 32 * i + 16);
+            first[m][i] = _mm512_loadu_ps(totals + m * padded + 32 * i);
+            second[m][i] = _mm512_loadu_ps(totals + m * padded + 32 * i + 16);
         }
     for (int64_t l = 0; l < count; l++, values += width) {
         __m512i value[2];
         for (int i = 0; i < pairs; i++) {
-            value[i] = _mm512_loadu_si512(values + 32 * i);
+            value[i] = _mm512_maskz_loadu_epi16(columns_of(left - 32 * i), values + 32 * i);
             _mm_prefetch((const char *)(values + 32 * i) + ahead / 2, _MM_HINT_T0);
         }
         for (int m = 0; m < rows; m++) {
@@ -172,17 +176,19 @@ INLINE void add_columns(const uint16_t *values, const float *weights, int64_t st
     }
     for (int m = 0; m < rows; m++)
         for (int i = 0; i < pairs; i++) {
-            _mm512_storeu_ps(totals + m * width + 32 * i, first[m][i]);
-            _mm512_storeu_ps(totals + m * width + 32 * i + 16, second[m][i]);
+            _mm512_storeu_ps(totals + m * padded + 32 * i, first[m][i]);
+            _mm512_storeu_ps(totals + m * padded + 32 * i + 16, second[m][i]);
         }
 }
 
 INLINE void add_dense(const char *values, const float *weights, int64_t stride, int64_t count, int64_t width, int rows,
                       float *totals) {
     const uint16_t *value = (const uint16_t *)values;
+    const int64_t padded = padded_to_pairs(width);
     int64_t c = 0;
-    for (; c + 64 <= width; c += 64) add_columns(value + c, weights, stride, count, width, rows, 2, totals + c);
-    if (c < width) add_columns(value + c, weights, stride, count, width, rows, 1, totals + c);
+    for (; c + 32 < width; c += 64)
+        add_columns(value + c, weights, stride, count, width, width - c, rows, 2, totals + c, padded);
+    if (c < width) add_columns(value + c, weights, stride, count, width, width - c, rows, 1, totals + c, padded);
 }
 
 /* Make of `count` <= SPAN weights, none below zero, whole numbers of 15 bits, and return their scale. */
@@ -254,20 +260,21 @@ INLINE void attend_heads(
     if (bits == 8) quantized_scores(q, keys.numbers, length, width, rows, weights, stride, totals);
     else dense_scores(q, keys.numbers, length, width, rows, weights, stride, totals);
     for (int m = 0; m < rows; m++) sums[m] = softmax(weights + m * stride, keys, values, length, 1 / sqrtf(width));
-    for (int64_t c = 0; c < rows * width; c++) totals[c] = 0;
+    const int64_t padded = padded_to_pairs(width);
+    for (int64_t c = 0; c < rows * padded; c++) totals[c] = 0;
     for (int64_t l = 0; l < length; l += SPAN) {
         const int64_t count = length - l < SPAN ? length - l : SPAN;
         const char *near = values.numbers + l * width * bits / 8;
         if (bits == 8) add_quantized(near, weights + l, stride, count, width, rows, totals);
         else add_dense(near, weights + l, stride, count, width, rows, totals);
     }
-    for (int m = 0; m < rows; m++)
-        for (int64_t c = m * width; c < (m + 1) * width; c += 32) {
+    for (int m = 0; m < rows; m++, out += width)
+        for (int64_t c = 0; c < width; c += 32) {
             const __m512 factor = _mm512_set1_ps(1 / sums[m]);
-            const __m512 first = _mm512_mul_ps(_mm512_loadu_ps(totals + c), factor);
-            const __m512 second = _mm512_mul_ps(_mm512_loadu_ps(totals + c + 16), factor);
+            const __m512 first = _mm512_mul_ps(_mm512_loadu_ps(totals + m * padded + c), factor);
+            const __m512 second = _mm512_mul_ps(_mm512_loadu_ps(totals + m * padded + c + 16), factor);
             if (bits == 16) {
-                narrow_pairs(out + c, first, second);
+                narrow_pairs(out + c, columns_of(width - c), first, second);
             } else {
                 narrow(out + c, first);
                 narrow(out + c + 16, second);
@@ -283,7 +290,7 @@ INLINE void attend_heads(
     default: attend_heads(q + at, keys, values, out + at, length, width, 4, bits, room + i * size);        \
     }
 
-/* out [groups * per, width]: queries of the same shape over keys and values, `kv`; width a multiple of 32, and of int8
+/* out [groups * per, width]: queries of the same shape over keys and values, `kv`; width a multiple of 16, and of int8
    as quantized_scores wants it. Returns 1 where memory ran out. */
 int attend_one(const uint16_t *q, const Vectors *kv, uint16_t *out, int64_t groups, int64_t per, int64_t length,
                int64_t width, int64_t threads) {

@@ -53,9 +53,12 @@ typedef struct {
     float *scales, *sums; /* [rows, groups]; the sums are of the whole numbers */
 } Numbers;
 
-static inline __m512 widened(const uint16_t *x) {
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const void *)x)), 16));
+/* Those of 16 numbers that are `real`, the others 0. */
+static inline __m512 widened_real(const uint16_t *x, __mmask16 real) {
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(real, x)), 16));
 }
+
+static inline __m512 widened(const uint16_t *x) { return widened_real(x, 0xffff); }
 
 /* The even and the odd ones of 32 numbers in bfloat16: widened so at half the cost of in their order. */
 static inline __m512 evens(__m512i pairs) { return _mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16)); }
@@ -63,6 +66,9 @@ static inline __m512 evens(__m512i pairs) { return _mm512_castsi512_ps(_mm512_sl
 static inline __m512 odds(__m512i pairs) {
     return _mm512_castsi512_ps(_mm512_and_si512(pairs, _mm512_set1_epi32((int)0xffff0000)));
 }
+
+/* Which of 32 columns are there, of a width that is a multiple of 16. */
+static inline __mmask32 columns_of(int64_t left) { return left < 32 ? 0xffff : 0xffffffff; }
 
 /* Round to bfloat16, which stands in the upper half, to the nearest, ties to even; NaN stays NaN. */
 static inline __m512i rounded(__m512 y) {
@@ -72,15 +78,17 @@ static inline __m512i rounded(__m512 y) {
     return _mm512_mask_mov_epi32(up, _mm512_cmp_ps_mask(y, y, _CMP_UNORD_Q), _mm512_set1_epi32(0x7fc00000));
 }
 
-/* Store as bfloat16. */
-static inline void narrow(uint16_t *to, __m512 y) {
-    _mm256_storeu_si256((void *)to, _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded(y), 16)));
+/* Store as bfloat16 what is `real`. */
+static inline void narrow_real(uint16_t *to, __mmask16 real, __m512 y) {
+    _mm256_mask_storeu_epi16(to, real, _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded(y), 16)));
 }
 
-/* The same of 32 numbers that stand as even and odd ones. */
-static inline void narrow_pairs(uint16_t *to, __m512 even, __m512 odd) {
+static inline void narrow(uint16_t *to, __m512 y) { narrow_real(to, 0xffff, y); }
+
+/* The same of those of 32 numbers that are `real`, which stand as even and odd ones. */
+static inline void narrow_pairs(uint16_t *to, __mmask32 real, __m512 even, __m512 odd) {
     const __m512i upper = _mm512_and_si512(rounded(odd), _mm512_set1_epi32((int)0xffff0000));
-    _mm512_storeu_si512(to, _mm512_or_si512(upper, _mm512_srli_epi32(rounded(even), 16)));
+    _mm512_mask_storeu_epi16(to, real, _mm512_or_si512(upper, _mm512_srli_epi32(rounded(even), 16)));
 }
 
 static inline __m512i four(const int8_t *x) {

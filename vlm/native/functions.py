@@ -100,7 +100,7 @@ def gated(x: Tensor, gate: nn.Module, up: nn.Module) -> Tensor | None:
 def rotate_in_place(x: Tensor, turned: int, cos: Tensor, sin: Tensor) -> bool:
     """Turn the first `turned` heads of x [b, s, heads, e] by angles [b or 1, 1, s, e]; False where torch has to."""
     heads, width = x.shape[2:]
-    fits = width % 32 == 0 and x.is_contiguous() and is_plain(x) and not torch.is_grad_enabled()
+    fits = width % 16 == 0 and x.is_contiguous() and is_plain(x) and not torch.is_grad_enabled()
     if not fits or (functions := library()) is None:
         return False
     positions = cos.numel() // width
@@ -117,7 +117,7 @@ def attend_one(q: Tensor, k: Tensor, v: Tensor, scales: tuple[Tensor, Tensor] | 
     `scales` [1, g, l] are those of keys and of values in int8.
     """
     _, groups, length, width = k.shape
-    fits = len(q) == 1 and q.shape[2] == 1
+    fits = len(q) == 1 and q.shape[2] == 1 and q.shape[3] == width and q.shape[1] % max(1, groups) == 0
     table = vectors(q[0, 0], k, v, scales) if fits else None
     if table is None:
         return None
@@ -138,7 +138,7 @@ def vectors(x: Tensor, k: Tensor, v: Tensor, scales: tuple[Tensor, Tensor] | Non
     """
     width = k.shape[3]
     dense = all(x.stride()[2:] == (width, 1) for x in (k, v)) and all(scale.stride(2) == 1 for scale in scales or ())
-    wide = width % 32 == 0 if scales is None else width % 64 == 0 and width <= 256
+    wide = width % 16 == 0 if scales is None else width % 64 == 0 and width <= 256
     if not dense or not wide or k.shape[2] == 0 or _functions_for(x, k if scales is None else scales[0]) is None:
         return None
     table = array("q")

@@ -26,23 +26,25 @@ void gated(const uint16_t *x, uint16_t *out, int64_t rows, int64_t cols, int64_t
 }
 
 /* Turn the first `turned` of all `heads` of each row of x [rows, heads, width] by its angles; the cosines and sines
-   [positions, width] repeat after `positions` rows, and after half a width. Width a multiple of 32. */
+   [positions, width] repeat after `positions` rows, and after half a width. Width a multiple of 16. */
 void rotate(uint16_t *x, const float *cosines, const float *sines, int64_t rows, int64_t positions, int64_t heads,
             int64_t turned, int64_t width, int64_t threads) {
+    const int64_t half = width / 2;
 #pragma omp parallel for schedule(static) num_threads(threads) if (rows > BLOCK)
     for (int64_t m = 0; m < rows; m++)
         for (int64_t h = 0; h < turned; h++)
-            for (int64_t k = 0; k < width / 2; k += 16) {
-                uint16_t *first = x + (m * heads + h) * width + k, *second = first + width / 2;
-                const __m512 a = widened(first), b = widened(second);
-                const __m512 cosine = _mm512_loadu_ps(cosines + m % positions * width + k);
-                const __m512 sine = _mm512_loadu_ps(sines + m % positions * width + k);
-                narrow(first, _mm512_fmsub_ps(a, cosine, _mm512_mul_ps(b, sine)));
-                narrow(second, _mm512_fmadd_ps(b, cosine, _mm512_mul_ps(a, sine)));
+            for (int64_t k = 0; k < half; k += 16) {
+                const __mmask16 real = half - k < 16 ? 0xff : 0xffff;
+                uint16_t *first = x + (m * heads + h) * width + k, *second = first + half;
+                const __m512 a = widened_real(first, real), b = widened_real(second, real);
+                const __m512 cosine = _mm512_maskz_loadu_ps(real, cosines + m % positions * width + k);
+                const __m512 sine = _mm512_maskz_loadu_ps(real, sines + m % positions * width + k);
+                narrow_real(first, real, _mm512_fmsub_ps(a, cosine, _mm512_mul_ps(b, sine)));
+                narrow_real(second, real, _mm512_fmadd_ps(b, cosine, _mm512_mul_ps(a, sine)));
             }
 }
 
-/* A layer. Widths are multiples of 32. */
+/* A layer. Widths are multiples of 32, those of heads of 16. */
 typedef struct {
     const uint16_t *norm, *mlp_norm;         /* [width] */
     const Product *in, *back, *gates, *down; /* in: queries, and where they are the text's, keys and values */

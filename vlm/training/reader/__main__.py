@@ -2,7 +2,7 @@
 
     torchrun --nproc-per-node 2 -m vlm.training.reader --out runs/reader
     python -m vlm.training.reader --out runs/reader    # on a CUDA GPU
-    python -m vlm.training.reader --out runs/reader --real ~/ChartQA/train    # real charts too, in the last stages
+    python -m vlm.training.reader --out runs/reader --real ~/ChartQA/train    # real charts too, in the last stage
     python -m vlm.training.reader --out runs/more --model vlm/default_model --stage everything    # on from what ships
 
 Run again with the same options to go on where it stopped.
@@ -16,7 +16,7 @@ import torch
 
 from vlm.errors import VLMError
 from vlm.training.reader.run import Run
-from vlm.training.reader.stages import STAGES
+from vlm.training.reader.stages import NEXT, STAGES
 
 
 @click.command()
@@ -24,7 +24,7 @@ from vlm.training.reader.stages import STAGES
 @click.option(
     "--model", "start", type=click.Path(exists=True, path_type=Path), help="Folder of a reader to train further."
 )
-@click.option("--stage", type=click.Choice([stage.name for stage in STAGES]), help="The first to go through.")
+@click.option("--stage", type=click.Choice([stage.name for stage in (*STAGES, NEXT)]), help="The first to go through.")
 @click.option(
     "--real",
     type=click.Path(exists=True, file_okay=False, resolve_path=True, path_type=Path),
@@ -35,9 +35,9 @@ def main(out: Path, start: Path | None, stage: str | None, real: Path | None, se
     """Train the small reader of charts from nothing; run again with the same options to go on."""
     # What sharp attention lets underflow is slow to compute with: the backward pass took 7 times as long.
     torch.set_flush_denormal(True)
-    names = [each.name for each in STAGES]
+    names = [each.name for each in (*STAGES, NEXT)]
     try:
-        run = Run(out, STAGES[names.index(stage) if stage else 0 :], seed, start, real)
+        run = Run(out, STAGES[names.index(stage) if stage else 0 :] or (NEXT,), seed, start, real)
     except VLMError as error:
         raise click.ClickException(str(error)) from None
     signal.signal(signal.SIGTERM, run.stop)
