@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from adapters.cross_attention import ImageKV
 from adapters.masks import CrossMask
-from vlm.bench.limits import matrix_throughput, read_bandwidth
+from vlm.bench.limits import Work, product, reading
 from vlm.bench.measure import machine
 from vlm.bench.operations import encode_operations, random_pixels
 from vlm.bench.random_models import random_tensor, shaped_model, weights_read
@@ -101,11 +101,32 @@ class Progress:
             self.said = now
 
 
+class Limit:
+    """What the machine can do at most, measured again and again in between: it changes from minute to minute."""
+
+    def __init__(self, work: Work):
+        self.work, self.spent_s, self.count = work, 0.0, 0
+        work.call()
+
+    def take(self, *_) -> None:
+        start = time.perf_counter()
+        self.work.call()
+        self.spent_s += time.perf_counter() - start
+        self.count += 1
+
+    @property
+    def per_s(self) -> float:
+        if not self.count:
+            self.take()
+        return self.work.amount * self.count / self.spent_s
+
+
 @contextmanager
-def followed(log: Log, stage: str, modules: Sequence[nn.Module]) -> Iterator[None]:
-    """Say how many of `modules` were run."""
+def followed(log: Log, stage: str, modules: Sequence[nn.Module], limit: Limit | None = None) -> Iterator[None]:
+    """Say how many of `modules` were run, and measure `limit` after each."""
     progress = Progress(log, stage, len(modules))
-    hooks = [module.register_forward_hook(progress.step) for module in modules]
+    watchers = (progress.step,) if limit is None else (progress.step, limit.take)
+    hooks = [module.register_forward_hook(watcher) for module in modules for watcher in watchers]
     yield
     for hook in hooks:
         hook.remove()
@@ -124,28 +145,29 @@ def shortened(config: ModelConfig, num_layers: int) -> ModelConfig:
 
 def measure(config: ModelConfig, folder: Path, canvas: tuple[int, int], num_tokens: int, log: Log) -> dict[str, float]:
     """Return the figures of one picture and one reply."""
-    log.say("limits of the machine")
-    # Larger than any cache, and let go before the model comes.
-    bandwidth, throughput = read_bandwidth(1 << 30, 0.3), matrix_throughput(torch.bfloat16, 0.3)
-    log.say(f"  {bandwidth / 1e9:.1f} GB/s read, {throughput / 1e9:.0f} GFLOP/s in bfloat16")
     model = shaped_model(config, "int4")
     write(model, folder, log)
+    products = Limit(product(torch.bfloat16))
     start = time.perf_counter()
-    least_s = encode_operations(config, canvas[0] * canvas[1]) / throughput
-    encode(model, folder, canvas, log, least_s).save(folder / "picture.safetensors")
-    encoded_s, encoded_peak = time.perf_counter() - start, peak_bytes()
+    encode(model, folder, canvas, log, products).save(folder / "picture.safetensors")
+    encoded_s, encoded_peak = time.perf_counter() - start - products.spent_s, peak_bytes()
     read_s = read_decoder(model, folder, log)
-    first_s, per_token_s = reply(model, EncodedImage.load(folder / "picture.safetensors"), num_tokens, log)
+    # Larger than any cache, and small beside the decoder.
+    reads = Limit(reading(1 << 27, 0.05))
+    first_s, per_token_s = reply(model, EncodedImage.load(folder / "picture.safetensors"), num_tokens, log, reads)
+    throughput, bandwidth = products.per_s, reads.per_s
     token_bytes = weights_read(model, with_image=True)
     return {
         "picture encoded, s": encoded_s,
-        "share of matrix throughput": least_s / encoded_s,
+        "GFLOP/s in bfloat16": throughput / 1e9,
+        "share of matrix throughput": encode_operations(config, canvas[0] * canvas[1]) / throughput / encoded_s,
         "decoder read, s": read_s,
         "first token after that, s": first_s,
         "first token, s": encoded_s + first_s,
         "first token at 237 GFLOP/s, s": (encoded_s + first_s) * throughput / 237e9,
         "tokens/s": 1 / per_token_s,
         "tokens/s at 30 GB/s": 30e9 / bandwidth / per_token_s,
+        "GB/s read": bandwidth / 1e9,
         "GB read per token": token_bytes / 1e9,
         "share of read bandwidth": token_bytes / per_token_s / bandwidth,
         "peak GB while encoding": encoded_peak / 1e9,
@@ -176,11 +198,11 @@ def files(model: VisionLanguageModel) -> dict[str, list[str]]:
     return parts
 
 
-def encode(model: VisionLanguageModel, folder: Path, canvas: tuple[int, int], log: Log, least_s: float) -> EncodedImage:
+def encode(model: VisionLanguageModel, folder: Path, canvas: tuple[int, int], log: Log, limit: Limit) -> EncodedImage:
     """Return a random picture encoded, by a tower that is mapped from disk and let go afterwards."""
     put(model, load_file(folder / "vision.safetensors"))
-    stage = f"picture encoded, layer by layer (at least {least_s:.0f} s by the limit)"
-    with followed(log, stage, [*model.encoder.local_layers, *model.encoder.global_layers]):
+    layers = [*model.encoder.local_layers, *model.encoder.global_layers]
+    with followed(log, "picture encoded, layer by layer", layers, limit):
         features, tokens = model.encode(random_pixels(model.config, canvas), [canvas])
     log.say(f"  picture projected; {peak_bytes() / 1e9:.2f} GB at most so far")
     model.encoder = model.projector = None
@@ -216,7 +238,9 @@ def put(model: VisionLanguageModel, tensors: dict[str, Tensor]) -> None:
         raise ValueError(f"the files hold {unexpected[:3]}, which the model has not; give another --dir")
 
 
-def reply(model: VisionLanguageModel, encoded: EncodedImage, num_tokens: int, log: Log) -> tuple[float, float]:
+def reply(
+    model: VisionLanguageModel, encoded: EncodedImage, num_tokens: int, log: Log, limit: Limit
+) -> tuple[float, float]:
     """Return the seconds to the first token of a reply about the picture, and for each token after it."""
     decoder, config = model.decoder, model.config.decoder
     start, mask = time.perf_counter(), CrossMask(None, None)
@@ -231,7 +255,8 @@ def reply(model: VisionLanguageModel, encoded: EncodedImage, num_tokens: int, lo
         output = decoder(ids, output.cache, image, mask)
         ids = decoder.logits(output.hidden[:, -1:]).argmax(-1)
         progress.step()
-    return first - start, (time.perf_counter() - first) / max(1, num_tokens - 1)
+        limit.take()
+    return first - start, (time.perf_counter() - first - limit.spent_s) / max(1, num_tokens - 1)
 
 
 def image_keys(model: VisionLanguageModel, encoded: EncodedImage, log: Log) -> ImageKV:

@@ -12,6 +12,7 @@ from adapters.masks import CrossMask
 from benchmarks import eleven_b
 from vlm import preset
 from vlm.bench import operations
+from vlm.bench.limits import Work
 from vlm.bench.measure import machine, seconds
 from vlm.bench.random_models import random_model, weights_read
 from vlm.kv_cache import empty_cache
@@ -98,8 +99,8 @@ def test_operations_are_those_torch_counts():
 
 @pytest.fixture
 def machine_limits(monkeypatch):
-    monkeypatch.setattr(eleven_b, "read_bandwidth", lambda *_: 1e10)
-    monkeypatch.setattr(eleven_b, "matrix_throughput", lambda *_: 1e11)
+    for name in ("reading", "product"):
+        monkeypatch.setattr(eleven_b, name, lambda *_: Work(lambda: None, 1000))
 
 
 def test_the_large_model_goes_through_the_disk_part_by_part_and_says_where_it_is(tmp_path, capsys, machine_limits):
