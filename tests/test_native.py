@@ -88,6 +88,20 @@ def test_quantised_products_keep_sixteen_bits_of_each_group_of_x(scheme):
     assert torch.equal(copy.deepcopy(layer)(x), layer(x))
 
 
+@needs_native
+@pytest.mark.parametrize("scheme", [Scheme(bits=8), Scheme(bits=4, group_size=32)], ids=str)
+def test_small_numbers_beside_a_large_one_are_kept_to_its_last_bits(scheme):
+    weight = torch.randn(64, 256).bfloat16()
+    weight[:, 5::32] = 0  # so that the large ones do not count, and the others are all that is left of x
+    weight = quantize(weight, scheme)
+    x = ((torch.rand(3, 256) + 0.5) / 300).bfloat16()
+    x[:, 5::32] = 1
+    exact_weight = dequantize(weight, scheme, torch.float64)
+    exact = x.double() @ exact_weight.T
+    lost = exact_weight.abs().sum(-1) / 65024
+    assert ((QuantizedLinear.of(weight, scheme)(x).double() - exact).abs() <= 1.01 * (lost + rounding(exact))).all()
+
+
 def _layers(scheme: Scheme | None) -> list[torch.nn.Module]:
     """Return three layers of 32, 64 and 16 rows, quantised or in bfloat16."""
     plain = [native.Linear(128, out).bfloat16() for out in (32, 64, 16)]
