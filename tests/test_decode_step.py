@@ -204,6 +204,14 @@ def test_keys_of_another_shape_are_not_read_past_their_end(wrong):
         model.decoder(torch.tensor([[3]]), cache, type(image)(*(wrong(part) for part in image)), SEES_ALL)
 
 
+def test_a_cache_of_another_models_heads_is_refused_as_it_was():
+    model = _model()
+    wider = replace(model.config.decoder, num_kv_heads=4)
+    cache = empty_cache(wider, 1, 4, dtype=torch.bfloat16, device=torch.device("cpu"))
+    with pytest.raises(RuntimeError):
+        model.decoder(torch.tensor([[3]]), cache)
+
+
 def test_addresses_are_not_carried_to_another_process():
     model = _model()
     _replies(model)

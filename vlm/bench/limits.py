@@ -35,15 +35,3 @@ def product(dtype: torch.dtype) -> Work:
     """Return a large product of matrices."""
     a, b = (torch.randn(_SIDE, _SIDE).to(dtype) for _ in range(2))
     return Work(lambda: functional.linear(a, b), 2 * _SIDE**3)
-
-
-def read_bandwidth(num_bytes: int, window_s: float) -> float:
-    """Return the bytes a second that are read from memory."""
-    work = reading(num_bytes, window_s)
-    return work.amount / seconds({"": work.call}, window_s=window_s)[""]
-
-
-def matrix_throughput(dtype: torch.dtype, window_s: float) -> float:
-    """Return the floating-point operations a second of a large product."""
-    work = product(dtype)
-    return work.amount / seconds({"": work.call}, window_s=window_s)[""]

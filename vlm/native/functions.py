@@ -2,6 +2,7 @@
 
 import ctypes
 from array import array
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -69,7 +70,7 @@ def side_by_side(x: Tensor, *layers: nn.Module) -> Tensor | None:
     return None if weights is None else product(x, weights)
 
 
-def weights_of(x: Tensor, layers: tuple[nn.Module, ...]) -> list[NativeWeights] | None:
+def weights_of(x: Tensor, layers: Sequence[nn.Module]) -> list[NativeWeights] | None:
     """Return where the weights of `layers` are for products with x in C; None where one of them needs torch."""
     found = []
     for layer in layers:

@@ -1,4 +1,4 @@
-/* A decode step of a whole layer, and its parts between the products. */
+/* A decode step of all layers, and its parts between the products. */
 
 #include "common.h"
 
@@ -90,13 +90,10 @@ static void keep(const uint16_t *x, Vectors to, int64_t groups, int64_t place, i
     }
 }
 
-/* The number in bfloat16, in all lanes. */
-static inline __m512 number(const uint16_t *x) { return _mm512_castsi512_ps(_mm512_set1_epi32((int32_t)((uint32_t)*x << 16))); }
-
 /* Add to x what is in `more`, or where there is a gate what it lets through, rounded as torch does. */
 static void add(uint16_t *x, uint16_t *more, const uint16_t *gate, int64_t width) {
     uint16_t share[16];
-    if (gate) narrow(share, _mm512_set1_ps(tanhf(_mm512_cvtss_f32(number(gate)))));
+    if (gate) narrow(share, _mm512_set1_ps(tanhf(_mm512_cvtss_f32(widened_real(gate, 1)))));
     for (int64_t c = 0; c < width; c += 16) {
         if (gate) narrow(more + c, _mm512_mul_ps(widened(more + c), widened(share)));
         narrow(x + c, _mm512_add_ps(widened(x + c), widened(more + c)));
@@ -138,8 +135,9 @@ static int decode_layer(uint16_t *x, const Layer *layer, const Kept *kept, int64
 
 /* x [width]: what all layers make of it, in its place. Keys and values of the text are kept at its last position.
    Layers that look at pictures are left out where there is none (NULL). Returns 1 where memory ran out. */
-int decode_step(uint16_t *x, const Layer *layers, int64_t num_layers, const Kept *text, const Kept *pictures, int64_t heads,
-                int64_t groups, int64_t width, const float *cosines, const float *sines, double eps, int64_t threads) {
+int decode_step(uint16_t *x, const Layer *layers, int64_t num_layers, const Kept *text, const Kept *pictures,
+                int64_t heads, int64_t groups, int64_t width, const float *cosines, const float *sines, double eps,
+                int64_t threads) {
     const Heads h = {heads, groups, width};
     int64_t num_text = 0, num_seeing = 0;
     int failed = 0;

@@ -54,7 +54,8 @@ INLINE void tile(const Weights *w, const Product *by, Numbers x, int64_t n, int6
                  uint16_t *out) {
     const int64_t cols = by->cols, group = by->group, groups = cols / group, step = bits == 4 ? 8 : 4;
     const uint8_t *line = w->codes + n * TILE * cols * bits / 8;
-    const __m512i lower = _mm512_set1_epi8(15), upper = _mm512_set1_epi8((char)240), signs = _mm512_set1_epi8((char)128);
+    const __m512i lower = _mm512_set1_epi8(15), upper = _mm512_set1_epi8((char)240);
+    const __m512i signs = _mm512_set1_epi8((char)128);
     const __m512 middle = _mm512_set1_ps(bits == 4 ? 8 : 128);
     __m512 total[BLOCK];
     for (int m = 0; m < rows; m++) total[m] = _mm512_setzero_ps();

@@ -33,6 +33,8 @@ class DecodeStep:
     def __init__(self, state: list, layers: list[tuple[list[Tensor], list[array]]]):
         self.state, self._products = state, [products for _, products in layers]
         self._num_seeing = sum(len(numbers) > 2 for numbers, _ in layers)
+        # Of the first product of layers that do not look at pictures, and of those that do.
+        self._widths = {(len(numbers) > 2, products[0][1]) for numbers, products in layers}
         self._table = array("q")
         for numbers, products in layers:
             norm, mlp_norm, *seeing = (number.data_ptr() for number in numbers)
@@ -58,6 +60,8 @@ class DecodeStep:
         angles: cosines and sines of the token's place, [1, 1, 1, e] in float32.
         """
         num_layers, shape = len(self._products), (1, text.keys.shape[2], text.keys.shape[4])
+        if not self._widths <= {(False, (heads + 2 * shape[1]) * shape[2]), (True, heads * shape[2])}:
+            return None
         tables = [_kept_table(x, text, num_layers - self._num_seeing, shape)]
         tables.append(None if pictures is None else _kept_table(x, pictures, self._num_seeing, shape))
         if tables[0] is None or (pictures is not None and tables[1] is None):

@@ -1,6 +1,7 @@
 """Questions about a diagram, as AI2D asks them: with four options, or openly."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from random import Random
 
 from vlm.training.synthetic.boxes import Box
@@ -157,7 +158,10 @@ def _missing(random: Random, drawing: Drawing) -> Question | None:
     absent = random.choice([letter for letter in LETTERS if letter not in letters])
     boxes = tuple(part.letter_box for part in drawing.parts)
     question = "Which of these letters is not in the diagram?"
-    return _with_options(random, question, absent, letters, boxes, boxes, "diagram_missing")
+    asked = Question(
+        question=question, answer=absent, kind="diagram_missing", find_boxes=boxes, copy_boxes=boxes, worked_out=True
+    )
+    return _with_options(random, asked, letters)
 
 
 def _not_shown(random: Random, drawing: Drawing, split: Split) -> Question | None:
@@ -183,10 +187,8 @@ def _asked(
     kind: str,
     *,
     worked_out: bool = False,
-) -> Question | None:
-    if random.random() < SHARE_WITH_OPTIONS and len(others) >= NUM_OPTIONS - 1:
-        return _with_options(random, question, answer, others, find_boxes, copy_boxes, kind)
-    return Question(
+) -> Question:
+    asked = Question(
         question=question,
         answer=answer,
         kind=kind,
@@ -194,21 +196,16 @@ def _asked(
         copy_boxes=copy_boxes,
         worked_out=worked_out,
     )
+    has_options = random.random() < SHARE_WITH_OPTIONS and len(others) >= NUM_OPTIONS - 1
+    return _with_options(random, asked, others) if has_options else asked
 
 
-def _with_options(
-    random: Random,
-    question: str,
-    answer: str,
-    others: Sequence[str],
-    find_boxes: tuple[Box, ...],
-    copy_boxes: tuple[Box, ...],
-    kind: str,
-) -> Question:
+def _with_options(random: Random, asked: Question, others: Sequence[str]) -> Question:
     """List the answer among three others as benchmarks do; what is replied is its letter."""
     place = random.randrange(NUM_OPTIONS)
     options = random.sample(list(others), NUM_OPTIONS - 1)
-    options.insert(place, answer)
+    options.insert(place, asked.answer)
+    question = asked.question
     listed = "\n".join(f"{letter}. {option}" for letter, option in zip(LETTERS, options, strict=False))
     text = random.choice(
         (
@@ -217,11 +214,4 @@ def _with_options(
             f"Question: {question}\nOptions:\n{listed}\nPlease select the correct answer from the options above.",
         )
     )
-    return Question(
-        question=text,
-        answer=LETTERS[place],
-        kind=f"{kind}_options",
-        find_boxes=find_boxes,
-        copy_boxes=copy_boxes,
-        worked_out=True,
-    )
+    return replace(asked, question=text, answer=LETTERS[place], kind=f"{asked.kind}_options", worked_out=True)

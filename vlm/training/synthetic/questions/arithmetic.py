@@ -5,16 +5,15 @@ from collections.abc import Sequence
 from random import Random
 
 from vlm.training.synthetic.questions.question import (
-    TIME_WORDS,
     Question,
     has_several_series,
-    in_time,
     label_words,
     mark_noun,
     number_text,
     of_series,
     pair,
     pair_of_label,
+    two_times,
 )
 from vlm.training.synthetic.renderer import Chart, Mark
 
@@ -148,13 +147,9 @@ def of_extremes(random: Random, chart: Chart) -> Question | None:
 
 def change(random: Random, chart: Chart) -> Question | None:
     """Ask by how much a single series rose or fell between two times, naming what it did."""
-    if has_several_series(chart) or chart.spec.label_kind not in TIME_WORDS:
+    if (pair := two_times(random, chart)) is None:
         return None
-    marks = in_time(chart)
-    if len(marks) < 2:
-        return None
-    first, last = sorted(random.sample(range(len(marks)), 2))
-    one, other = marks[first], marks[last]
+    one, other = pair
     if one.number == other.number or not _worth_asking(random, chart, (one, other)):
         return None
     verb = "increase" if other.number > one.number else "decrease"

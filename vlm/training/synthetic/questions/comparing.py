@@ -4,15 +4,14 @@ from random import Random
 
 from vlm.training.synthetic.canvas import Box
 from vlm.training.synthetic.questions.question import (
-    TIME_WORDS,
     Question,
     extreme_of,
     has_several_series,
-    in_time,
     mark_noun,
     pair,
     pair_of_label,
     told_apart,
+    two_times,
 )
 from vlm.training.synthetic.questions.thresholds import threshold
 from vlm.training.synthetic.renderer import Chart
@@ -190,13 +189,9 @@ def series_comparison(random: Random, chart: Chart) -> Question | None:
 
 def rose(random: Random, chart: Chart) -> Question | None:
     """Ask whether a single series rose or fell between two times."""
-    if has_several_series(chart) or chart.spec.label_kind not in TIME_WORDS:
+    if (pair := two_times(random, chart)) is None:
         return None
-    marks = in_time(chart)
-    if len(marks) < 2:
-        return None
-    first, last = sorted(random.sample(range(len(marks)), 2))
-    one, other = marks[first], marks[last]
+    one, other = pair
     if not told_apart(chart, one, other):
         return None
     up = random.random() < 0.5

@@ -120,6 +120,17 @@ def in_time(chart: Chart) -> list[Mark]:
     return sorted(marks, key=lambda mark: mark.label) if all(mark.label.isdigit() for mark in marks) else marks
 
 
+def two_times(random: Random, chart: Chart) -> tuple[Mark, Mark] | None:
+    """Draw two marks of a single series over time, the earlier first; None where there are none."""
+    if has_several_series(chart) or chart.spec.label_kind not in TIME_WORDS:
+        return None
+    marks = in_time(chart)
+    if len(marks) < 2:
+        return None
+    first, last = sorted(random.sample(range(len(marks)), 2))
+    return marks[first], marks[last]
+
+
 def number_text(number: float, decimals: int = 2) -> str:
     """Return a number as answers give it: rounded, without zeros at the end."""
     text = f"{round(number, decimals) + 0.0:.{decimals}f}"  # no "-0"
