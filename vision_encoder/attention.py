@@ -1,10 +1,41 @@
-"""The dtype in which torch's attention is best done on the processor that is there."""
+"""Attention where it is soonest done: in C, or by torch in the dtype that suits the processor."""
 
 import torch
 from torch import Tensor
+from torch.nn import functional
+
+from vision_encoder.native.attention import attend_many, lacks_amx
 
 # Queries from which turning keys and values into float32 is sooner won back than it takes.
 _MIN_QUERIES = 384
+
+
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    bias: Tensor | None = None,
+    mask: Tensor | None = None,
+    causal: bool = False,
+) -> Tensor:
+    """Return [b, h, s, e] for queries [b, h, s, e] over keys and values [b, g, l, e].
+
+    `bias` [l] float32 is added to the logits of each key; or `mask` is bool, broadcastable to [b, h, s, l], True where
+    a key may be seen. `causal` needs s = l and no mask.
+    """
+    if mask is None and (out := attend_many(q, k, v, bias, causal=causal)) is not None:
+        return out
+    dtype = attention_dtype(q)
+    out = functional.scaled_dot_product_attention(
+        q.to(dtype),
+        k.to(dtype),
+        v.to(dtype),
+        attn_mask=mask if bias is None else bias[None, None, None],
+        is_causal=causal,
+        enable_gqa=k.shape[1] != q.shape[1],
+    )
+    return out.to(q.dtype)
 
 
 def attention_dtype(q: Tensor) -> torch.dtype:
@@ -15,10 +46,4 @@ def attention_dtype(q: Tensor) -> torch.dtype:
     back by the caller. Not where gradients are wanted, for which float32 copies would be kept.
     """
     fits = q.dtype == torch.bfloat16 and q.device.type == "cpu" and q.shape[2] >= _MIN_QUERIES and not q.requires_grad
-    return torch.float32 if fits and _lacks_amx() and not torch.is_autocast_enabled("cpu") else q.dtype
-
-
-def _lacks_amx() -> bool:
-    """Return whether this is a processor of the x86 kind without AMX."""
-    capabilities = torch.cpu.get_capabilities()
-    return capabilities.get("architecture") == "x86_64" and not capabilities.get("amx_bf16")
+    return torch.float32 if fits and lacks_amx() and not torch.is_autocast_enabled("cpu") else q.dtype

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vision_encoder.attention import attention_dtype
+from vision_encoder.attention import attend
 
 
 class RowLayout(NamedTuple):
@@ -44,13 +44,10 @@ class VisionAttention(nn.Module):
             projection(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
             for projection in (self.q_proj, self.k_proj, self.v_proj)
         )
-        own, dtype = q.dtype, attention_dtype(q)
-        q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
         real = layout.num_real
-        bias = layout.log_counts[None, None, None]
-        seen_by_real = functional.scaled_dot_product_attention(q[:, :, :real], k, v, attn_mask=bias)
-        seen_by_padding = functional.scaled_dot_product_attention(q[:, :, real:], k[:, :, :real], v[:, :, :real])
-        seen = torch.cat([seen_by_real, seen_by_padding], dim=2).to(own)
+        seen_by_real = attend(q[:, :, :real], k, v, bias=layout.log_counts)
+        seen_by_padding = attend(q[:, :, real:], k[:, :, :real], v[:, :, :real])
+        seen = torch.cat([seen_by_real, seen_by_padding], dim=2)
         return self.o_proj(seen.transpose(1, 2).flatten(2))
 
 

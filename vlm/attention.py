@@ -9,9 +9,8 @@ import math
 import torch
 from einops import einsum, rearrange
 from torch import Tensor
-from torch.nn import functional
 
-from vision_encoder.attention import attention_dtype
+from vision_encoder import attention
 from vlm.kv_cache import dequantize_vectors
 from vlm.native import attend_one
 
@@ -34,11 +33,7 @@ def attend(
         return out
     if scales is not None:
         k, v = (dequantize_vectors(codes, scale, q.dtype) for codes, scale in zip((k, v), scales, strict=True))
-    dtype = attention_dtype(q)
-    out = functional.scaled_dot_product_attention(
-        q.to(dtype), k.to(dtype), v.to(dtype), attn_mask=mask, is_causal=causal, enable_gqa=True
-    )
-    return out.to(q.dtype)
+    return attention.attend(q, k, v, mask=mask, causal=causal)
 
 
 def blockwise_attention(

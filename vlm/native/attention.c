@@ -16,31 +16,6 @@ static inline __m128 sums_of(const __m512 *x) {
     return _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
 }
 
-/* Turn 16 lines of 16 words: word i of line k becomes word k of line i. */
-static inline void transpose(__m512i *x) {
-    __m512i y[TILE];
-    for (int i = 0; i < TILE; i += 2) {
-        y[i] = _mm512_unpacklo_epi32(x[i], x[i + 1]);
-        y[i + 1] = _mm512_unpackhi_epi32(x[i], x[i + 1]);
-    }
-    for (int i = 0; i < TILE; i += 4)
-        for (int k = 0; k < 2; k++) {
-            x[i + 2 * k] = _mm512_unpacklo_epi64(y[i + k], y[i + 2 + k]);
-            x[i + 2 * k + 1] = _mm512_unpackhi_epi64(y[i + k], y[i + 2 + k]);
-        }
-    /* x[i + k] holds the words k, 4 + k, 8 + k and 12 + k of lines i to i + 3; even and odd ones of these part. */
-    for (int k = 0; k < 4; k++) {
-        y[k] = _mm512_shuffle_i32x4(x[k], x[k + 4], 0x88);
-        y[k + 4] = _mm512_shuffle_i32x4(x[k], x[k + 4], 0xdd);
-        y[k + 8] = _mm512_shuffle_i32x4(x[k + 8], x[k + 12], 0x88);
-        y[k + 12] = _mm512_shuffle_i32x4(x[k + 8], x[k + 12], 0xdd);
-    }
-    for (int k = 0; k < 8; k++) {
-        x[k] = _mm512_shuffle_i32x4(y[k], y[k + 8], 0x88);
-        x[k + 8] = _mm512_shuffle_i32x4(y[k], y[k + 8], 0xdd);
-    }
-}
-
 /* A width, a multiple of 16, made one of 32. */
 static inline int64_t padded_to_pairs(int64_t width) { return (width + 31) / 32 * 32; }
 

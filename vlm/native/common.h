@@ -3,18 +3,10 @@
 
 #pragma once
 
-#include <immintrin.h>
-#include <math.h>
-#include <stdint.h>
-#include <stdlib.h>
-#include <string.h>
+#include "vectors.h" /* in vision_encoder/native; TILE is also how many rows of weights lie together */
 
-#define TILE 16 /* rows of weights, the lanes of a register */
 #define BLOCK 4 /* rows of x, or query heads, that share what was read */
 #define SMALL (1 << 18) /* multiplications that one thread has done before another is awake */
-
-/* Always inlined, with the number of rows known. */
-#define INLINE static inline __attribute__((always_inline))
 
 /* How many bytes ahead of what is read is asked for; of weights in 4 bits, which take longer to multiply than to read.
    AMD's own prefetchers are better left alone with the others. */

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vlm.native.binding import TILE, NativeWeights, is_plain, library, product
+from vision_encoder.native import is_plain
+from vlm.native.binding import TILE, NativeWeights, library, product
 
 # Rows of x up to which ours are sooner done than torch's, in bfloat16.
 MAX_ROWS = 4

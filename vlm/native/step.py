@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
-from vlm.native.binding import is_plain, library, product_table
+from vision_encoder.native import is_plain
+from vlm.native.binding import library, product_table
 from vlm.native.functions import RMSNorm, is_untouched, vectors, weights_of
 
 

@@ -1,0 +1,177 @@
+"""Attention of many positions in C beside float64, and what holds for any attention."""
+
+import logging
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from vision_encoder import native
+from vision_encoder.attention import attend
+from vision_encoder.native import attention
+from vision_encoder.native.attention import attend_many
+
+EPS = torch.finfo(torch.bfloat16).eps
+pytestmark = pytest.mark.skipif(attention._library() is None, reason="not run: gcc, or a processor with AVX512-BF16")
+
+
+@pytest.fixture(autouse=True)
+def _no_gradients(monkeypatch):
+    monkeypatch.setattr(attention, "lacks_amx", lambda: True)
+    monkeypatch.setattr(attention, "_MIN_KEYS", 1)
+    with torch.no_grad():
+        yield
+
+
+def draw(heads: int, groups: int, positions: int, length: int, width: int, batch: int = 1, seed: int = 0):
+    """Return queries, keys and values in bfloat16 as a projection leaves them: heads beside each other in each row."""
+    generator = torch.Generator().manual_seed(seed)
+    shapes = [(positions, heads), (length, groups), (length, groups)]
+    return [
+        torch.randn(batch, rows, parts, width, generator=generator).bfloat16().transpose(1, 2) for rows, parts in shapes
+    ]
+
+
+def exact(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None, *, causal: bool = False):
+    """Return attention in float64, and by how much one rounding of it and one of each weight may be off."""
+    times = q.shape[1] // k.shape[1]
+    q, k, v = (x.double() for x in (q, k.repeat_interleave(times, 1), v.repeat_interleave(times, 1)))
+    logits = q @ k.mT / math.sqrt(q.shape[-1]) + (0 if bias is None else bias.double())
+    if causal:
+        logits.masked_fill_(torch.ones(logits.shape[-2:]).triu(1).bool(), -math.inf)
+    weights = logits.softmax(-1)
+    out = weights @ v
+    spread = (weights[..., None] * (v[..., None, :, :] - out[..., None, :]).abs()).sum(-2)
+    return out, EPS / 2 * (out.abs() + 1.01 * spread) + 1e-6
+
+
+SHAPES = [
+    (1, 1, 4, 1, 16),
+    (2, 2, 33, 160, 80),
+    (4, 2, 40, 161, 64),
+    (3, 1, 100, 320, 128),
+    (2, 1, 47, 339, 48),
+    (1, 1, 81, 17, 96),
+    (1, 1, 37, 200, 256),
+    (1, 1, 35, 90, 176),
+]
+
+
+@pytest.mark.parametrize("with_bias", [False, True])
+@pytest.mark.parametrize(("heads", "groups", "positions", "length", "width"), SHAPES)
+def test_each_weight_and_the_result_are_rounded_once(heads, groups, positions, length, width, with_bias):
+    q, k, v = draw(heads, groups, positions, length, width, batch=2)
+    bias = 3 * torch.randn(length) if with_bias else None
+    out, (expected, bound) = attend_many(q, k, v, bias), exact(q, k, v, bias)
+    assert out.shape == q.shape
+    assert out.dtype == torch.bfloat16
+    assert ((out.double() - expected).abs() <= bound).all()
+
+
+@pytest.mark.parametrize("length", [32, 40, 41, 160, 200, 399])
+def test_a_query_sees_the_keys_up_to_its_own(length):
+    q, k, v = draw(4, 2, length, length, 64)
+    expected, bound = exact(q, k, v, causal=True)
+    assert ((attend_many(q, k, v, causal=True).double() - expected).abs() <= bound).all()
+
+
+def test_what_comes_later_changes_nothing():
+    q, k, v = draw(2, 1, 300, 300, 32)
+    start = attend_many(*(x[:, :, :170] for x in (q, k, v)), causal=True)
+    assert torch.equal(attend_many(q, k, v, causal=True)[:, :, :170], start)
+
+
+@pytest.mark.parametrize("size", [1e-3, 1.0, 30.0])
+def test_equal_values_are_given_back_whatever_the_scores(size):
+    q, k, v = draw(2, 2, 50, 333, 80)
+    v[:] = v[:, :, :1]
+    assert torch.equal(attend_many((size * q).bfloat16(), k, v), v[:, :, :1].expand_as(q))
+
+
+def test_a_key_with_the_logarithm_of_a_count_stands_for_so_many():
+    q, k, v = draw(1, 1, 40, 30, 64)
+    counts = torch.randint(1, 9, (30,))
+    _, bound = exact(q, k, v, counts.log())
+    many = attend_many(q, *(x.repeat_interleave(counts, 2) for x in (k, v)))
+    assert ((attend_many(q, k, v, counts.log()).double() - many.double()).abs() <= 2 * bound).all()
+
+
+def test_scores_far_apart_leave_the_highest_alone():
+    q, k, v = draw(1, 1, 32, 500, 16)
+    q[:], k[:] = 60.0, -60.0
+    k[:, :, 321] = 60.0
+    assert torch.equal(attend_many(q, k, v), v[:, :, 321:322].expand_as(q))
+
+
+def test_pictures_of_a_batch_and_any_number_of_threads_are_as_one_alone():
+    q, k, v = draw(6, 3, 90, 200, 48, batch=3)
+    alone = torch.cat([attend_many(*(x[[i]] for x in (q, k, v))) for i in range(3)])
+    assert torch.equal(attend_many(q, k, v), alone)
+    for threads in (2, 5, 16):
+        torch.set_num_threads(threads)
+        try:
+            assert torch.equal(attend_many(q, k, v), alone)
+        finally:
+            torch.set_num_threads(1)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_what_is_no_number_stays_none_where_it_is_seen(bad):
+    q, k, v = draw(2, 2, 60, 200, 32)
+    q[0, 0, 41, 3] = bad
+    k[0, 1, 150, 5] = math.nan
+    finite = attend_many(q, k, v).isfinite().all(-1)[0]
+    assert finite[0].tolist() == [row != 41 for row in range(60)]
+    assert not finite[1].any()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda q, k, v: (q[:, :, :3], k, v),
+        lambda q, k, v: (q.float(), k.float(), v.float()),
+        lambda q, k, v: (q[..., :24], k[..., :24], v[..., :24]),
+        lambda q, k, v: (q, k[:, :, :0], v[:, :, :0]),
+        lambda q, k, v: (q, k, v[:, :, :40]),
+        lambda q, k, v: (q[:, :1], k, v),
+        lambda q, k, v: tuple(x.mT.contiguous().mT for x in (q, k, v)),
+        lambda q, k, v: (q.to("meta"), k.to("meta"), v.to("meta")),
+    ],
+)
+def test_what_it_does_not_fit_is_left_to_torch(change):
+    assert attend_many(*change(*draw(2, 2, 40, 50, 32))) is None
+
+
+def test_gradients_autocast_and_processors_with_amx_are_torchs(monkeypatch):
+    heads = draw(2, 2, 40, 50, 32)
+    with torch.enable_grad():
+        assert attend_many(*heads) is None
+    with torch.autocast("cpu"):
+        assert attend_many(*heads) is None
+    assert attend_many(*heads) is not None
+    monkeypatch.setattr(attention, "lacks_amx", lambda: False)
+    assert attend_many(*heads) is None
+
+
+def test_without_gcc_torch_serves_and_that_is_said_once(monkeypatch, tmp_path, caplog):
+    heads = draw(2, 2, 40, 50, 32)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    attention._library.cache_clear()
+    try:
+        with caplog.at_level(logging.WARNING):
+            outs = [attend(*heads) for _ in range(2)]
+    finally:
+        attention._library.cache_clear()
+    (record,) = caplog.records
+    assert record.message.startswith("vision_encoder/native is not in use: gcc did not build it")
+    expected, bound = exact(*heads)
+    assert ((outs[0].double() - expected).abs() <= 2 * bound).all()
+
+
+def test_a_processor_without_the_instructions_is_named(tmp_path, caplog):
+    (tmp_path / "none.c").write_text("int usable(void) { return 0; }\n")
+    with caplog.at_level(logging.WARNING):
+        assert native.load(tmp_path, (), {}, "AVX-1024") is None
+    assert "this processor has no AVX-1024" in caplog.text
