@@ -1,6 +1,7 @@
 """Our own C beside torch in float64: products, norm, attention of one position; and what serves without it."""
 
 import copy
+import ctypes
 import logging
 from dataclasses import replace
 
@@ -26,6 +27,17 @@ def _no_gradients():
         yield
 
 
+@pytest.fixture(params=[0, 1], ids=["one by one", "pairs"])
+def by_pairs(request, monkeypatch):
+    """Has bfloat16 multiplied as processors without AVX512-BF16 do it, and as those with it where this is one."""
+    functions = native.library()
+    if functions is not None:
+        found = ctypes.c_int.in_dll(functions, "by_pairs")
+        if request.param > found.value:
+            pytest.skip("not run: a processor with AVX512-BF16")
+        monkeypatch.setattr(found, "value", request.param)
+
+
 def rounding(exact: torch.Tensor) -> float:
     """Return by how much one rounding to bfloat16 may be off."""
     return exact.abs().max().item() * torch.finfo(torch.bfloat16).eps
@@ -33,8 +45,8 @@ def rounding(exact: torch.Tensor) -> float:
 
 @needs_native
 @pytest.mark.parametrize("rows", [1, 2, 3, 4, 5])
-@pytest.mark.parametrize(("out", "cols"), [(16, 32), (48, 160), (33, 64), (16, 40)])
-def test_a_product_of_few_rows_is_rounded_once(rows, out, cols):
+@pytest.mark.parametrize(("out", "cols"), [(16, 32), (48, 160), (33, 64), (16, 40), (48, 8224)])
+def test_a_product_of_few_rows_is_rounded_once(rows, out, cols, by_pairs):
     layer = native.Linear(cols, out).bfloat16()
     x = torch.randn(rows, 1, cols).bfloat16()
     exact = x.double() @ layer.weight.double().T
@@ -57,7 +69,7 @@ def test_a_norm_is_torchs(rows):
     ("heads", "groups", "length", "width"),
     [(8, 2, 1, 32), (6, 2, 37, 64), (5, 1, 200, 128), (4, 2, 33, 48), (3, 1, 150, 80), (2, 2, 5, 16)],
 )
-def test_attention_of_one_position_is_exact(heads, groups, length, width):
+def test_attention_of_one_position_is_exact(heads, groups, length, width, by_pairs):
     q = 3 * torch.randn(1, 1, heads, width).bfloat16().transpose(1, 2)
     # Views of a longer cache.
     k, v = (torch.randn(1, groups, length + 7, width).bfloat16()[:, :, :length] for _ in range(2))

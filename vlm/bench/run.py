@@ -7,7 +7,7 @@ import io
 import itertools
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 
@@ -69,13 +69,16 @@ class Bench:
         self.limits = self._limits()
         self.has_peer = importlib.util.find_spec("transformers") is not None
 
-    def rows(self) -> Iterator[Row]:
-        """Yield the rows as they are measured."""
-        yield from cold_starts(1 if self.quick else 3)
+    def rows(self, parts: Sequence[str]) -> Iterator[Row]:
+        """Yield the rows as they are measured, of parts that are named like the methods."""
         with torch.inference_mode():
-            for part in (self.text, self.long, self.large, self.pictures):
-                yield from part()
+            for part in parts:
+                yield from getattr(self, part)()
                 gc.collect()
+
+    def cold(self) -> Iterator[Row]:
+        """What a process takes from its start."""
+        return cold_starts(1 if self.quick else 3)
 
     def text(self) -> Iterator[Row]:
         """Decoding and prefill of the 1B text shape."""

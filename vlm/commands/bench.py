@@ -7,11 +7,14 @@ import click
 from vlm.commands.options import json_option
 from vlm.commands.terminal import Command, say, say_json
 
+_PARTS = ("cold", "text", "long", "large", "pictures")
+
 
 @click.command(cls=Command, short_help="Measure speed, beside this machine's limits and its peers.")
 @click.option("--quick", is_flag=True, help="A look at small shapes, in about a minute; not for the record.")
+@click.option("--only", type=click.Choice(_PARTS), multiple=True, help="A part of it; may be given several times.")
 @json_option
-def bench(quick: bool, as_json: bool):
+def bench(quick: bool, only: tuple[str, ...], as_json: bool):
     """Measure on the CPU how near the model comes to what this machine can do.
 
     First the limits: bytes read from memory and arithmetic of matrix products a second. Then each operation as a share
@@ -22,6 +25,7 @@ def bench(quick: bool, as_json: bool):
 
     \b
     vlm bench --quick
+    vlm bench --only text --only pictures
     vlm bench --json > today.json
     """
     from vlm.bench.measure import machine
@@ -36,7 +40,7 @@ def bench(quick: bool, as_json: bool):
         say(f"        {speed / 1e9:.0f} GFLOP/s in {name}")
     say(f"\n{'':48}{'ms':>10}{'of limit':>10}{'beside the peer':>18}")
     rows = []
-    for row in measured.rows():
+    for row in measured.rows(only or _PARTS):
         share = "" if row.share is None else f"{row.share:.0%}"
         beside = row.peer if row.beside is None else f"{row.beside:.2f} x"
         say(f"{row.name:48}{row.seconds * 1e3:10.1f}{share:>10}{beside:>18}")

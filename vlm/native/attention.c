@@ -19,18 +19,10 @@ static inline __m128 sums_of(const __m512 *x) {
 /* A width, a multiple of 16, made one of 32. */
 static inline int64_t padded_to_pairs(int64_t width) { return (width + 31) / 32 * 32; }
 
-/* The products of `rows` <= BLOCK query heads with bfloat16 keys, in rows `stride` apart; `queries` is room for BLOCK
-   times `padded`. */
+/* The products of `rows` <= BLOCK query heads with bfloat16 keys, in rows `stride` apart. */
 INLINE void dense_scores(
-    const uint16_t *q, const char *keys, int64_t length, int64_t width, int rows, float *scores, int64_t stride,
-    float *queries) {
-    const int64_t padded = padded_to_pairs(width);
-    for (int m = 0; m < rows; m++)
-        for (int64_t c = 0; c < width; c += 32) {
-            const __m512i pairs = _mm512_maskz_loadu_epi16(columns_of(width - c), q + m * width + c);
-            _mm512_storeu_ps(queries + m * padded + c, evens(pairs));
-            _mm512_storeu_ps(queries + m * padded + c + 16, odds(pairs));
-        }
+    const uint16_t *q, const char *keys, int64_t length, int64_t width, int rows, int pairs, float *scores,
+    int64_t stride) {
     for (int64_t l = 0; l < length; l += BLOCK) {
         __m512 dots[BLOCK][BLOCK];
         const uint16_t *near[BLOCK];
@@ -41,15 +33,12 @@ INLINE void dense_scores(
         for (int64_t c = 0; c < BLOCK * width; c += 32)
             _mm_prefetch((const char *)(near[0] + c) + ahead / 2, _MM_HINT_T0);
         for (int64_t c = 0; c < width; c += 32) {
-            __m512i pairs[BLOCK];
-            for (int i = 0; i < BLOCK; i++) pairs[i] = _mm512_maskz_loadu_epi16(columns_of(width - c), near[i] + c);
+            const __mmask32 real = columns_of(width - c);
+            __m512i key[BLOCK];
+            for (int i = 0; i < BLOCK; i++) key[i] = _mm512_maskz_loadu_epi16(real, near[i] + c);
             for (int m = 0; m < rows; m++) {
-                const __m512 query = _mm512_loadu_ps(queries + m * padded + c);
-                for (int i = 0; i < BLOCK; i++) dots[m][i] = _mm512_fmadd_ps(evens(pairs[i]), query, dots[m][i]);
-            }
-            for (int m = 0; m < rows; m++) {
-                const __m512 query = _mm512_loadu_ps(queries + m * padded + c + 16);
-                for (int i = 0; i < BLOCK; i++) dots[m][i] = _mm512_fmadd_ps(odds(pairs[i]), query, dots[m][i]);
+                const __m512i query = _mm512_maskz_loadu_epi16(real, q + m * width + c);
+                for (int i = 0; i < BLOCK; i++) dots[m][i] = add_products(dots[m][i], key[i], query, pairs);
             }
         }
         for (int m = 0; m < rows; m++) _mm_storeu_ps(scores + m * stride + l, sums_of(dots[m]));
@@ -233,7 +222,8 @@ INLINE void attend_heads(
     const int64_t stride = (length + 15) / 16 * 16;
     float sums[BLOCK], *totals = weights + BLOCK * stride;
     if (bits == 8) quantized_scores(q, keys.numbers, length, width, rows, weights, stride, totals);
-    else dense_scores(q, keys.numbers, length, width, rows, weights, stride, totals);
+    else if (by_pairs) dense_scores(q, keys.numbers, length, width, rows, 1, weights, stride);
+    else dense_scores(q, keys.numbers, length, width, rows, 0, weights, stride);
     for (int m = 0; m < rows; m++) sums[m] = softmax(weights + m * stride, keys, values, length, 1 / sqrtf(width));
     const int64_t padded = padded_to_pairs(width);
     for (int64_t c = 0; c < rows * padded; c++) totals[c] = 0;

@@ -12,6 +12,9 @@
    AMD's own prefetchers are better left alone with the others. */
 extern int64_t ahead, ahead_of_4;
 
+/* Whether the processor multiplies pairs of bfloat16 (AVX512-BF16). */
+extern int by_pairs;
+
 typedef struct {
     const uint8_t *codes;    /* [out / 16, lines, 64]; where weights are bfloat16 these, [out, cols] */
     const uint16_t *scales;  /* bfloat16: [out / 16, groups, 16], or [out] where rows are not grouped */
@@ -57,6 +60,14 @@ static inline __m512 evens(__m512i pairs) { return _mm512_castsi512_ps(_mm512_sl
 
 static inline __m512 odds(__m512i pairs) {
     return _mm512_castsi512_ps(_mm512_and_si512(pairs, _mm512_set1_epi32((int)0xffff0000)));
+}
+
+/* Sums of the products of 32 and 32 numbers in bfloat16, by pairs or one by one. */
+INLINE __m512 add_products(__m512 to, __m512i one, __m512i two, int pairs) {
+    if (!pairs) return _mm512_fmadd_ps(odds(one), odds(two), _mm512_fmadd_ps(evens(one), evens(two), to));
+    /* Said so because the rest of the file is for processors without it too. */
+    asm("vdpbf16ps %2, %1, %0" : "+v"(to) : "v"(one), "v"(two));
+    return to;
 }
 
 /* Which of 32 columns are there, of a width that is a multiple of 16. */

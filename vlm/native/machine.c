@@ -4,10 +4,12 @@
 #include <sys/mman.h>
 
 int64_t ahead = 8192, ahead_of_4 = 8192;
+int by_pairs = 0;
 
 /* Whether this processor has the instructions; called first. */
 int usable(void) {
     if (__builtin_cpu_is("amd")) ahead = 0, ahead_of_4 = 4096;
+    by_pairs = __builtin_cpu_supports("avx512bf16");
     return __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vnni");
 }
 

@@ -3,6 +3,7 @@
 
 #include "common.h"
 
+#define WIDE 8192 /* columns above which a row of weights and one of x do not fit in the first cache together */
 #define CHUNK 128 /* rows of x that stay in the second cache while all weights pass by */
 
 /* Products with weights in 8 and 4 bits.
@@ -143,38 +144,54 @@ static int quantized_product(const uint16_t *x, uint16_t *out, int64_t rows, con
 
 /* Products with weights in bfloat16. */
 
-/* One row of weights times `rows` <= BLOCK rows of x. These are widened anew for each row of weights: in bfloat16 they
-   stay in the first cache where they would not as floats, and the weights pass by in one stream. */
-INLINE void dense_row(
-    const uint16_t *weight, const uint16_t *x, int64_t cols, int rows, float *sums) {
-    __m512 first[BLOCK], second[BLOCK];
-    for (int m = 0; m < rows; m++) first[m] = second[m] = _mm512_setzero_ps();
+/* `lines` rows of weights times `rows` <= BLOCK rows of x. These are widened anew for each row of weights: in bfloat16
+   they stay in the first cache where they would not as floats, and the weights pass by in one stream. Where x and a row
+   of weights fill the first cache together, two rows pass by at once, so that x is read half as often. */
+INLINE void dense_rows(
+    const uint16_t *weight, const uint16_t *x, int64_t cols, int rows, int lines, int pairs, float *sums) {
+    __m512 dots[2][BLOCK];
+    for (int i = 0; i < 2; i++)
+        for (int m = 0; m < rows; m++) dots[i][m] = _mm512_setzero_ps();
     for (int64_t k = 0; k < cols; k += 32) {
-        const __m512i pairs = _mm512_loadu_si512(weight + k);
-        _mm_prefetch((const char *)(weight + k) + ahead, _MM_HINT_T0);
+        __m512i line[2];
+        for (int i = 0; i < lines; i++) {
+            const char *near = (const char *)(weight + i * cols + k);
+            line[i] = _mm512_loadu_si512(near);
+            if (lines > 1) _mm_prefetch(near + 2048, _MM_HINT_T1);
+            else _mm_prefetch(near + ahead, _MM_HINT_T0);
+        }
         for (int m = 0; m < rows; m++) {
             const __m512i with = _mm512_loadu_si512(x + m * cols + k);
-            first[m] = _mm512_fmadd_ps(evens(pairs), evens(with), first[m]);
-            second[m] = _mm512_fmadd_ps(odds(pairs), odds(with), second[m]);
+            for (int i = 0; i < lines; i++) dots[i][m] = add_products(dots[i][m], line[i], with, pairs);
+            if (lines > 1) continue;
+            /* Two sums in turn: none needs to wait for the one before. */
+            const __m512 last = dots[0][m];
+            dots[0][m] = dots[1][m];
+            dots[1][m] = last;
         }
     }
-    for (int m = 0; m < rows; m++) sums[m * TILE] = _mm512_reduce_add_ps(_mm512_add_ps(first[m], second[m]));
+    for (int m = 0; m < rows; m++)
+        if (lines > 1)
+            for (int i = 0; i < lines; i++) sums[m * TILE + i] = _mm512_reduce_add_ps(dots[i][m]);
+        else sums[m * TILE] = _mm512_reduce_add_ps(_mm512_add_ps(dots[0][m], dots[1][m]));
 }
 
+#define ROWS(rows, lines)                                                                    if (by_pairs) dense_rows(row, x, cols, rows, lines, 1, sums + i);                        else dense_rows(row, x, cols, rows, lines, 0, sums + i);
+
 static void dense_product(const uint16_t *x, uint16_t *out, int64_t rows, const Product *by, int64_t threads) {
-    const int64_t cols = by->cols;
+    const int64_t cols = by->cols, lines = rows == 1 && cols > WIDE ? 2 : 1;
 #pragma omp parallel for schedule(static) num_threads(threads) if (rows * cols * by->out > SMALL)
     for (int64_t n = 0; n < by->out; n += TILE) {
         float sums[BLOCK * TILE];
         int64_t own = n;
         const uint16_t *weight = (const uint16_t *)holder(by->weights, &own)->codes;
-        for (int64_t i = 0; i < TILE; i++) {
+        for (int64_t i = 0; i < TILE; i += lines) {
             const uint16_t *row = weight + (own + i) * cols;
-            switch (rows) {
-            case 1: dense_row(row, x, cols, 1, sums + i); break;
-            case 2: dense_row(row, x, cols, 2, sums + i); break;
-            case 3: dense_row(row, x, cols, 3, sums + i); break;
-            default: dense_row(row, x, cols, 4, sums + i);
+            switch (rows + lines) {
+            case 2: ROWS(1, 1) break;
+            case 3: if (lines > 1) { ROWS(1, 2) } else { ROWS(2, 1) } break;
+            case 4: ROWS(3, 1) break;
+            default: ROWS(4, 1)
             }
         }
         for (int64_t m = 0; m < rows; m++) narrow(out + m * by->out + n, _mm512_loadu_ps(sums + m * TILE));
