@@ -39,7 +39,8 @@ def exact(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None, *, causal
     q, k, v = (x.double() for x in (q, k.repeat_interleave(times, 1), v.repeat_interleave(times, 1)))
     logits = q @ k.mT / math.sqrt(q.shape[-1]) + (0 if bias is None else bias.double())
     if causal:
-        logits.masked_fill_(torch.ones(logits.shape[-2:]).triu(1).bool(), -math.inf)
+        hidden = torch.ones(logits.shape[-2:]).triu(1 + k.shape[2] - q.shape[2]).bool()
+        logits.masked_fill_(hidden, -math.inf)
     weights = logits.softmax(-1)
     out = weights @ v
     spread = (weights[..., None] * (v[..., None, :, :] - out[..., None, :]).abs()).sum(-2)
@@ -69,17 +70,22 @@ def test_each_weight_and_the_result_are_rounded_once(heads, groups, positions, l
     assert ((out.double() - expected).abs() <= bound).all()
 
 
-@pytest.mark.parametrize("length", [32, 40, 41, 160, 200, 399])
-def test_a_query_sees_the_keys_up_to_its_own(length):
-    q, k, v = draw(4, 2, length, length, 64)
+@pytest.mark.parametrize(
+    ("positions", "length"), [(32, 32), (40, 40), (41, 41), (200, 200), (399, 399), (4, 161), (50, 160), (90, 333)]
+)
+@pytest.mark.parametrize("serves", [True, False])
+def test_a_query_sees_the_keys_up_to_its_own(positions, length, serves, monkeypatch):
+    monkeypatch.setattr(attention, "lacks_amx", lambda: serves)
+    q, k, v = draw(4, 2, positions, length, 64)
     expected, bound = exact(q, k, v, causal=True)
-    assert ((attend_many(q, k, v, causal=True).double() - expected).abs() <= bound).all()
+    assert ((attend(q, k, v, causal=True).double() - expected).abs() <= (1 if serves else 2) * bound).all()
 
 
 def test_what_comes_later_changes_nothing():
     q, k, v = draw(2, 1, 300, 300, 32)
-    start = attend_many(*(x[:, :, :170] for x in (q, k, v)), causal=True)
-    assert torch.equal(attend_many(q, k, v, causal=True)[:, :, :170], start)
+    whole, start = (attend_many(*(x[:, :, :end] for x in (q, k, v)), causal=True) for end in (300, 170))
+    assert torch.equal(whole[:, :, :170], start)
+    assert torch.equal(whole[:, :, 170:], attend_many(q[:, :, 170:], k, v, causal=True)), "nor how it is cut"
 
 
 @pytest.mark.parametrize("size", [1e-3, 1.0, 30.0])

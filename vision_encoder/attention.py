@@ -22,10 +22,15 @@ def attend(
     """Return [b, h, s, e] for queries [b, h, s, e] over keys and values [b, g, l, e].
 
     `bias` [l] float32 is added to the logits of each key; or `mask` is bool, broadcastable to [b, h, s, l], True where
-    a key may be seen. `causal` needs s = l and no mask.
+    a key may be seen. `causal`, which needs s <= l and no mask: the queries are the last of the positions, and each
+    sees the keys up to its own.
     """
     if mask is None and (out := attend_many(q, k, v, bias, causal=causal)) is not None:
         return out
+    if causal and q.shape[2] < k.shape[2]:
+        # torch would take the queries for the first.
+        mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril(k.shape[2] - q.shape[2])
+        causal = False
     dtype = attention_dtype(q)
     out = functional.scaled_dot_product_attention(
         q.to(dtype),

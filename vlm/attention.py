@@ -27,7 +27,8 @@ def attend(
     """Return [b, h, s, e] for queries [b, h, s, e] and keys and values [b, g, l, e].
 
     `scales` [b, g, l] are those of keys and of values in int8. `mask` is bool, broadcastable to [b, h, s, l], True
-    where a key may be seen. `causal` needs s = l.
+    where a key may be seen. `causal`, which needs s <= l: the queries are the last of the positions, and each sees the
+    keys up to its own.
     """
     if mask is None and q.shape[2] == 1 and (out := attend_one(q, k, v, scales)) is not None:
         return out
@@ -47,9 +48,10 @@ def blockwise_attention(
     out = torch.zeros_like(q, dtype=torch.float32)
     running_max = out.new_full(out.shape[:-1], -math.inf)
     running_sum = out.new_zeros(out.shape[:-1])
+    first = k.shape[2] - q.shape[3] if causal else None
     for start in range(0, k.shape[2], block_size):
         keys, values = k[:, :, start : start + block_size], v[:, :, start : start + block_size]
-        scores = _scores(q, keys, mask, causal, start)
+        scores = _scores(q, keys, mask, first, start)
         block_max = torch.maximum(running_max, scores.amax(-1))
         # A row that has seen nothing yet has maximum -inf; shifting it by 0 instead keeps exp(-inf) = 0.
         shift = block_max.masked_fill(block_max == -math.inf, 0)
@@ -65,11 +67,14 @@ def blockwise_attention(
 def attention_weights(q: Tensor, k: Tensor, *, mask: Tensor | None = None) -> Tensor:
     """Return the attention [b, h, s, l] in float32 of chosen queries [b, h, s, e] over keys [b, g, l, e]."""
     q = rearrange(q, "b (g r) s e -> b g r s e", g=k.shape[1])
-    return rearrange(_scores(q, k, mask, False, 0).softmax(-1), "b g r s l -> b (g r) s l")
+    return rearrange(_scores(q, k, mask, None, 0).softmax(-1), "b g r s l -> b (g r) s l")
 
 
-def _scores(q: Tensor, keys: Tensor, mask: Tensor | None, causal: bool, start: int) -> Tensor:
-    """Return the scaled scores [b, g, r, s, block] of keys that begin at position `start`, -inf where hidden."""
+def _scores(q: Tensor, keys: Tensor, mask: Tensor | None, first: int | None, start: int) -> Tensor:
+    """Return the scaled scores [b, g, r, s, block] of keys that begin at position `start`, -inf where hidden.
+
+    `first`: the position of the first query, where each sees the keys up to its own alone.
+    """
     scores = einsum(q.float(), keys.float(), "b g r s e, b g l e -> b g r s l") / math.sqrt(q.shape[-1])
     stop = start + keys.shape[2]
     if mask is not None:
@@ -77,7 +82,7 @@ def _scores(q: Tensor, keys: Tensor, mask: Tensor | None, causal: bool, start: i
         mask = mask.expand(torch.broadcast_shapes(mask.shape, (1, q.shape[1] * q.shape[2], 1, 1)))
         mask = rearrange(mask, "b (g r) s l -> b g r s l", g=q.shape[1])
         scores = scores.masked_fill(~mask, -math.inf)
-    if causal:
-        positions = torch.arange(q.shape[3], device=q.device)
+    if first is not None:
+        positions = torch.arange(first, first + q.shape[3], device=q.device)
         scores = scores.masked_fill(torch.arange(start, stop, device=q.device) > positions[:, None], -math.inf)
     return scores

@@ -183,8 +183,7 @@ class SelfAttention(nn.Module):
             # What was quantised is read so from the first chunk on: how a prompt is cut changes nothing.
             if cache.max_length > 0 or cache.scales is not None:
                 kv = cache.read(index, cache.max_length + x.shape[1])
-        # Without a mask nothing came before several tokens, or they would need one. Padding on the right is hidden from
-        # every real position by causality.
+        # Padding on the right is hidden from every real position by causality.
         attended = attend(q, *kv, mask=context.mask, causal=context.mask is None and x.shape[1] > 1)
         return self.o_proj(attended.transpose(1, 2).flatten(2))
 
@@ -231,11 +230,12 @@ def _positions(cache: KVCache | None, ids: Tensor) -> Tensor:
 
 
 def _length_mask(cache: KVCache | None, positions: Tensor) -> Tensor | None:
-    """Return which cached keys the tokens at `positions` [b, s] may see, [b, 1, s, l]; None where all may.
+    """Return which cached keys the tokens at `positions` [b or 1, s] may see, [b, 1, s, l]; None where those up to its
+    own, of a cache in which no row is longer than another.
 
     No larger than one chunk of the prompt; a decode step has s = 1.
     """
-    if cache is None or cache.max_length == 0 or positions.shape == (1, 1):
+    if cache is None or cache.max_length == 0 or len(positions) == 1:
         return None
     index = torch.arange(cache.max_length + positions.shape[1], device=positions.device)
     return index <= positions[:, None, :, None]

@@ -156,14 +156,14 @@ static inline void weigh(float *row, const float *bias, int64_t visible, float f
     seen->sums[m] = seen->sums[m] * seen->factors[m] + _mm512_reduce_add_ps(sums);
 }
 
-/* out, in rows `out_stride` apart: what `count` <= ROWS queries, in rows `stride` apart, see of the keys. With `causal`
-   the query at `first` sees that many keys and its own. */
-static void attend_rows(const uint16_t *q, int64_t stride, int64_t first, int64_t count, Packed kv, const float *bias,
-                        int64_t length, int64_t width, int64_t causal, uint16_t *out, int64_t out_stride) {
+/* out, in rows `out_stride` apart: what `count` <= ROWS queries, in rows `stride` apart, see of the keys: the first of
+   them the first `visible`, each after it one more. */
+static void attend_rows(const uint16_t *q, int64_t stride, int64_t count, Packed kv, const float *bias, int64_t length,
+                        int64_t visible, int64_t width, uint16_t *out, int64_t out_stride) {
     uint16_t queries[ROWS * MAX_WIDTH] ALIGNED;
     float totals[ROWS * MAX_WIDTH] ALIGNED, scores[ROWS * KEYS] ALIGNED;
     Seen seen;
-    const int64_t rows = (count + SIDE - 1) / SIDE * SIDE, end = first + count;
+    const int64_t rows = (count + SIDE - 1) / SIDE * SIDE, most = visible + count - 1;
     const float factor = 1.44269504f / sqrtf(width);
     for (int64_t m = 0; m < rows; m++) {
         if (m < count) memcpy(queries + m * width, q + m * stride, 2 * width);
@@ -172,10 +172,10 @@ static void attend_rows(const uint16_t *q, int64_t stride, int64_t first, int64_
         seen.sums[m] = 0;
     }
     memset(totals, 0, 4 * rows * width);
-    for (int64_t l = 0; l < (causal && end < length ? end : length); l += KEYS) {
+    for (int64_t l = 0; l < (most < length ? most : length); l += KEYS) {
         score(queries, kv.keys + l * width, rows, width, scores);
         for (int64_t m = 0; m < rows; m++) {
-            const int64_t sees = causal && first + m + 1 < length ? first + m + 1 : length;
+            const int64_t sees = visible + m < length ? visible + m : length;
             weigh(scores + m * KEYS, bias + l, sees - l, factor, &seen, m);
         }
         add_values((uint16_t *)scores, kv.values + l * width, seen.factors, rows, width, totals);
@@ -189,10 +189,10 @@ static void attend_rows(const uint16_t *q, int64_t stride, int64_t first, int64_
 
 /* out [batch, positions, heads, width] of queries [batch, groups * per, positions, width] over keys and values
    [batch, groups, length, width]; width a multiple of 16 up to MAX_WIDTH. `bias` [length], or NULL, is added to the
-   logits of each key. Keys and values are packed for as many heads at a time as there are threads. Returns 1 where
-   memory ran out. */
+   logits of each key. The first query sees the first `visible` keys, each after it one more. Keys and values are packed
+   for as many heads at a time as there are threads. Returns 1 where memory ran out. */
 int attend_many(const Heads *qkv, const float *bias, uint16_t *out, int64_t batch, int64_t groups, int64_t per,
-                int64_t positions, int64_t length, int64_t width, int64_t causal, int64_t threads) {
+                int64_t positions, int64_t length, int64_t visible, int64_t width, int64_t threads) {
     const int64_t padded = (length + KEYS - 1) / KEYS * KEYS, size = padded * width, heads = groups * per;
     const int64_t blocks = (positions + ROWS - 1) / ROWS, together = batch * groups < threads ? batch * groups : threads;
     float *room = aligned_alloc(64, 4 * (together * size + padded));
@@ -217,8 +217,8 @@ int attend_many(const Heads *qkv, const float *bias, uint16_t *out, int64_t batc
             const int64_t h = (start + part) % groups * per + i / blocks % per;
             const uint16_t *q = qkv->numbers + b * qkv->batch + h * qkv->head + first * qkv->row;
             const Packed kv = {(uint16_t *)room + 2 * part * size, (uint16_t *)room + (2 * part + 1) * size};
-            attend_rows(q, qkv->row, first, positions - first < ROWS ? positions - first : ROWS, kv, powers, length,
-                        width, causal, out + ((b * positions + first) * heads + h) * width, heads * width);
+            attend_rows(q, qkv->row, positions - first < ROWS ? positions - first : ROWS, kv, powers, length,
+                        visible + first, width, out + ((b * positions + first) * heads + h) * width, heads * width);
         }
     }
     free(room);

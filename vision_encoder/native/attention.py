@@ -24,7 +24,8 @@ def _library() -> ctypes.CDLL | None:
 def attend_many(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None, *, causal: bool = False) -> Tensor | None:
     """Return [b, h, s, e] for queries [b, h, s, e] over all keys and values [b, g, l, e]; None where torch has to.
 
-    `bias` [l] float32 is added to the logits of each key. With `causal` a query sees the keys up to its own position.
+    `bias` [l] float32 is added to the logits of each key. `causal`: the queries are the last of the positions, and each
+    sees the keys up to its own.
     Products are exact and sums in float32; the weights of the values are rounded to bfloat16, and add up to one then.
     """
     batch, heads, positions, width = q.shape
@@ -36,18 +37,20 @@ def attend_many(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None, *, 
         and length >= _MIN_KEYS
         and k.shape == v.shape == (batch, groups, length, width)
         and heads % groups == 0
+        and (positions <= length or not causal)
         and all(is_plain(x) and x.stride(3) == 1 for x in (q, k, v))
     )
     if not fits or not _serves() or (functions := _library()) is None:
         return None
     out = q.new_empty(batch, positions, heads, width)
+    visible = length - positions + 1 if causal else length
     bias = None if bias is None else bias.float().contiguous()
     table = array("q")
     for x in (q, k, v):
         table.extend((x.data_ptr(), *x.stride()[:3]))
     if functions.attend_many(
         table.buffer_info()[0], None if bias is None else bias.data_ptr(), out.data_ptr(), batch, groups,
-        heads // groups, positions, length, width, causal, torch.get_num_threads(),
+        heads // groups, positions, length, visible, width, torch.get_num_threads(),
     ):  # fmt: skip
         raise MemoryError(f"no memory for the keys and values of {length} positions")
     return out.transpose(1, 2)
