@@ -25,7 +25,7 @@ test: $(VENV)/.test lint
 	$(PYTEST) -m "not slow and not full"
 
 test-slow: $(VENV)/.test
-	$(PYTEST) -m "slow and not full"
+	$(PYTEST) -m "slow and not full" $(ARGS)
 
 test-full: $(VENV)/.test lint
 	@date -u

@@ -4,6 +4,7 @@
 #include "common.h"
 
 #define WIDE 8192 /* columns above which a row of weights and one of x do not fit in the first cache together */
+#define MANY 8 /* rows of x that share what was read and taken apart, in 4 bits */
 #define CHUNK 128 /* rows of x that stay in the second cache while all weights pass by */
 
 /* Products with weights in 8 and 4 bits.
@@ -49,21 +50,23 @@ static inline const Weights *holder(const Weights *w, int64_t *n) {
     return w;
 }
 
-/* Tile `n` of weights times `rows` <= BLOCK rows of x, beginning with `first`; `out` is where the first row of x has
-   its result. */
+/* Tile `n` of weights times `rows` <= MANY rows of x, beginning with `first`; `out` is where the first row of x has its
+   result. */
 INLINE void tile(const Weights *w, const Product *by, Numbers x, int64_t n, int64_t first, int rows, int bits,
                  uint16_t *out) {
     const int64_t cols = by->cols, group = by->group, groups = cols / group, step = bits == 4 ? 8 : 4;
     const uint8_t *line = w->codes + n * TILE * cols * bits / 8;
-    const __m512i lower = _mm512_set1_epi8(15), upper = _mm512_set1_epi8((char)240);
-    const __m512i signs = _mm512_set1_epi8((char)128);
+    const __m512i lower = _mm512_set1_epi8(15), signs = _mm512_set1_epi8((char)128);
     const __m512 middle = _mm512_set1_ps(bits == 4 ? 8 : 128);
-    __m512 total[BLOCK];
+    /* With few rows the upper halves have sums of their own, sixteen times what they stand for: an instruction need not
+       wait for the one before. With many it has no need to wait, and there are no registers for more sums. */
+    const int apart = bits == 4 && rows <= BLOCK / 2;
+    __m512 total[MANY];
     for (int m = 0; m < rows; m++) total[m] = _mm512_setzero_ps();
     for (int64_t g = 0; g < groups; g++) {
-        /* The second half has sums of its own: an instruction need not wait for the one before. */
-        __m512i high[BLOCK], low[BLOCK], high2[BLOCK], low2[BLOCK];
-        for (int m = 0; m < rows; m++) high[m] = low[m] = high2[m] = low2[m] = _mm512_setzero_si512();
+        __m512i high[MANY], low[MANY], high2[BLOCK / 2], low2[BLOCK / 2];
+        for (int m = 0; m < rows; m++) high[m] = low[m] = _mm512_setzero_si512();
+        for (int m = 0; apart && m < rows; m++) high2[m] = low2[m] = _mm512_setzero_si512();
         const int8_t *high_x = x.bytes + 2 * (first * cols + g * group), *low_x = high_x + group;
         /* What weights pass by pushes the next group of x out of the first cache. */
         for (int64_t k = 0; rows == 1 && k < 2 * group; k += 64)
@@ -72,8 +75,7 @@ INLINE void tile(const Weights *w, const Product *by, Numbers x, int64_t n, int6
             __m512i bytes = _mm512_loadu_si512(line), second = bytes;
             _mm_prefetch((const char *)line + (bits == 4 ? ahead_of_4 : ahead), _MM_HINT_T0);
             if (bits == 4) {
-                /* Sixteen times what it stands for. */
-                second = _mm512_and_si512(bytes, upper);
+                second = apart ? _mm512_andnot_si512(lower, bytes) : _mm512_and_si512(_mm512_srli_epi16(bytes, 4), lower);
                 bytes = _mm512_and_si512(bytes, lower);
             } else {
                 bytes = _mm512_xor_si512(bytes, signs);
@@ -82,9 +84,12 @@ INLINE void tile(const Weights *w, const Product *by, Numbers x, int64_t n, int6
                 const int64_t at = 2 * m * cols + k;
                 high[m] = _mm512_dpbusd_epi32(high[m], bytes, four(high_x + at));
                 low[m] = _mm512_dpbusd_epi32(low[m], bytes, four(low_x + at));
-                if (bits == 4) {
+                if (apart) {
                     high2[m] = _mm512_dpbusd_epi32(high2[m], second, four(high_x + at + 4));
                     low2[m] = _mm512_dpbusd_epi32(low2[m], second, four(low_x + at + 4));
+                } else if (bits == 4) {
+                    high[m] = _mm512_dpbusd_epi32(high[m], second, four(high_x + at + 4));
+                    low[m] = _mm512_dpbusd_epi32(low[m], second, four(low_x + at + 4));
                 }
             }
         }
@@ -93,9 +98,11 @@ INLINE void tile(const Weights *w, const Product *by, Numbers x, int64_t n, int6
         const __m512 scale = by->grouped ? widened(w->scales + place) : _mm512_set1_ps(1);
         for (int m = 0; m < rows; m++) {
             const int64_t at = (first + m) * groups + g;
-            const __m512i all_high = _mm512_add_epi32(high[m], _mm512_srai_epi32(high2[m], 4));
-            const __m512i all_low = _mm512_add_epi32(low[m], _mm512_srai_epi32(low2[m], 4));
-            __m512 sum = _mm512_cvtepi32_ps(_mm512_add_epi32(_mm512_slli_epi32(all_high, 8), all_low));
+            if (apart) {
+                high[m] = _mm512_add_epi32(high[m], _mm512_srai_epi32(high2[m], 4));
+                low[m] = _mm512_add_epi32(low[m], _mm512_srai_epi32(low2[m], 4));
+            }
+            __m512 sum = _mm512_cvtepi32_ps(_mm512_add_epi32(_mm512_slli_epi32(high[m], 8), low[m]));
             sum = _mm512_fnmadd_ps(zero, _mm512_set1_ps(x.sums[at]), sum);
             total[m] = _mm512_fmadd_ps(sum, _mm512_mul_ps(scale, _mm512_set1_ps(x.scales[at])), total[m]);
         }
@@ -111,11 +118,12 @@ INLINE void tile(const Weights *w, const Product *by, Numbers x, int64_t n, int6
     case 1: tile(w, by, numbers, own / TILE, m, 1, bits, here); break; \
     case 2: tile(w, by, numbers, own / TILE, m, 2, bits, here); break; \
     case 3: tile(w, by, numbers, own / TILE, m, 3, bits, here); break; \
-    default: tile(w, by, numbers, own / TILE, m, 4, bits, here);       \
+    case 4: tile(w, by, numbers, own / TILE, m, 4, bits, here); break; \
+    default: tile(w, by, numbers, own / TILE, m, MANY, bits, here);    \
     }
 
 static int quantized_product(const uint16_t *x, uint16_t *out, int64_t rows, const Product *by, int64_t threads) {
-    const int64_t size = rows * by->cols, groups = rows * (by->cols / by->group);
+    const int64_t size = rows * by->cols, groups = rows * (by->cols / by->group), most = by->bits == 4 ? MANY : BLOCK;
     char *room = malloc(2 * size + 8 * groups);
     if (!room) return 1;
     float *floats = (float *)room;
@@ -131,8 +139,8 @@ static int quantized_product(const uint16_t *x, uint16_t *out, int64_t rows, con
                 int64_t own = n;
                 const Weights *w = holder(by->weights, &own);
                 uint16_t *here = out + n;
-                for (int64_t m = start; m < end; m += BLOCK) {
-                    const int64_t count = end - m < BLOCK ? end - m : BLOCK;
+                for (int64_t m = start, count; m < end; m += count) {
+                    count = end - m >= most ? most : end - m < BLOCK ? end - m : BLOCK;
                     if (by->bits == 4) { CASES(4) } else { CASES(8) }
                 }
             }
