@@ -236,7 +236,7 @@ def test_without_gcc_torch_serves_and_that_is_said_once(no_gcc, caplog):
         layer, plain = QuantizedLinear.of(weight, scheme), native.Linear(64, 64).bfloat16()
         layer(x), plain(x)
     (record,) = caplog.records
-    assert "gcc did not build it" in record.message
+    assert "gcc could not build it" in record.message
     exact = x.double() @ dequantize(weight, scheme, torch.float64).T
     assert (layer(x).double() - exact).abs().max() <= 2 * rounding(exact)
     assert torch.equal(plain(x), functional.linear(x, plain.weight))

@@ -2,15 +2,21 @@
 
 import logging
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from tests.conftest import random_model
 from vision_encoder import native
 from vision_encoder.attention import attend
 from vision_encoder.native import attention
 from vision_encoder.native.attention import attend_many
+from vlm.config import preset
+from vlm.kv_cache import empty_cache
 
 EPS = torch.finfo(torch.bfloat16).eps
 pytestmark = pytest.mark.skipif(attention._library() is None, reason="not run: gcc, or a processor with AVX512-BF16")
@@ -95,6 +101,16 @@ def test_equal_values_are_given_back_whatever_the_scores(size):
     assert torch.equal(attend_many((size * q).bfloat16(), k, v), v[:, :, :1].expand_as(q))
 
 
+@pytest.mark.parametrize("lowest", [-math.inf, torch.finfo(torch.float32).min])
+@pytest.mark.parametrize("hidden", [slice(0, 170), slice(160, 330), slice(330, None)])
+def test_a_key_may_be_hidden_by_its_bias(hidden, lowest):
+    q, k, v = draw(2, 1, 40, 400, 32)
+    bias = torch.zeros(400)
+    bias[hidden] = lowest
+    expected, bound = exact(q, k, v, bias)
+    assert ((attend_many(q, k, v, bias).double() - expected).abs() <= bound).all()
+
+
 def test_a_key_with_the_logarithm_of_a_count_stands_for_so_many():
     q, k, v = draw(1, 1, 40, 30, 64)
     counts = torch.randint(1, 9, (30,))
@@ -143,6 +159,8 @@ def test_what_is_no_number_stays_none_where_it_is_seen(bad):
         lambda q, k, v: (q[:, :1], k, v),
         lambda q, k, v: tuple(x.mT.contiguous().mT for x in (q, k, v)),
         lambda q, k, v: (q.to("meta"), k.to("meta"), v.to("meta")),
+        lambda q, k, v: (q, k[:, :0], v[:, :0]),
+        lambda q, k, v: (q, k, v, torch.zeros(1)),
     ],
 )
 def test_what_it_does_not_fit_is_left_to_torch(change):
@@ -171,13 +189,109 @@ def test_without_gcc_torch_serves_and_that_is_said_once(monkeypatch, tmp_path, c
     finally:
         attention._library.cache_clear()
     (record,) = caplog.records
-    assert record.message.startswith("vision_encoder/native is not in use: gcc did not build it")
+    assert record.message.startswith("vision_encoder/native is not in use: gcc could not build it")
     expected, bound = exact(*heads)
     assert ((outs[0].double() - expected).abs() <= 2 * bound).all()
 
 
-def test_a_processor_without_the_instructions_is_named(tmp_path, caplog):
-    (tmp_path / "none.c").write_text("int usable(void) { return 0; }\n")
-    with caplog.at_level(logging.WARNING):
-        assert native.load(tmp_path, (), {}, "AVX-1024") is None
-    assert "this processor has no AVX-1024" in caplog.text
+def test_without_a_home_torch_serves(monkeypatch, caplog):
+    def no_home():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr("pathlib.Path.home", no_home)
+    attention._library.cache_clear()
+    try:
+        assert attend_many(*draw(2, 2, 40, 50, 32)) is None
+    finally:
+        attention._library.cache_clear()
+    assert "(RuntimeError)" in caplog.text
+
+
+def test_a_processor_without_the_instructions_is_told_before_anything_is_built(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": False})
+    assert native.load(tmp_path, (), {}, needs="avx512_bf16") is None
+    assert "this processor has no avx512_bf16" in caplog.text
+
+
+class _Seen(TorchDispatchMode):
+    """Notes what torch is asked to do."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    "watch",
+    [
+        lambda call, heads: torch.jit.trace(lambda q, k, v: call(q, k, v), heads, check_trace=False)(*heads),
+        lambda call, heads: make_fx(lambda q, k, v: call(q, k, v))(*heads)(*heads),
+        lambda call, heads: torch.func.vmap(call)(*(x[None] for x in heads))[0],
+    ],
+    ids=["trace", "make_fx", "vmap"],
+)
+def test_who_records_or_transforms_what_is_done_is_given_torchs(watch):
+    heads = draw(2, 2, 40, 64, 32)
+    assert (watch(attend, tuple(heads)).double() - exact(*heads)[0]).abs().max() < 0.05
+    with _Seen() as seen:
+        attend(*heads)
+    assert any("scaled_dot_product" in name for name in seen.names)
+
+
+def test_what_two_of_the_three_would_hide_is_refused():
+    q, k, v = draw(2, 2, 40, 64, 32)
+    hidden = torch.ones(40, 64, dtype=torch.bool)
+    for both in ({"mask": hidden, "causal": True}, {"bias": torch.zeros(64), "causal": True}):
+        with pytest.raises(ValueError, match="give one of bias, mask and causal"):
+            attend(q, k, v, **both)
+    with pytest.raises(ValueError, match="with at least 64 keys, not 40"):
+        attend(k, q, q, causal=True)
+
+
+@pytest.fixture
+def served(monkeypatch):
+    """Which calls of `attend` were done in C."""
+    found = []
+
+    def noted(*args, **kind):
+        out = attend_many(*args, **kind)
+        found.append(out is not None)
+        return out
+
+    monkeypatch.setattr("vision_encoder.attention.attend_many", noted)
+    return found
+
+
+def test_the_encoder_attends_in_c(served):
+    vision = replace(preset("tiny").vision, width=32)
+    encoder = random_model(replace(preset("tiny"), vision=vision)).encoder
+    pixels = torch.randn(1, 2, 3, vision.tile_size, vision.tile_size)
+    expected, served[:] = encoder(pixels, [(1, 2)]), []
+    found = encoder.bfloat16()(pixels, [(1, 2)])
+    assert any(served)
+    assert (found.float() - expected).norm() < 0.02 * expected.norm()
+
+
+@pytest.mark.parametrize("cache_dtype", [torch.bfloat16, torch.int8])
+def test_the_chunks_of_a_prompt_are_attended_to_in_c(served, cache_dtype):
+    config = preset("tiny")
+    config = replace(
+        config, decoder=replace(config.decoder, width=64 * config.decoder.num_heads), vision=None, adapter=None
+    )
+    decoder = random_model(config).decoder
+    ids = torch.randint(0, config.decoder.vocab_size, (1, 90))
+    expected, served[:] = decoder(ids).hidden, []
+    decoder.bfloat16()
+    cache = empty_cache(config.decoder, 1, 90, dtype=cache_dtype, device="cpu")
+    found = []
+    for part in ids.split([65, 5, 20], dim=1):
+        hidden, cache = decoder(part, cache)
+        found.append(hidden)
+    assert all(served)
+    assert (torch.cat(found, 1).float() - expected).norm() < 0.03 * expected.norm()

@@ -7,7 +7,7 @@ from torch.nn import functional
 from vision_encoder.native.attention import attend_many, lacks_amx
 
 # Queries from which turning keys and values into float32 is sooner won back than it takes.
-_MIN_QUERIES = 384
+_MIN_FOR_FLOAT32 = 384
 
 
 def attend(
@@ -21,16 +21,21 @@ def attend(
 ) -> Tensor:
     """Return [b, h, s, e] for queries [b, h, s, e] over keys and values [b, g, l, e].
 
-    `bias` [l] float32 is added to the logits of each key; or `mask` is bool, broadcastable to [b, h, s, l], True where
-    a key may be seen. `causal`, which needs s <= l and no mask: the queries are the last of the positions, and each
-    sees the keys up to its own.
+    One of three may be given. `bias` [l] float32 is added to the logits of each key. `mask` is bool, broadcastable to
+    [b, h, s, l], True where a key may be seen. `causal`, which needs s <= l: the queries are the last of the positions,
+    and each sees the keys up to its own.
+
+    Raises: ValueError where two are given, or more queries than keys with `causal`.
     """
+    positions, length = q.shape[2], k.shape[2]
+    if (bias is not None) + (mask is not None) + causal > 1 or (causal and positions > length):
+        raise ValueError(f"give one of bias, mask and causal, the last with at least {positions} keys, not {length}")
     if mask is None and (out := attend_many(q, k, v, bias, causal=causal)) is not None:
         return out
-    if causal and q.shape[2] < k.shape[2]:
+    if causal and positions < length:
         # torch would take the queries for the first.
-        mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril(k.shape[2] - q.shape[2])
-        causal = False
+        places = torch.arange(length, device=q.device)
+        mask, causal = places <= places[-positions:, None], False
     dtype = attention_dtype(q)
     out = functional.scaled_dot_product_attention(
         q.to(dtype),
@@ -38,7 +43,7 @@ def attend(
         v.to(dtype),
         attn_mask=mask if bias is None else bias[None, None, None],
         is_causal=causal,
-        enable_gqa=k.shape[1] != q.shape[1],
+        enable_gqa=bool(k.shape[1] != q.shape[1]),
     )
     return out.to(q.dtype)
 
@@ -50,5 +55,7 @@ def attention_dtype(q: Tensor) -> torch.dtype:
     the weights of the values to bfloat16: it takes 1.2 to 1.4 times as long as the float32 one. Results must be turned
     back by the caller. Not where gradients are wanted, for which float32 copies would be kept.
     """
-    fits = q.dtype == torch.bfloat16 and q.device.type == "cpu" and q.shape[2] >= _MIN_QUERIES and not q.requires_grad
+    fits = (
+        q.dtype == torch.bfloat16 and q.device.type == "cpu" and q.shape[2] >= _MIN_FOR_FLOAT32 and not q.requires_grad
+    )
     return torch.float32 if fits and lacks_amx() and not torch.is_autocast_enabled("cpu") else q.dtype

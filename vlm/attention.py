@@ -1,4 +1,4 @@
-"""Grouped-query attention (arXiv 2305.13245): torch's kernel, and a readable flash attention that is its oracle.
+"""Grouped-query attention (arXiv 2305.13245): the kernel that is used, and a readable flash attention, its oracle.
 
 Key/value heads are never repeated in memory. Flash attention (arXiv 2205.14135, 2307.08691) goes over the keys in
 blocks with a running maximum and a running sum, and never holds a score matrix.
@@ -27,8 +27,8 @@ def attend(
     """Return [b, h, s, e] for queries [b, h, s, e] and keys and values [b, g, l, e].
 
     `scales` [b, g, l] are those of keys and of values in int8. `mask` is bool, broadcastable to [b, h, s, l], True
-    where a key may be seen. `causal`, which needs s <= l: the queries are the last of the positions, and each sees the
-    keys up to its own.
+    where a key may be seen. `causal`, which needs s <= l and no mask: the queries are the last of the positions, and
+    each sees the keys up to its own.
     """
     if mask is None and q.shape[2] == 1 and (out := attend_one(q, k, v, scales)) is not None:
         return out

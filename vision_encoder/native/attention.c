@@ -20,12 +20,8 @@ typedef struct {
     uint16_t *keys, *values;
 } Packed;
 
-int usable(void) {
-    return __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bf16");
-}
-
-static void pack_keys(const uint16_t *keys, int64_t stride, int64_t count, int64_t length, int64_t width, uint16_t *to) {
+static void pack_keys(
+    const uint16_t *keys, int64_t stride, int64_t count, int64_t length, int64_t width, uint16_t *to) {
     for (int64_t l = 0; l < length; l += TILE)
         for (int64_t c = 0; c < width; c += 2 * TILE) {
             __m512i lines[TILE];
@@ -143,7 +139,9 @@ static inline void weigh(float *row, const float *bias, int64_t visible, float f
         _mm512_storeu_ps(row + l + TILE, two);
     }
     const float last = seen->highest[m], now = _mm512_reduce_max_ps(_mm512_max_ps(highest, others));
-    highest = _mm512_set1_ps(now);
+    /* Where nothing was seen yet, two infinities are not to be taken from each other. */
+    const float shift = now == -INFINITY ? 0 : now;
+    highest = _mm512_set1_ps(shift);
     for (int64_t l = 0; l < KEYS; l += 2 * TILE) {
         const __m512 one = power_of_two(_mm512_sub_ps(_mm512_loadu_ps(row + l), highest));
         const __m512 two = power_of_two(_mm512_sub_ps(_mm512_loadu_ps(row + l + TILE), highest));
@@ -152,7 +150,7 @@ static inline void weigh(float *row, const float *bias, int64_t visible, float f
         _mm512_storeu_si512((uint16_t *)row + l, (__m512i)weights);
     }
     seen->highest[m] = now;
-    seen->factors[m] = exp2f(last - now);
+    seen->factors[m] = exp2f(last - shift);
     seen->sums[m] = seen->sums[m] * seen->factors[m] + _mm512_reduce_add_ps(sums);
 }
 
@@ -194,7 +192,8 @@ static void attend_rows(const uint16_t *q, int64_t stride, int64_t count, Packed
 int attend_many(const Heads *qkv, const float *bias, uint16_t *out, int64_t batch, int64_t groups, int64_t per,
                 int64_t positions, int64_t length, int64_t visible, int64_t width, int64_t threads) {
     const int64_t padded = (length + KEYS - 1) / KEYS * KEYS, size = padded * width, heads = groups * per;
-    const int64_t blocks = (positions + ROWS - 1) / ROWS, together = batch * groups < threads ? batch * groups : threads;
+    const int64_t blocks = (positions + ROWS - 1) / ROWS;
+    const int64_t together = batch * groups < threads ? batch * groups : threads;
     float *room = aligned_alloc(64, 4 * (together * size + padded));
     if (!room) return 1;
     float *powers = room + together * size;

@@ -12,21 +12,22 @@ from vision_encoder.native.build import is_plain, load
 
 _MIN_QUERIES, _MIN_KEYS = 4, 64
 """From which packing keys and values is sooner won back than it takes."""
-_MAX_WIDTH = 256
+_MAX_WIDTH = 256  # MAX_WIDTH of attention.c
 
 
 @functools.cache
 def _library() -> ctypes.CDLL | None:
-    flags = ("-mavx512dq", "-mavx512bf16")
-    return load(Path(__file__).parent, flags, {"attend_many": "pppnnnnnnnn"}, "AVX512-BF16")
+    return load(
+        Path(__file__).parent, ("-mavx512dq", "-mavx512bf16"), {"attend_many": "pppnnnnnnnn"}, needs="avx512_bf16"
+    )
 
 
 def attend_many(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None, *, causal: bool = False) -> Tensor | None:
     """Return [b, h, s, e] for queries [b, h, s, e] over all keys and values [b, g, l, e]; None where torch has to.
 
     `bias` [l] float32 is added to the logits of each key. `causal`: the queries are the last of the positions, and each
-    sees the keys up to its own.
-    Products are exact and sums in float32; the weights of the values are rounded to bfloat16, and add up to one then.
+    sees the keys up to its own. Products are exact, but of numbers below 1e-38, and sums in float32; the weights of the
+    values are rounded to bfloat16, and add up to one then.
     """
     batch, heads, positions, width = q.shape
     groups, length = k.shape[1:3]
@@ -36,8 +37,10 @@ def attend_many(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None, *, 
         and width <= _MAX_WIDTH
         and length >= _MIN_KEYS
         and k.shape == v.shape == (batch, groups, length, width)
+        and groups > 0
         and heads % groups == 0
         and (positions <= length or not causal)
+        and (bias is None or (bias.shape == (length,) and bias.device.type == "cpu"))
         and all(is_plain(x) and x.stride(3) == 1 for x in (q, k, v))
     )
     if not fits or not _serves() or (functions := _library()) is None:
@@ -58,8 +61,7 @@ def attend_many(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None, *, 
 
 def _serves() -> bool:
     """Return whether C is what does it soonest here: without gradients, and where torch's has no matrix unit to use."""
-    watched = torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling()
-    return not watched and lacks_amx()
+    return not torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu") and lacks_amx()
 
 
 def lacks_amx() -> bool:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 logger = logging.getLogger(__name__)
 
@@ -23,31 +24,36 @@ _FLAGS = (
 _KINDS = {"p": ctypes.c_void_p, "n": ctypes.c_int64, "d": ctypes.c_double}
 
 
-def load(folder: Path, flags: tuple[str, ...], arguments: Mapping[str, str], needs: str) -> ctypes.CDLL | None:
+def load(folder: Path, flags: tuple[str, ...], arguments: Mapping[str, str], *, needs: str) -> ctypes.CDLL | None:
     """Return the functions built of the sources in `folder`; None, and say why, where they cannot be had.
 
-    `arguments` has for each function a letter an argument: p a place in memory, n a whole number, d a float. The
-    function `usable` tells whether the processor has what the `flags` ask for, which is called `needs`.
+    `arguments` has for each function a letter an argument: p a place in memory, n a whole number, d a float. `needs`
+    is what torch calls the capability of a processor that the `flags` ask for.
     """
-    try:
-        found = ctypes.CDLL(str(_built(folder, flags)))
-    except (OSError, subprocess.SubprocessError) as error:
-        why = f"gcc did not build it ({type(error).__name__})"
-    else:
-        for name, kinds in arguments.items():
-            getattr(found, name).argtypes = [_KINDS[kind] for kind in kinds]
-        if found.usable():
-            return found
+    if not torch.cpu.get_capabilities().get(needs):
         why = f"this processor has no {needs}"
+    else:
+        try:
+            found = ctypes.CDLL(str(_built(folder, flags)))
+        except (OSError, RuntimeError, subprocess.SubprocessError) as error:
+            # No gcc, no home, no room: whatever it is, there is another way.
+            why = f"gcc could not build it and keep it in ~/.cache ({type(error).__name__})"
+        else:
+            for name, kinds in arguments.items():
+                getattr(found, name).argtypes = [_KINDS[kind] for kind in kinds]
+            return found
     name = "/".join(folder.parts[-2:])
     logger.warning("%s is not in use: %s; torch's own functions serve instead, which take longer", name, why)
     return None
 
 
 def is_plain(x: Tensor) -> bool:
-    """Return whether x is bfloat16 on the CPU, and not what only stands for a tensor: one that is shared among
-    processes, or traced."""
-    return type(x) in (Tensor, nn.Parameter) and x.dtype == torch.bfloat16 and x.device.type == "cpu"
+    """Return whether x is bfloat16 on the CPU, and neither shared among processes nor looked at by who records or
+    transforms what torch does."""
+    if type(x) not in (Tensor, nn.Parameter) or x.dtype != torch.bfloat16 or x.device.type != "cpu":
+        return False
+    recorded = torch.jit.is_tracing() or torch.compiler.is_compiling() or is_in_torch_dispatch_mode()
+    return not recorded and not torch._C._functorch.is_functorch_wrapped_tensor(x)
 
 
 def _built(folder: Path, flags: tuple[str, ...]) -> Path:

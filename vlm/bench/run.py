@@ -7,7 +7,7 @@ import io
 import itertools
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 
@@ -69,7 +69,7 @@ class Bench:
         self.limits = self._limits()
         self.has_peer = importlib.util.find_spec("transformers") is not None
 
-    def rows(self, parts: Sequence[str]) -> Iterator[Row]:
+    def rows(self, parts: Iterable[str]) -> Iterator[Row]:
         """Yield the rows as they are measured, of parts that are named like the methods."""
         with torch.inference_mode():
             for part in parts:

@@ -7,6 +7,7 @@ import click
 from vlm.commands.options import json_option
 from vlm.commands.terminal import Command, say, say_json
 
+# Named as the methods of `Bench` that measure them.
 _PARTS = ("cold", "text", "long", "large", "pictures")
 
 
@@ -40,7 +41,7 @@ def bench(quick: bool, only: tuple[str, ...], as_json: bool):
         say(f"        {speed / 1e9:.0f} GFLOP/s in {name}")
     say(f"\n{'':48}{'ms':>10}{'of limit':>10}{'beside the peer':>18}")
     rows = []
-    for row in measured.rows(only or _PARTS):
+    for row in measured.rows(dict.fromkeys(only) or _PARTS):
         share = "" if row.share is None else f"{row.share:.0%}"
         beside = row.peer if row.beside is None else f"{row.beside:.2f} x"
         say(f"{row.name:48}{row.seconds * 1e3:10.1f}{share:>10}{beside:>18}")

@@ -16,6 +16,7 @@ TILE = 16
 # Bytes from which large pages are asked for: two of them.
 _LARGE = 1 << 22
 _ARGUMENTS = {
+    "meet_processor": "n",
     "large_pages": "pn",
     "product": "ppnpn",
     "rms_norm": "pppnnd",
@@ -40,7 +41,10 @@ class NativeWeights(NamedTuple):
 @functools.cache
 def library() -> ctypes.CDLL | None:
     """Return the built functions; None, and say why once, where they cannot be had."""
-    return load(Path(__file__).parent, ("-mavx512vnni",), _ARGUMENTS, "AVX-512 VNNI")
+    found = load(Path(__file__).parent, ("-mavx512vnni",), _ARGUMENTS, needs="avx512_vnni")
+    if found is not None:
+        found.meet_processor(bool(torch.cpu.get_capabilities().get("avx512_bf16")))
+    return found
 
 
 def in_large_pages(x: Tensor) -> Tensor:

@@ -6,11 +6,10 @@
 int64_t ahead = 8192, ahead_of_4 = 8192;
 int by_pairs = 0;
 
-/* Whether this processor has the instructions; called first. */
-int usable(void) {
+/* Called first. */
+void meet_processor(int64_t multiplies_pairs) {
+    by_pairs = multiplies_pairs;
     if (__builtin_cpu_is("amd")) ahead = 0, ahead_of_4 = 4096;
-    by_pairs = __builtin_cpu_supports("avx512bf16");
-    return __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vnni");
 }
 
 /* Ask for large pages, with which memory is read faster. A wish: it may be ignored. */

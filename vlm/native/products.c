@@ -75,7 +75,8 @@ INLINE void tile(const Weights *w, const Product *by, Numbers x, int64_t n, int6
             __m512i bytes = _mm512_loadu_si512(line), second = bytes;
             _mm_prefetch((const char *)line + (bits == 4 ? ahead_of_4 : ahead), _MM_HINT_T0);
             if (bits == 4) {
-                second = apart ? _mm512_andnot_si512(lower, bytes) : _mm512_and_si512(_mm512_srli_epi16(bytes, 4), lower);
+                if (apart) second = _mm512_andnot_si512(lower, bytes);
+                else second = _mm512_and_si512(_mm512_srli_epi16(bytes, 4), lower);
                 bytes = _mm512_and_si512(bytes, lower);
             } else {
                 bytes = _mm512_xor_si512(bytes, signs);
@@ -184,7 +185,9 @@ INLINE void dense_rows(
         else sums[m * TILE] = _mm512_reduce_add_ps(_mm512_add_ps(dots[0][m], dots[1][m]));
 }
 
-#define ROWS(rows, lines)                                                                    if (by_pairs) dense_rows(row, x, cols, rows, lines, 1, sums + i);                        else dense_rows(row, x, cols, rows, lines, 0, sums + i);
+#define DENSE(rows, lines)                                            \
+    if (by_pairs) dense_rows(row, x, cols, rows, lines, 1, sums + i); \
+    else dense_rows(row, x, cols, rows, lines, 0, sums + i);
 
 static void dense_product(const uint16_t *x, uint16_t *out, int64_t rows, const Product *by, int64_t threads) {
     const int64_t cols = by->cols, lines = rows == 1 && cols > WIDE ? 2 : 1;
@@ -196,10 +199,10 @@ static void dense_product(const uint16_t *x, uint16_t *out, int64_t rows, const 
         for (int64_t i = 0; i < TILE; i += lines) {
             const uint16_t *row = weight + (own + i) * cols;
             switch (rows + lines) {
-            case 2: ROWS(1, 1) break;
-            case 3: if (lines > 1) { ROWS(1, 2) } else { ROWS(2, 1) } break;
-            case 4: ROWS(3, 1) break;
-            default: ROWS(4, 1)
+            case 2: DENSE(1, 1) break;
+            case 3: if (lines > 1) { DENSE(1, 2) } else { DENSE(2, 1) } break;
+            case 4: DENSE(3, 1) break;
+            default: DENSE(4, 1)
             }
         }
         for (int64_t m = 0; m < rows; m++) narrow(out + m * by->out + n, _mm512_loadu_ps(sums + m * TILE));
