@@ -10,9 +10,11 @@ import sys
 from collections.abc import Iterable, Iterator
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
+from types import ModuleType
 
 import torch
 from PIL import Image
+from torch import nn
 
 from vlm.bench import limits, operations
 from vlm.bench.measure import Call, seconds
@@ -114,30 +116,37 @@ class Bench:
             yield self._decode(f"11b, {precision}: a token, 5 layers and head", model, 4 * 1601, None)
 
     def pictures(self) -> Iterator[Row]:
-        """Encoding, and ten questions about one picture, of a 1B-like vision model."""
-        config = _vision_1b(quick=self.quick)
-        model = random_model(config)
-        peer = None
-        if self.has_peer:
-            from vlm.bench import transformers_peer
-
-            peer = transformers_peer.peer_of(model)
+        """Encoding, of a 1B-like vision model."""
+        model, peer, peers = self._vision_models()
         for canvas in CANVASES[: 1 if self.quick else 3]:
-            theirs = peer and transformers_peer.encode(peer, model, canvas)
+            theirs = peer and peers.encode(peer, model, canvas)
             tiles = canvas[0] * canvas[1]
-            needed = operations.encode_operations(config, tiles)
+            needed = operations.encode_operations(model.config, tiles)
             name = f"1b-vision: a picture of {tiles} tiles encoded"
             yield self._row(name, operations.encode(model, canvas), theirs, "bfloat16", needed, windows=3)
+
+    def questions(self) -> Iterator[Row]:
+        """Ten questions about one picture, of the same model."""
+        model, peer, peers = self._vision_models()
         vlm = VLM(model, Tokenizer.bytes_only())
-        picture = Image.new("RGB", (config.vision.tile_size,) * 2, "white")
+        picture = Image.new("RGB", (model.config.vision.tile_size,) * 2, "white")
         ours = operations.answer_many(vlm, picture, _QUESTIONS, _NEW_TOKENS)
         theirs = None
         if peer is not None:
             prompts = [vlm.prompt_ids(_about(picture, question)) for question in _QUESTIONS]
-            theirs = transformers_peer.answer_loop(peer, model, prompts, _NEW_TOKENS)
+            theirs = peers.answer_loop(peer, model, prompts, _NEW_TOKENS)
         yield self._row("1b-vision: ten questions, one picture", ours, theirs, windows=1)
 
     # Parts
+
+    def _vision_models(self) -> tuple[VisionLanguageModel, nn.Module | None, ModuleType | None]:
+        """Return a 1B-like vision model, the same of transformers, and the module that runs that."""
+        model = random_model(_vision_1b(quick=self.quick))
+        if not self.has_peer:
+            return model, None, None
+        from vlm.bench import transformers_peer
+
+        return model, transformers_peer.peer_of(model), transformers_peer
 
     def _limits(self) -> Limits:
         taken = seconds({name: work.call for name, work in self.work.items()}, window_s=self.window_s)

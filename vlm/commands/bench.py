@@ -8,7 +8,7 @@ from vlm.commands.options import json_option
 from vlm.commands.terminal import Command, say, say_json
 
 # Named as the methods of `Bench` that measure them.
-_PARTS = ("cold", "text", "long", "large", "pictures")
+_PARTS = ("cold", "text", "long", "large", "pictures", "questions")
 
 
 @click.command(cls=Command, short_help="Measure speed, beside this machine's limits and its peers.")
