@@ -19,7 +19,7 @@ from vlm.errors import VLMError
 from vlm.pipeline import VLM
 from vlm.training.reader.__main__ import main
 from vlm.training.reader.data import IGNORED, Diet, ReaderData
-from vlm.training.reader.folder import load_reader, save_reader
+from vlm.training.reader.folder import TEMPERATURE, load_reader, save_reader, without_positions
 from vlm.training.reader.model import Losses, Reader
 from vlm.training.reader.real_charts import RealCharts
 from vlm.training.reader.run import ON_A_CPU, Run
@@ -173,7 +173,19 @@ def test_a_run_leaves_a_model_that_answers(tmp_path):
     assert reply.finish_reason in ("stop", "length")
     further = Run(tmp_path / "further", (SMALL,), 1, start=tmp_path / "model")
     for name, weight in further.reader.model.named_parameters():
-        assert torch.equal(weight.bfloat16(), model.model.get_parameter(name)), name
+        calmed = TEMPERATURE if name == "decoder.norm.weight" else 1
+        assert torch.equal(weight.bfloat16(), calmed * model.model.get_parameter(name)), name
+
+
+def test_a_reader_ships_less_sure_of_the_same_replies_and_goes_on_as_it_was(tmp_path):
+    reader = Reader(preset("default"))
+    save_reader(reader, tmp_path)
+    shipped, messages = VLM.from_pretrained(tmp_path), [{"role": "user", "content": "What is the title?"}]
+    calm = shipped.logits(messages)
+    reader.model.bfloat16()
+    shipped.model.load_state_dict(without_positions(reader.model), strict=False)
+    assert torch.equal(calm, shipped.logits(messages) / TEMPERATURE)
+    assert torch.equal(load_reader(tmp_path).model.decoder.norm.weight, reader.model.decoder.norm.weight.float())
 
 
 def test_a_batch_in_parts_is_learned_as_one(tmp_path, monkeypatch):
