@@ -15,6 +15,8 @@ from vlm.bench import operations
 from vlm.bench.limits import Work
 from vlm.bench.measure import machine, seconds
 from vlm.bench.random_models import random_model, weights_read
+from vlm.bench.run import Bench
+from vlm.commands.bench import bench
 from vlm.kv_cache import empty_cache
 
 
@@ -175,3 +177,8 @@ def test_llama_cpp_reads_it_where_it_is_installed():
     with closing(Peer(config, "int4", 16)) as peer:
         peer.decode_step(9)()
         peer.prefill(16)()
+
+
+def test_each_part_that_may_be_chosen_is_measured():
+    (chosen,) = (option for option in bench.params if option.name == "only")
+    assert all(callable(getattr(Bench, part)) for part in chosen.type.choices)
