@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from vision_encoder.native.attention import attend_many, lacks_amx
+from vision_encoder.native import attend_many, lacks_amx
 
 # Queries from which turning keys and values into float32 is sooner won back than it takes.
 _MIN_FOR_FLOAT32 = 384

@@ -230,8 +230,8 @@ def _positions(cache: KVCache | None, ids: Tensor) -> Tensor:
 
 
 def _length_mask(cache: KVCache | None, positions: Tensor) -> Tensor | None:
-    """Return which cached keys the tokens at `positions` [b or 1, s] may see, [b, 1, s, l]; None where those up to its
-    own, of a cache in which no row is longer than another.
+    """Return which cached keys the tokens at `positions` [b or 1, s] may see, [b, 1, s, l]; None where each sees
+    those up to its own: in a single row, which is never padded.
 
     No larger than one chunk of the prompt; a decode step has s = 1.
     """

@@ -117,7 +117,7 @@ class Bench:
 
     def pictures(self) -> Iterator[Row]:
         """Encoding, of a 1B-like vision model."""
-        model, peer, peers = self._vision_models()
+        model, peer, peers = self._vision_models
         for canvas in CANVASES[: 1 if self.quick else 3]:
             theirs = peer and peers.encode(peer, model, canvas)
             tiles = canvas[0] * canvas[1]
@@ -127,7 +127,7 @@ class Bench:
 
     def questions(self) -> Iterator[Row]:
         """Ten questions about one picture, of the same model."""
-        model, peer, peers = self._vision_models()
+        model, peer, peers = self._vision_models
         vlm = VLM(model, Tokenizer.bytes_only())
         picture = Image.new("RGB", (model.config.vision.tile_size,) * 2, "white")
         ours = operations.answer_many(vlm, picture, _QUESTIONS, _NEW_TOKENS)
@@ -139,8 +139,9 @@ class Bench:
 
     # Parts
 
+    @functools.cached_property
     def _vision_models(self) -> tuple[VisionLanguageModel, nn.Module | None, ModuleType | None]:
-        """Return a 1B-like vision model, the same of transformers, and the module that runs that."""
+        """A 1B-like vision model, the same of transformers, and the module that runs that."""
         model = random_model(_vision_1b(quick=self.quick))
         if not self.has_peer:
             return model, None, None

@@ -65,7 +65,7 @@ static inline __m512 odds(__m512i pairs) {
 /* Sums of the products of 32 and 32 numbers in bfloat16, by pairs or one by one. */
 INLINE __m512 add_products(__m512 to, __m512i one, __m512i two, int pairs) {
     if (!pairs) return _mm512_fmadd_ps(odds(one), odds(two), _mm512_fmadd_ps(evens(one), evens(two), to));
-    /* Said so because the rest of the file is for processors without it too. */
+    /* In assembler: the compiler is told to build for processors without the instruction too. */
     asm("vdpbf16ps %2, %1, %0" : "+v"(to) : "v"(one), "v"(two));
     return to;
 }

@@ -4,7 +4,7 @@
 #include "common.h"
 
 #define WIDE 8192 /* columns above which a row of weights and one of x do not fit in the first cache together */
-#define MANY 8 /* rows of x that share what was read and taken apart, in 4 bits */
+#define MANY 8    /* rows of x that share what was read and taken apart, in 4 bits */
 #define CHUNK 128 /* rows of x that stay in the second cache while all weights pass by */
 
 /* Products with weights in 8 and 4 bits.
@@ -185,9 +185,9 @@ INLINE void dense_rows(
         else sums[m * TILE] = _mm512_reduce_add_ps(_mm512_add_ps(dots[0][m], dots[1][m]));
 }
 
-#define DENSE(rows, lines)                                            \
-    if (by_pairs) dense_rows(row, x, cols, rows, lines, 1, sums + i); \
-    else dense_rows(row, x, cols, rows, lines, 0, sums + i);
+#define DENSE(rows, lines)                                           \
+    by_pairs ? dense_rows(row, x, cols, rows, lines, 1, sums + i)    \
+             : dense_rows(row, x, cols, rows, lines, 0, sums + i)
 
 static void dense_product(const uint16_t *x, uint16_t *out, int64_t rows, const Product *by, int64_t threads) {
     const int64_t cols = by->cols, lines = rows == 1 && cols > WIDE ? 2 : 1;
@@ -198,12 +198,13 @@ static void dense_product(const uint16_t *x, uint16_t *out, int64_t rows, const 
         const uint16_t *weight = (const uint16_t *)holder(by->weights, &own)->codes;
         for (int64_t i = 0; i < TILE; i += lines) {
             const uint16_t *row = weight + (own + i) * cols;
-            switch (rows + lines) {
-            case 2: DENSE(1, 1) break;
-            case 3: if (lines > 1) { DENSE(1, 2) } else { DENSE(2, 1) } break;
-            case 4: DENSE(3, 1) break;
-            default: DENSE(4, 1)
-            }
+            if (lines > 1) DENSE(1, 2);
+            else switch (rows) {
+                case 1: DENSE(1, 1); break;
+                case 2: DENSE(2, 1); break;
+                case 3: DENSE(3, 1); break;
+                default: DENSE(4, 1);
+                }
         }
         for (int64_t m = 0; m < rows; m++) narrow(out + m * by->out + n, _mm512_loadu_ps(sums + m * TILE));
     }
