@@ -1,13 +1,12 @@
-"""The 11B with a picture of four tiles in 8 GB: true shape, random weights, 4 bits, made tensor by tensor on disk.
+"""The 11B with a picture of four tiles in 8 GB: true shape, random weights, 4 bits, as a user has it.
 
     python -m benchmarks.eleven_b --dir /tmp [--tiles 1|2|4] [--tokens 64] [--layers 8] [--preset 11b-vision] [--keep]
 
-Writes about 8 GB into a folder of its own under --dir, which is removed at the end; with --keep it stays, and what is
-whole in it is not written again. First the vision tower is mapped from disk, encodes the picture, and is let go; then
-the decoder is read and the embedding mapped, of which only the rows of the tokens are ever read. The encoded picture is
-saved and loaded in between, as a second question would find it. --layers takes that many text and vision layers of the
-true widths, for a look that is short. Every stage is a line; the last line is JSON; status 1 where the peak is above
-8.0 GB.
+Writes a Hugging Face folder of about 8 GB, tensor by tensor, into a folder of its own under --dir, which is removed at
+the end; with --keep it stays for the next run. The model is then loaded from it with `low_memory=True`, a picture is
+encoded, saved and loaded, as a second question would find it, and asked about. --layers takes that many text and vision
+layers of the true widths, for a look that is short. Every stage is a line; the last line is JSON; status 1 where the
+peak is above 8.0 GB.
 """
 
 import argparse
@@ -23,25 +22,25 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from PIL import Image
 from torch import Tensor, nn
 
-from adapters.cross_attention import ImageKV
-from adapters.masks import CrossMask
+from vlm import VLM, GenerationConfig
 from vlm.bench.limits import Work, product, reading
 from vlm.bench.measure import machine
-from vlm.bench.operations import encode_operations, random_pixels
+from vlm.bench.operations import encode_operations
 from vlm.bench.random_models import random_tensor, shaped_model, weights_read
+from vlm.checkpoint import empty_model
+from vlm.checkpoint.hf_writing import write_hf
 from vlm.config import ModelConfig, preset
 from vlm.image_cache import EncodedImage
-from vlm.kv_cache import empty_cache
-from vlm.model import VisionLanguageModel
-from vlm.quantization.linear import arrange_layers
+from vlm.quantization import QuantizedWeight, plan
+from vlm.tokenizer import Tokenizer
 
 MAX_BYTES = 8_000_000_000
 CANVASES = {1: (1, 1), 2: (1, 2), 4: (2, 2)}
-_PROMPT = 32
 _EVERY_S = 5.0
+_QUESTION = "Which of the lines is the highest in the last year?"
 
 
 def main() -> int:
@@ -61,8 +60,7 @@ def main() -> int:
     config = config if options.layers is None else shortened(config, options.layers)
     folder = options.dir / name if options.keep else Path(tempfile.mkdtemp(dir=options.dir))
     try:
-        with torch.inference_mode():
-            figures = measure(config, folder, CANVASES[options.tiles], options.tokens, log)
+        figures = measure(config, folder, CANVASES[options.tiles], options.tokens, log)
     finally:
         if not options.keep:
             shutil.rmtree(folder)
@@ -86,18 +84,20 @@ class Log:
 class Progress:
     """Says how far a stage is: at most every few seconds, and at its end."""
 
-    def __init__(self, log: Log, stage: str, total: int):
+    def __init__(self, log: Log, stage: str, total: int = 0):
         self.log, self.stage, self.total, self.count = log, stage, total, 0
         self.start = self.said = time.perf_counter()
         log.say(stage)
 
     def step(self, *_) -> None:
-        self.count += 1
-        now = time.perf_counter()
-        taken, last = now - self.start, self.count == self.total
+        self.reach(self.count + 1, self.total)
+
+    def reach(self, count: int, total: int) -> None:
+        self.count, now = count, time.perf_counter()
+        taken, last = now - self.start, count == total
         if last or now - self.said >= _EVERY_S:
-            left = f"took {taken:.1f} s" if last else f"{taken / self.count * (self.total - self.count):.0f} s left"
-            self.log.say(f"  {self.stage}: {self.count} of {self.total}, {left}")
+            left = f"took {taken:.1f} s" if last else f"{taken / count * (total - count):.0f} s left"
+            self.log.say(f"  {self.stage}: {count:,} of {total:,}, {left}")
             self.said = now
 
 
@@ -145,134 +145,107 @@ def shortened(config: ModelConfig, num_layers: int) -> ModelConfig:
 
 def measure(config: ModelConfig, folder: Path, canvas: tuple[int, int], num_tokens: int, log: Log) -> dict[str, float]:
     """Return the figures of one picture and one reply."""
-    model = shaped_model(config, "int4")
-    write(model, folder, log)
+    if not (folder / "config.json").exists():
+        write(config, folder, log)
+    start, progress = time.perf_counter(), Progress(log, "weights read and arranged")
+    vlm = VLM.from_pretrained(folder, device="cpu", low_memory=True, progress=progress.reach)
+    loaded_s, loaded_peak = time.perf_counter() - start, peak_bytes()
     products = Limit(product(torch.bfloat16))
     start = time.perf_counter()
-    encode(model, folder, canvas, log, products).save(folder / "picture.safetensors")
+    encode(vlm, canvas, log, products).save(folder / "picture.safetensors")
     encoded_s, encoded_peak = time.perf_counter() - start - products.spent_s, peak_bytes()
-    read_s = read_decoder(model, folder, log)
     # Larger than any cache, and small beside the decoder.
     reads = Limit(reading(1 << 27, 0.05))
-    first_s, per_token_s = reply(model, EncodedImage.load(folder / "picture.safetensors"), num_tokens, log, reads)
+    first_s, tokens_per_s = reply(vlm, EncodedImage.load(folder / "picture.safetensors"), num_tokens, log, reads)
     throughput, bandwidth = products.per_s, reads.per_s
-    token_bytes = weights_read(model, with_image=True)
+    token_bytes = weights_read(vlm.model, with_image=True)
     return {
+        "weights read, s": loaded_s,
         "picture encoded, s": encoded_s,
         "GFLOP/s in bfloat16": throughput / 1e9,
         "share of matrix throughput": encode_operations(config, canvas[0] * canvas[1]) / throughput / encoded_s,
-        "decoder read, s": read_s,
         "first token after that, s": first_s,
         "first token, s": encoded_s + first_s,
         "first token at 237 GFLOP/s, s": (encoded_s + first_s) * throughput / 237e9,
-        "tokens/s": 1 / per_token_s,
-        "tokens/s at 30 GB/s": 30e9 / bandwidth / per_token_s,
+        "tokens/s": tokens_per_s,
+        "tokens/s at 30 GB/s": 30e9 / bandwidth * tokens_per_s,
         "GB/s read": bandwidth / 1e9,
         "GB read per token": token_bytes / 1e9,
-        "share of read bandwidth": token_bytes / per_token_s / bandwidth,
+        "share of read bandwidth": token_bytes * tokens_per_s / bandwidth,
+        "peak GB while loading": loaded_peak / 1e9,
         "peak GB while encoding": encoded_peak / 1e9,
         "peak GB": peak_bytes() / 1e9,
     }
 
 
-def write(model: VisionLanguageModel, folder: Path, log: Log) -> None:
-    """Write random weights, a file for each part of the model that is read as a whole; those that are there stay."""
-    folder.mkdir(exist_ok=True)
-    parts = {file: names for file, names in files(model).items() if not (folder / file).exists()}
-    progress = Progress(log, f"weights written into {folder}", len(parts))
-    for file, names in parts.items():
-        # Under its name only when it is whole.
-        part = folder / f"{file}.part"
-        save_file({name: random_tensor(model, name) for name in names}, part)
-        part.replace(folder / file)
-        progress.step()
+class RandomWeights:
+    """Random weights of a model in 4 bits, each made when it is asked for; see `hf_writing.Weights`."""
+
+    dtype = torch.bfloat16
+
+    def __init__(self, config: ModelConfig, progress: "Progress"):
+        plain = empty_model(config)
+        self.config, self.shapes, self.schemes = config, plain.state_dict(), plan(plain, "int4")
+        self._model, self._progress, self._done = shaped_model(config, "int4"), progress, 0
+
+    def dtype_of(self, name: str) -> torch.dtype:
+        return self.dtype
+
+    def read(self, name: str) -> Tensor:
+        self._progress.step()
+        return random_tensor(self._model, name)
+
+    def read_quantized(self, layer: str) -> QuantizedWeight:
+        self._progress.step()
+        parts = {part: random_tensor(self._model, f"{layer}.{part}") for part in ("codes", "scales")}
+        return QuantizedWeight(**parts)
+
+    def size(self, layer: str) -> tuple[int, int]:
+        return tuple(self.shapes[f"{layer}.weight"].shape)
 
 
-def files(model: VisionLanguageModel) -> dict[str, list[str]]:
-    """Return which tensors stand in which file: the vision tower, the embedding, a file a layer, the rest."""
-    parts: dict[str, list[str]] = {}
-    for name in model.state_dict():
-        first, second, *more = name.split(".")
-        part = "vision" if first != "decoder" else f"layer-{more[0]}" if second == "layers" else second
-        parts.setdefault(f"{part}.safetensors", []).append(name)
-    return parts
+def write(config: ModelConfig, folder: Path, log: Log) -> None:
+    """Write a folder of random weights with a tokenizer of single bytes, whole or not at all."""
+    tokenizer = Tokenizer.bytes_only()
+    weights = RandomWeights(config, Progress(log, "random weights written", len(empty_model(config).state_dict())))
+
+    def write_more(staging: Path) -> None:
+        for name, content in tokenizer.files("hf").items():
+            (staging / name).write_bytes(content)
+
+    write_hf(weights, folder, 5e9, write_more, tokenizer)
 
 
-def encode(model: VisionLanguageModel, folder: Path, canvas: tuple[int, int], log: Log, limit: Limit) -> EncodedImage:
-    """Return a random picture encoded, by a tower that is mapped from disk and let go afterwards."""
-    put(model, load_file(folder / "vision.safetensors"))
-    layers = [*model.encoder.local_layers, *model.encoder.global_layers]
+def encode(vlm: VLM, canvas: tuple[int, int], log: Log, limit: Limit) -> EncodedImage:
+    """Return a random picture of just the tiles of `canvas`, encoded."""
+    encoder, side = vlm.model.encoder, vlm.model.config.vision.tile_size
+    noise = torch.randint(0, 256, (canvas[0] * side, canvas[1] * side, 3), dtype=torch.uint8)
+    layers = [*encoder.local_layers, *encoder.global_layers]
     with followed(log, "picture encoded, layer by layer", layers, limit):
-        features, tokens = model.encode(random_pixels(model.config, canvas), [canvas])
-    log.say(f"  picture projected; {peak_bytes() / 1e9:.2f} GB at most so far")
-    model.encoder = model.projector = None
-    side = model.config.vision.tile_size
-    size = (canvas[0] * side, canvas[1] * side)
-    return EncodedImage(features=features[0], tokens=tokens[0], canvas=canvas, size=size, model_key="random")
+        encoded = vlm.encode_image(Image.fromarray(noise.numpy()))
+    if encoded.canvas != canvas:
+        raise ValueError(f"the picture went onto {encoded.canvas}, not {canvas}")
+    return encoded
 
 
-def read_decoder(model: VisionLanguageModel, folder: Path, log: Log) -> float:
-    """Read the decoder layer by layer, each arranged for its kernels before the next; the embedding stays on disk.
-
-    Returns the seconds.
-    """
-    names = sorted(set(files(model)) - {"vision.safetensors"})
-    progress = Progress(log, "decoder read and arranged, part by part", len(names))
-    for file in names:
-        tensors = load_file(folder / file)
-        # What is arranged is copied anyway; the rest must not keep its file mapped.
-        mapped = file.startswith("embedding")
-        put(model, tensors if mapped else {name: tensor.clone() for name, tensor in tensors.items()})
-        del tensors
-        if file.startswith(("layer", "head")):
-            arrange_layers(model.decoder.head if file.startswith("head") else _layer(model, file))
-        progress.step()
-    model.eval()
-    return time.perf_counter() - progress.start
-
-
-def put(model: VisionLanguageModel, tensors: dict[str, Tensor]) -> None:
-    """Give the parts of `model` that `tensors` names their weights."""
-    unexpected = model.load_state_dict(tensors, strict=False, assign=True).unexpected_keys
-    if unexpected:
-        raise ValueError(f"the files hold {unexpected[:3]}, which the model has not; give another --dir")
-
-
-def reply(
-    model: VisionLanguageModel, encoded: EncodedImage, num_tokens: int, log: Log, limit: Limit
-) -> tuple[float, float]:
-    """Return the seconds to the first token of a reply about the picture, and for each token after it."""
-    decoder, config = model.decoder, model.config.decoder
-    start, mask = time.perf_counter(), CrossMask(None, None)
-    image = image_keys(model, encoded, log)
-    cache = empty_cache(config, 1, _PROMPT + num_tokens, dtype=torch.bfloat16, device=torch.device("cpu"))
-    with followed(log, f"{_PROMPT} tokens of the prompt read, layer by layer", list(decoder.layers)):
-        output = decoder(torch.arange(_PROMPT)[None], cache, image, mask)
-    ids = decoder.logits(output.hidden[:, -1:]).argmax(-1)
-    first = time.perf_counter()
-    progress = Progress(log, "further tokens", num_tokens - 1)
-    for _ in range(num_tokens - 1):
-        output = decoder(ids, output.cache, image, mask)
-        ids = decoder.logits(output.hidden[:, -1:]).argmax(-1)
-        progress.step()
-        limit.take()
-    return first - start, (time.perf_counter() - first - limit.spent_s) / max(1, num_tokens - 1)
-
-
-def image_keys(model: VisionLanguageModel, encoded: EncodedImage, log: Log) -> ImageKV:
-    """Return the keys and values of the picture for every layer that looks at it."""
-    norms = [part for name, part in model.decoder.named_modules() if name.endswith("k_norm")]
-    with followed(log, "keys and values of the picture, layer by layer", norms):
-        return model.decoder.image_kv(encoded.tokens.flatten(0, 1)[None])
+def reply(vlm: VLM, encoded: EncodedImage, num_tokens: int, log: Log, limit: Limit) -> tuple[float, float]:
+    """Return the seconds to the first token of a reply about the picture, and the tokens a second after it."""
+    log.say("question read and answered")
+    # The layers of the decoder are left alone: with anything that looks on they would be run one by one.
+    watch = vlm.model.decoder.register_forward_hook(limit.take)
+    parts = [{"type": "image", "image": encoded}, {"type": "text", "text": _QUESTION}]
+    found = vlm.chat([{"role": "user", "content": parts}], config=GenerationConfig(max_new_tokens=num_tokens))
+    watch.remove()
+    count, timings = len(found.token_ids), found.timings
+    log.say(f"  {count} tokens, {timings.prefill_s + timings.decode_s - limit.spent_s:.1f} s")
+    # The limit is measured once after the prompt, and after each token but the last, which is not read.
+    each = limit.spent_s / limit.count
+    return timings.encode_s + timings.prefill_s - each, (count - 1) / (timings.decode_s - (limit.count - 1) * each)
 
 
 def peak_bytes() -> int:
     """Return the most memory this process ever held, mapped files counted."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def _layer(model: VisionLanguageModel, file: str) -> torch.nn.Module:
-    return model.decoder.layers[int(file.removesuffix(".safetensors").removeprefix("layer-"))]
 
 
 if __name__ == "__main__":

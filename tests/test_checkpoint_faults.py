@@ -677,7 +677,7 @@ def test_killed_while_files_move_in_a_folder_is_refused_not_mixed(one, monkeypat
 
 
 def test_a_model_larger_than_free_memory_is_refused_before_reading(one, monkeypatch):
-    monkeypatch.setattr("vlm.checkpoint.memory._free_bytes", lambda: 1000)
+    monkeypatch.setattr("vlm.checkpoint.memory.free_bytes", lambda: 1000)
     with pytest.raises(VLMError, match="of memory are free") as caught:
         load_model(one)
     assert caught.value.code == "device_unavailable"

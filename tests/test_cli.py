@@ -309,10 +309,16 @@ def test_info_reads_the_settings_of_a_folder_and_no_weights(folder, model, tmp_p
 
 
 def test_a_model_fits_where_the_memory_is_free(monkeypatch):
-    monkeypatch.setattr("vlm.checkpoint.memory._free_bytes", lambda: 2 * 10**9)
+    monkeypatch.setattr("vlm.checkpoint.memory.free_bytes", lambda: 2 * 10**9)
     fits = last_json(run("info", "1b", "--json"))["fits"]["cpu"]
     assert fits == {"float32": False, "bfloat16": False, "int8": True, "int4": True}
     assert last_json(run("info", "tiny", "--json"))["fits"]["cpu"]["float32"] is True
+    # Of the 8.7 GB that the 11B needs in 4 bits, tower and embedding are 2.84.
+    for free, answer in ((9, "cpu yes"), (6, "cpu yes, 2.8 GB of it left in the files"), (5, "cpu no")):
+        monkeypatch.setattr("vlm.checkpoint.memory.free_bytes", lambda free=free: free * 10**9)
+        shown = run("info", "11b-vision", "--json")
+        assert f"8.7 GB: {answer}\n" in shown.stdout
+        assert last_json(shown)["fits"]["cpu"]["int4"] == (free > 5)
 
 
 # convert
@@ -437,7 +443,7 @@ def test_memory_that_ran_out_is_a_failure_without_a_traceback(monkeypatch, folde
     def full(*_, **__):
         raise torch.OutOfMemoryError("CUDA out of memory at 0x7f")
 
-    monkeypatch.setattr("vlm.pipeline.VLM.chat", full)
+    monkeypatch.setattr("vlm.pipeline.VLM.stream", full)
     result = run("ask", pictures[0], "Why?", "--model", folder)
     assert result.exit_code == 1
     assert "memory ran out" in result.stderr
@@ -448,7 +454,7 @@ def test_other_errors_are_not_dressed_up(monkeypatch, folder, pictures):
     def fault(*_, **__):
         raise RuntimeError("a fault of ours")
 
-    monkeypatch.setattr("vlm.pipeline.VLM.chat", fault)
+    monkeypatch.setattr("vlm.pipeline.VLM.stream", fault)
     assert isinstance(run("ask", pictures[0], "Why?", "--model", folder).exception, RuntimeError)
 
 

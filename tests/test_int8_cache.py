@@ -2,6 +2,8 @@
 
 import copy
 import math
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -150,7 +152,16 @@ def exact_attention(q: Tensor, keys: Tensor, values: Tensor, scales: tuple[Tenso
 
 @needs_native
 @pytest.mark.parametrize(
-    ("heads", "groups", "length", "width"), [(8, 2, 1, 64), (6, 2, 37, 64), (5, 1, 200, 128), (2, 2, 16, 256)]
+    ("heads", "groups", "length", "width"),
+    [
+        (8, 2, 1, 64),
+        (6, 2, 37, 64),
+        (5, 1, 200, 128),
+        (2, 2, 16, 256),
+        (4, 1, 256, 64),
+        (7, 1, 258, 64),
+        (3, 1, 773, 192),
+    ],
 )
 def test_attention_of_one_position_reads_codes_as_exactly_as_numbers(heads, groups, length, width):
     q = 3 * torch.randn(1, 1, heads, width).bfloat16().transpose(1, 2)
@@ -159,6 +170,132 @@ def test_attention_of_one_position_reads_codes_as_exactly_as_numbers(heads, grou
     found = native.attend_one(q, keys, values, scales)
     assert torch.equal(attend(q, keys, values, scales), found)
     assert (found.double() - exact).abs().max() <= exact.abs().max() * torch.finfo(torch.bfloat16).eps
+
+
+SPAN = 256  # positions that our kernel takes at a time
+
+
+def near_exact(q: Tensor, keys: Tensor, values: Tensor, scales: tuple[Tensor, Tensor]) -> bool:
+    exact = exact_attention(q, keys, values, scales)
+    found = native.attend_one(q, keys, values, scales)
+    return (found.double() - exact).abs().max() <= exact.abs().max() * torch.finfo(torch.bfloat16).eps
+
+
+@needs_native
+@pytest.mark.parametrize("place", [0, SPAN - 1, SPAN, 2 * SPAN + 3, 2 * SPAN + 9])
+@pytest.mark.parametrize("size", [0.3, 10.0])
+def test_the_highest_score_may_be_that_of_any_position(place, size):
+    q = torch.randn(1, 4, 1, 64).bfloat16()
+    keys, values, scales = kept(1, 2 * SPAN + 10, 64)
+    keys[0, 0, place], scales[0][0, 0, place] = quantize_vectors(size * q[0, 1, 0])
+    assert near_exact(q, keys, values, scales)
+
+
+@needs_native
+def test_positions_of_hardly_any_weight_add_up_where_none_has_more():
+    q = torch.ones(1, 4, 1, 64).bfloat16()
+    keys, scales = quantize_vectors(torch.zeros(1, 1, 4 * SPAN, 64))
+    keys[0, 0, 5], scales[0, 0, 5] = quantize_vectors(1.7 * q[0, 0, 0])  # weighs e^13.6 times the others
+    values, of_values = quantize_vectors(torch.rand(1, 1, 4 * SPAN, 64) + 1)
+    values[0, 0, :SPAN] = 0  # beside it what weighs so little is lost
+    assert near_exact(q, keys, values, (scales, of_values))
+
+
+@needs_native
+def test_what_lies_beyond_the_last_position_changes_nothing():
+    q = torch.randn(1, 4, 1, 64).bfloat16()
+    codes, (of_keys, of_values) = torch.randint(-127, 128, (2, 1, 1, 300, 64)).to(torch.int8), torch.rand(2, 1, 1, 300)
+    scales = of_keys.bfloat16(), of_values.bfloat16()
+
+    def attended(end: int) -> Tensor:
+        return native.attend_one(q, *codes[..., :end, :], tuple(scale[..., :end] for scale in scales))
+
+    for end in (1, 15, SPAN - 1, SPAN + 1, SPAN + 18):
+        before = attended(end)
+        codes[..., end:, :] = 127
+        for scale in scales:
+            scale[..., end:] = math.nan
+        assert torch.equal(attended(end), before)
+        assert before.isfinite().all()
+        codes[..., end:, :] = 5
+        for scale in scales:
+            scale[..., end:] = 0.5
+
+
+@needs_native
+@pytest.mark.parametrize("length", [1, 3, 18, SPAN + 2])
+def test_nothing_is_read_beyond_the_last_position(length):
+    done = subprocess.run([sys.executable, "-c", _AT_THE_END_OF_MEMORY, str(length)], capture_output=True, timeout=60)
+    assert done.returncode == 0, done.stderr.decode()
+
+
+_AT_THE_END_OF_MEMORY = """
+import ctypes, mmap, sys, torch
+from vlm import native
+
+def last(shape, dtype):
+    size = torch.empty(shape, dtype=dtype).nbytes
+    room = -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
+    memory = mmap.mmap(-1, room + mmap.PAGESIZE)
+    end = ctypes.addressof(ctypes.c_char.from_buffer(memory, room))
+    assert ctypes.CDLL(None).mprotect(ctypes.c_void_p(end), mmap.PAGESIZE, 0) == 0
+    return torch.frombuffer(memory, dtype=torch.uint8)[room - size : room].view(dtype).view(shape).fill_(1)
+
+length = int(sys.argv[1])
+codes = [last((1, 1, length, 64), torch.int8) for _ in range(2)]
+scales = [last((1, 1, length), torch.bfloat16) for _ in range(2)]
+with torch.no_grad():
+    assert (native.attend_one(torch.ones(1, 4, 1, 64).bfloat16(), *codes, scales) == 1).all()
+"""
+
+
+@needs_native
+def test_scores_may_all_be_far_below_zero():
+    q, (_, values, scales) = torch.randn(1, 1, 1, 64).bfloat16(), kept(1, 5, 64)
+    codes, of_keys = quantize_vectors(-torch.linspace(50, 60, 5)[:, None] * q[0, 0])
+    assert near_exact(q, codes[None, None], values, (of_keys[None, None], scales[1]))
+
+
+@needs_native
+@pytest.mark.parametrize("place", [0, SPAN - 1, SPAN + 40])
+@pytest.mark.parametrize("bits", [0x7FC0, 0x7F80, -0x40], ids=["nan", "inf", "-nan"])
+def test_a_scale_that_is_no_number_reaches_the_heads_that_see_it(place, bits):
+    q = torch.randn(1, 6, 1, 64).bfloat16()
+    for part in range(2):
+        keys, values, scales = kept(2, SPAN + 50, 64)
+        (keys, values)[part][0, 1, place] = 0  # as such a vector is kept
+        scales[part].view(torch.int16)[0, 1, place] = bits
+        finite = native.attend_one(q, keys, values, scales).isfinite()
+        assert finite[0, :3].all()
+        assert not finite[0, 3:].any()
+
+
+@needs_native
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_query_that_is_no_number_stays_none_alone(bad):
+    q = torch.randn(1, 5, 1, 64).bfloat16()
+    q[0, 2, 0, 7] = bad
+    finite = native.attend_one(q, *kept(1, SPAN + 50, 64)).isfinite()
+    assert finite.all(-1).flatten().tolist() == [True, True, False, True, True]
+    assert not finite[0, 2].any()
+
+
+@needs_native
+@pytest.mark.parametrize("size", [0.0, 1e-38, 1e30])
+def test_queries_of_any_size_are_attended_with(size):
+    q = (size * torch.randn(1, 4, 1, 64)).bfloat16()
+    assert near_exact(q, *kept(1, SPAN + 50, 64))
+
+
+@needs_native
+def test_how_many_threads_there_are_changes_nothing():
+    q, (keys, values, scales) = torch.randn(1, 20, 1, 64).bfloat16(), kept(4, 3 * SPAN + 5, 64)
+    found, threads = native.attend_one(q, keys, values, scales), torch.get_num_threads()
+    torch.set_num_threads(3 if threads != 3 else 2)
+    try:
+        assert torch.equal(native.attend_one(q, keys, values, scales), found)
+    finally:
+        torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -13,7 +13,7 @@ from adapters.masks import CrossMask
 from vlm import decoder, native, preset
 from vlm.attention import attend
 from vlm.bench.random_models import random_model
-from vlm.kv_cache import empty_cache
+from vlm.kv_cache import empty_cache, quantize_vectors
 from vlm.quantization import QuantizedLinear, QuantizedWeight, Scheme, dequantize, quantize
 from vlm.quantization.product import OwnKernel
 from vlm.rope import rotate, rotation
@@ -52,6 +52,35 @@ def test_a_product_of_few_rows_is_rounded_once(rows, out, cols, by_pairs):
     exact = x.double() @ layer.weight.double().T
     assert layer(x).shape == (rows, 1, out)
     assert (layer(x).double() - exact).abs().max() <= rounding(exact)
+
+
+@needs_native
+@pytest.mark.parametrize("cols", [160, 4096, 8224])
+@pytest.mark.parametrize("scheme", [None, Scheme(bits=8), Scheme(bits=4, group_size=32)], ids=str)
+def test_each_of_a_few_rows_is_rounded_as_it_is_alone(scheme, cols, by_pairs):
+    """So a pass that checks several tokens gives what passes of one give."""
+    layer = native.Linear(cols, 512).bfloat16()
+    layer = layer if scheme is None else QuantizedLinear.of(quantize(layer.weight.detach(), scheme), scheme)
+    x = torch.randn(native.MAX_ROWS, cols).bfloat16()
+    for rows in range(2, native.MAX_ROWS + 1):
+        assert torch.equal(layer(x[:rows]), torch.cat([layer(row[None]) for row in x[:rows]]))
+
+
+@needs_native
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.int8])
+@pytest.mark.parametrize("causal", [False, True])
+def test_each_of_a_few_positions_attends_as_it_does_alone(causal, dtype):
+    """Where each sees the keys up to its own, those of the others too."""
+    q, k, v = torch.randn(1, 8, 4, 64), *torch.randn(2, 1, 2, 50, 64)
+    kept, scales = (k.bfloat16(), v.bfloat16()), None
+    if dtype == torch.int8:
+        kept, scales = zip(*map(quantize_vectors, (k, v)), strict=True)
+    found = attend(q.bfloat16(), *kept, scales, causal=causal)
+    for place in range(4):
+        end = 47 + place if causal else 50
+        own = scales and tuple(scale[:, :, :end] for scale in scales)
+        alone = attend(q[:, :, place : place + 1].bfloat16(), *(part[:, :, :end] for part in kept), own)
+        assert torch.equal(found[:, :, place : place + 1], alone)
 
 
 @needs_native

@@ -28,23 +28,33 @@ def commands() -> list[str]:
     return sorted({line for line in lines if line and not line.startswith("#")})
 
 
-def run(command: list[str]) -> subprocess.CompletedProcess:
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory) -> Path:
+    """The checkout as it is, but for what commands leave in it: a run there would go on from one of other weights."""
+    folder = tmp_path_factory.mktemp("checkout")
+    for path in ROOT.iterdir():
+        if path.name != "runs":
+            (folder / path.name).symlink_to(path)
+    return folder
+
+
+def run(command: list[str], folder: Path = ROOT) -> subprocess.CompletedProcess:
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
 
 
 @pytest.mark.parametrize("command", commands())
-def test_every_command_of_the_documents_runs(command):
+def test_every_command_of_the_documents_runs(command, checkout):
     words = shlex.split(command)
     if NOT_RUN_IN_FULL.match(command):
         words = ["make", "-n", words[1]] if words[0] == "make" else [sys.executable, *words[1:3], "--help"]
-    done = run(words)
+    done = run(words, checkout)
     assert done.returncode == 0, done.stderr[-2000:]
 
 
 @pytest.mark.parametrize(("document", "program"), blocks("python"))
-def test_every_python_block_of_the_documents_runs(document, program):
-    done = run([sys.executable, "-c", program])
+def test_every_python_block_of_the_documents_runs(document, program, checkout):
+    done = run([sys.executable, "-c", program], checkout)
     assert done.returncode == 0, f"{document}: {done.stderr[-2000:]}"
 
 

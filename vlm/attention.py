@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vision_encoder import attention
 from vlm.kv_cache import dequantize_vectors
-from vlm.native import attend_one
+from vlm.native import MAX_ROWS, attend_one
 
 
 def attend(
@@ -30,11 +30,23 @@ def attend(
     where a key may be seen. `causal`, which needs s <= l and no mask: the queries are the last of the positions, and
     each sees the keys up to its own.
     """
-    if mask is None and q.shape[2] == 1 and (out := attend_one(q, k, v, scales)) is not None:
+    if mask is None and q.shape[2] <= MAX_ROWS and (out := _one_by_one(q, k, v, scales, causal)) is not None:
         return out
     if scales is not None:
         k, v = (dequantize_vectors(codes, scale, q.dtype) for codes, scale in zip((k, v), scales, strict=True))
     return attention.attend(q, k, v, mask=mask, causal=causal)
+
+
+def _one_by_one(q: Tensor, k: Tensor, v: Tensor, scales: tuple[Tensor, Tensor] | None, causal: bool) -> Tensor | None:
+    """Return what `attend` returns for few queries of one row, each rounded as it is alone; None where torch has to."""
+    found = []
+    for place, query in enumerate(q.split(1, dim=2)):
+        end = k.shape[2] - (q.shape[2] - 1 - place if causal else 0)
+        own = None if scales is None else tuple(scale[:, :, :end] for scale in scales)
+        if (out := attend_one(query, k[:, :, :end], v[:, :, :end], own)) is None:
+            return None
+        found.append(out)
+    return found[0] if len(found) == 1 else torch.cat(found, dim=2)
 
 
 def blockwise_attention(

@@ -40,6 +40,8 @@ class ImageSource:
                             weight = weight.full_tensor()
                     sample = weight.detach().flatten()[:: max(1, weight.numel() // SAMPLE_SIZE)].contiguous().cpu()
                     digest.update(f"{name} {weight.dtype} ".encode() + sample.view(torch.uint8).numpy().tobytes())
+                    if self.model.release is not None:
+                        self.model.release([weight])
             self._model_key = digest.hexdigest()[:16]
         return self._model_key
 

@@ -94,6 +94,10 @@ class KVCache(NamedTuple):
         lengths = self.lengths + (num_positions if num_new is None else num_new)
         return self._replace(lengths=lengths, max_length=self.max_length + num_positions)
 
+    def cut(self, length: int) -> "KVCache":
+        """Return the cache of a single row filled up to `length` alone; what lies past that is overwritten later."""
+        return self._replace(lengths=self.lengths + (length - self.max_length), max_length=length)
+
     def put(self, row: int, source: "KVCache", source_row: int, length: int) -> None:
         """Copy the first `length` positions of a row of `source` into `row`."""
         for part, other in zip(self.parts, source.parts, strict=True):

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -57,14 +58,31 @@ def _named(value: object) -> str:
 
 
 def load(
-    folder: Path, device: str | torch.device, dtype: torch.dtype | None, reference: str, quantize: str | None = None
+    folder: Path,
+    device: str | torch.device,
+    dtype: torch.dtype | None,
+    reference: str,
+    quantize: str | None = None,
+    low_memory: bool | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> tuple[VisionLanguageModel, Tokenizer]:
-    """Return the model and the tokenizer of a checkpoint folder; "auto" on several processes shares it among them."""
+    """Return the model and the tokenizer of a checkpoint folder; "auto" on several processes shares it among them.
+
+    See `checkpoint.load_model` for the rest.
+    """
     shared = device == "auto" and int(os.environ.get("WORLD_SIZE", "1")) > 1
     device = torch.device("cpu") if shared else choose_device(device)
     config = checkpoint.read_config(folder).with_reference(reference)
     tokenizer = read_tokenizer(folder, config)
-    model = checkpoint.load_model(folder, config=config, dtype=dtype or "auto", device=device, quantize=quantize)
+    model = checkpoint.load_model(
+        folder,
+        config=config,
+        dtype=dtype or "auto",
+        device=device,
+        quantize=quantize,
+        low_memory=False if shared else low_memory,
+        progress=progress,
+    )
     if shared:
         from vlm.training.parallel.tensor import share_for_inference
 

@@ -1,5 +1,7 @@
 """The whole model: encoder, projector and decoder put together. No text and no pictures here, only tensors."""
 
+from collections.abc import Callable, Iterable
+
 import torch
 from torch import Tensor, nn
 
@@ -20,6 +22,8 @@ class VisionLanguageModel(nn.Module):
         self.config = config
         self.kv_cache_dtype: torch.dtype | None = None
         """Of new caches; None is the weights' own."""
+        self.release: Callable[[Iterable[Tensor]], None] | None = None
+        """Lets the memory of weights go that can be read from their file again; None where all stay in memory."""
         self.encoder = VisionEncoder(config.vision) if config.vision else None
         self.projector = VisionProjector(config.vision.feature_dim, config.decoder.width) if config.vision else None
         self.decoder = TextDecoder(config.decoder, config.adapter)

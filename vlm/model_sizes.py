@@ -66,6 +66,13 @@ class ModelSizes:
             self.weight_bytes(precision) + num_tokens * self.token_bytes(precision) + tiles * self.tile_bytes(precision)
         )
 
+    def disk_bytes(self, precision: str) -> int:
+        """Return the bytes of the weights that may stay in their files; see `low_memory` of `load_model`."""
+        decoder = self.config.decoder
+        embedding = 0 if decoder.tied else decoder.num_embeddings * decoder.width
+        count = embedding + sum(self.parts.get(name, 0) for name in ("encoder", "projector"))
+        return count * (4 if precision == "float32" else 2)
+
     def _key_value_bytes(self, precision: str) -> int:
         """Return the bytes of a key and a value of one layer."""
         decoder = self.config.decoder

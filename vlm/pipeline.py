@@ -2,7 +2,7 @@
 
 import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from numbers import Real
 from operator import itemgetter
@@ -16,6 +16,7 @@ from vlm import checkpoint
 from vlm.batch import MAX_BATCH_SIZE, DecoderPrompt
 from vlm.checkpoint.hub import folder_path
 from vlm.checkpoint.peft import load_adapter
+from vlm.draft import Draft, refuse_vision
 from vlm.errors import VLMError, public, shown
 from vlm.explain import Chosen, explain
 from vlm.fetch import Fetcher
@@ -52,7 +53,9 @@ class VLM:
         *,
         allow_urls: bool = False,
         cache_bytes: int = DEFAULT_CACHE_BYTES,
+        draft: "VLM | None" = None,
     ):
+        """draft: a small text-only model of the same vocabulary, as `from_pretrained` takes it."""
         _check_cache_bytes(cache_bytes)
         self.model = model.eval()
         self.tokenizer = tokenizer
@@ -61,6 +64,10 @@ class VLM:
             self.images = ImageSource(model, fetch=Fetcher() if allow_urls else None, cache_bytes=cache_bytes)
         self.grammars = Grammars(tokenizer, model.config.decoder.vocab_size)
         self._requests = RequestReader(model, tokenizer, self.images)
+        self._draft = None
+        if draft is not None:
+            _check_is_model(draft)
+            self._draft = Draft(draft.model, draft.tokenizer, large=model, large_tokenizer=tokenizer)
 
     @classmethod
     @public
@@ -76,6 +83,9 @@ class VLM:
         allow_urls: bool = False,
         revision: str | None = None,
         cache_bytes: int = DEFAULT_CACHE_BYTES,
+        low_memory: bool | None = None,
+        progress: Callable[[int, int], None] | None = None,
+        draft: "str | os.PathLike | VLM | None" = None,
     ) -> "VLM":
         """Load the shipped model (`source=None`), a folder, or a model of the Hugging Face Hub by name.
 
@@ -87,17 +97,36 @@ class VLM:
         reference: "meta" computes what Meta's code computes, "transformers" what stock transformers computes since
             about 4.56; fine-tunes trained there have learned its features.
         cache_bytes: bound of the memory in which encoded pictures are kept for the next question.
+        low_memory: on a CPU, leave the vision tower and the embedding in their safetensors files, mapped, and their
+            pages in memory only while a picture is encoded; None does so where memory is short. The files must then
+            stay as they are while the model is used.
+        progress: called with the number of weights read so far and of all, as they are read.
+        draft: a small text-only model of the same vocabulary (a folder, a Hub name, or one that is loaded) that
+            proposes tokens, which this one checks several at a time: long replies come sooner and stay its own. It is
+            used for one conversation at a time, greedily, without a schema or a repetition penalty; others go without.
+            It comes to the same device and, unless it is quantised already, in the same precision.
 
         Raises: VLMError with `checkpoint_invalid`, `device_unavailable` or `invalid_request`.
         """
         check_precision(quantize)
         cache_dtype = choose_kv_cache_dtype(kv_cache_dtype)
         _check_cache_bytes(cache_bytes)
+        # Before the large one: what is wrong with it is said soonest.
+        draft = cls._loaded_draft(draft, device, quantize)
         folder = DEFAULT_MODEL if source is None else checkpoint.resolve(source, revision=revision)
-        model, tokenizer = load(folder, device, choose_dtype(dtype), reference, quantize)
+        model, tokenizer = load(folder, device, choose_dtype(dtype), reference, quantize, low_memory, progress)
         model.kv_cache_dtype = cache_dtype
         warn_of_other_template(folder)
-        return cls(model, tokenizer, allow_urls=allow_urls, cache_bytes=cache_bytes)
+        return cls(model, tokenizer, allow_urls=allow_urls, cache_bytes=cache_bytes, draft=draft)
+
+    @classmethod
+    def _loaded_draft(cls, draft: object, device: str | torch.device, quantize: str | None) -> "VLM | None":
+        """Return the draft that is meant; a vision model is refused before its weights are read."""
+        if draft is None or isinstance(draft, VLM):
+            return draft
+        folder = checkpoint.resolve(draft)
+        refuse_vision(checkpoint.read_config(folder))
+        return cls.from_pretrained(folder, device=device, quantize=quantize)
 
     @property
     def device(self) -> torch.device:
@@ -189,7 +218,7 @@ class VLM:
         read = functools.partial(self._requests.chat, continue_final=continue_final)
         clock = Clock(self.device)
         prompt, room = self._prepare(messages, read, _config(config))
-        return ReplyStream(Run(self.model, self.tokenizer, [prompt], [room], _config(config), clock, self.grammars))
+        return ReplyStream(self._run([prompt], [room], _config(config), clock))
 
     # What lies under a reply
 
@@ -303,12 +332,15 @@ class VLM:
                 replies[place] = error
         if rows:
             places, prompts, rooms = zip(*rows, strict=True)
-            run = Run(self.model, self.tokenizer, list(prompts), list(rooms), config, clock, self.grammars)
+            run = self._run(list(prompts), list(rooms), config, clock)
             for place, reply in zip(places, run.finish(), strict=True):
                 if isinstance(reply, VLMError) and not return_errors:
                     raise reply
                 replies[place] = reply
         return replies
+
+    def _run(self, prompts: list[DecoderPrompt], rooms: list[int], config: GenerationConfig, clock: Clock) -> Run:
+        return Run(self.model, self.tokenizer, prompts, rooms, config, clock, self.grammars, self._draft)
 
     @public
     def _prepare(self, request, read, config: GenerationConfig) -> tuple[DecoderPrompt, int]:
@@ -321,6 +353,14 @@ class VLM:
 def _check_cache_bytes(cache_bytes: object) -> None:
     if not isinstance(cache_bytes, Real) or not cache_bytes >= 0:
         raise VLMError("invalid_request", f"cache_bytes is {shown(cache_bytes)}; give a number, 0 for no cache")
+
+
+def _check_is_model(draft: object) -> None:
+    if not isinstance(draft, VLM):
+        raise VLMError(
+            "invalid_request",
+            f"draft is {shown(draft)}; give a VLM here, or its folder or name to VLM.from_pretrained(..., draft=...)",
+        )
 
 
 def _config(config: GenerationConfig | None) -> GenerationConfig:

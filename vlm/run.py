@@ -5,9 +5,10 @@ from collections.abc import Iterator
 
 import torch
 
-from vlm.batch import DecoderPrompt, build_batch
+from vlm.batch import Batch, DecoderPrompt, build_batch
+from vlm.draft import Draft, can_draft, decode_ahead
 from vlm.errors import VLMError
-from vlm.generate import BadLogits, decode, prefill
+from vlm.generate import BadLogits, Prefilled, Step, decode, prefill
 from vlm.grammar import Grammars
 from vlm.model import VisionLanguageModel
 from vlm.reply import Reply, ReplyText, Timings
@@ -27,8 +28,10 @@ class Run:
         config: GenerationConfig,
         clock: "Clock",
         grammars: Grammars,
+        draft: Draft | None = None,
     ):
         self.model, self.tokenizer, self.prompts, self.config, self.clock = model, tokenizer, prompts, config, clock
+        self.draft = draft
         self.rooms = rooms
         """Most tokens of each reply."""
         self.texts = [ReplyText(tokenizer, config.stops) for _ in prompts]
@@ -48,7 +51,7 @@ class Run:
             for prompt, constraint in zip(self.prompts, self.constraints, strict=True)
         ]
         ended: set[int] = set()
-        for step in decode(model, batch, prefilled, samplers, self.rooms, ended):
+        for step in self._steps(batch, prefilled, samplers, ended):
             text = self.texts[step.row]
             if isinstance(step, BadLogits):
                 self.failed[step.row] = step.error
@@ -59,6 +62,15 @@ class Run:
         for row, text in enumerate(self.texts):
             yield row, text.close()
         self.decode_s = self.clock.lap()
+
+    def _steps(
+        self, batch: Batch, prefilled: Prefilled, samplers: list[Sampler], ended: set[int]
+    ) -> Iterator[Step | BadLogits]:
+        """Yield the tokens of every reply, by the draft where there is one and it may be used."""
+        if self.draft is None or not can_draft(samplers):
+            return decode(self.model, batch, prefilled, samplers, self.rooms, ended)
+        proposer = self.draft.begin(self.prompts[0].ids, self.rooms[0])
+        return decode_ahead(self.model, batch, prefilled, samplers[0], self.rooms[0], ended, proposer)
 
     def finish(self) -> list[Reply | VLMError]:
         """Write all replies to their end and return what became of each prompt."""

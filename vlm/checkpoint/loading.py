@@ -1,6 +1,7 @@
 """Checkpoint to model: compare every name, shape and dtype first, then read tensor by tensor."""
 
-from collections.abc import Iterator, Mapping
+import logging
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -9,12 +10,16 @@ from torch import Tensor
 
 from vlm.checkpoint import hf_config, ollama
 from vlm.checkpoint.files import invalid
-from vlm.checkpoint.memory import check_memory
+from vlm.checkpoint.mapped import MappedWeights
+from vlm.checkpoint.memory import check_memory, is_short_of_memory
 from vlm.checkpoint.opened import OpenCheckpoint, format_of
+from vlm.checkpoint.stored import MappedTensor
 from vlm.config import ModelConfig
 from vlm.model import VisionLanguageModel
 from vlm.quantization import GROUP_SIZES, Scheme
 from vlm.quantization.linear import arrange_layers, put_quantized_layers
+
+logger = logging.getLogger(__name__)
 
 _CHUNK = 1 << 22
 
@@ -48,6 +53,8 @@ def load_model(
     check_finite: bool = False,
     quantize: str | None = None,
     group_size: int = GROUP_SIZES[0],
+    low_memory: bool | None = False,
+    progress: Callable[[int, int], None] | None = None,
 ) -> VisionLanguageModel:
     """Return the model that `folder` holds, in evaluation mode, in memory of its own.
 
@@ -55,6 +62,11 @@ def load_model(
     equal shape that were swapped cannot be noticed; `verify_checksums` can where the folder has a SHA256SUMS.
     `quantize` "int8" or "int4", with `group_size` weights a scale, quantises the decoder layer by layer; a checkpoint
     that is quantised stays so.
+
+    low_memory: on a CPU the encoder, the projector and an embedding that is no output head stay in their safetensors
+        files as long as the model is used, where they are stored in its dtype; these files must not be written into.
+        None: so where the model would leave too little memory free.
+    progress: called with the number of weights read by then and of all.
 
     Raises VLMError whose `report` lists every missing, unexpected and misshapen tensor.
     """
@@ -65,12 +77,21 @@ def load_model(
         schemes = source.schemes(quantize, group_size)
         dtype, model = source.dtype(dtype), source.model
         put_quantized_layers(model, schemes)
-        check_memory(model.state_dict(), dtype, device)
-        state = _read(source, schemes, dtype, device)
+        shapes = model.state_dict()
+        if low_memory is None:
+            low_memory = is_short_of_memory(shapes, dtype)
+        mapped = _map(source, dtype) if low_memory and device.type == "cpu" else {}
+        check_memory({name: shape for name, shape in shapes.items() if name not in mapped}, dtype, device)
+        state = _read(source, schemes, dtype, device, mapped, progress or (lambda *_: None))
     if check_finite:
         _check_finite(folder, state)
     model.load_state_dict(state, strict=True, assign=True)
+    # What is arranged is a copy: the weights as they were read must not be held any longer.
+    del state
     arrange_layers(model)
+    if mapped:
+        logger.info("%d weights stay in their files, to save memory", len(mapped))
+        model.release = MappedWeights(model, mapped).release
     return model.eval()
 
 
@@ -84,12 +105,28 @@ def readable(folder: Path) -> Iterator[None]:
         raise invalid(f"{folder.name} cannot be read: {why}; check its permissions and the disk") from None
 
 
+def _map(source: OpenCheckpoint, dtype: torch.dtype) -> dict[str, MappedTensor]:
+    """Return, mapped, the weights that are looked at seldom: when a picture comes, and a few rows for a prompt."""
+    names = [name for name in source.shapes if name.startswith(("encoder.", "projector."))]
+    if not source.config.decoder.tied:
+        names.append("decoder.embedding.weight")
+    found = {name: source.map(name, dtype) for name in names}
+    return {name: mapped for name, mapped in found.items() if mapped is not None}
+
+
 def _read(
-    source: OpenCheckpoint, schemes: Mapping[str, Scheme], dtype: torch.dtype, device: torch.device
+    source: OpenCheckpoint,
+    schemes: Mapping[str, Scheme],
+    dtype: torch.dtype,
+    device: torch.device,
+    mapped: Mapping[str, MappedTensor],
+    progress: Callable[[int, int], None],
 ) -> dict[str, Tensor]:
     """Read all tensors, the largest first: what one needs for itself while it is turned then never adds to the peak."""
-    state: dict[str, Tensor] = {}
-    for name in sorted(source.shapes, key=lambda name: -source.shapes[name].numel()):
+    state = {name: found.values for name, found in mapped.items()}
+    sizes = {name: shape.numel() for name, shape in source.shapes.items() if name not in mapped}
+    done, total = 0, sum(sizes.values())
+    for name in sorted(sizes, key=sizes.get, reverse=True):
         layer = name.removesuffix(".weight")
         if layer in schemes:
             weight = source.read_quantized(layer, schemes[layer], dtype)
@@ -97,6 +134,8 @@ def _read(
             state |= {f"{layer}.{part}": tensor.to(device) for part, tensor in parts if tensor is not None}
         else:
             state[name] = source.read(name, dtype, device, stays=True)
+        done += sizes[name]
+        progress(done, total)
     return state
 
 

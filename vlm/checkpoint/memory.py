@@ -7,16 +7,21 @@ from torch import Tensor
 
 from vlm.errors import VLMError
 
+# What a model of weights alone needs besides: pictures on their way, keys and values, the program.
+_BESIDES = 1.25
 
-def check_memory(shapes: dict[str, Tensor], dtype: torch.dtype, device: torch.device | str) -> None:
+
+def is_short_of_memory(shapes: dict[str, Tensor], dtype: torch.dtype) -> bool:
+    """Return whether weights on the CPU would leave too little memory free to be used."""
+    free = free_bytes()
+    return free is not None and _BESIDES * _num_bytes(shapes, dtype) > free
+
+
+def check_memory(shapes: dict[str, Tensor], dtype: torch.dtype, device: torch.device) -> None:
     """Raise VLMError where the weights cannot fit; better than being killed halfway."""
-    if torch.device(device).type != "cpu":
+    if device.type != "cpu":
         return
-    # Whole numbers are quantised weights, which stay as they are.
-    needed = sum(
-        tensor.numel() * (dtype if tensor.is_floating_point() else tensor.dtype).itemsize for tensor in shapes.values()
-    )
-    free = _free_bytes()
+    needed, free = _num_bytes(shapes, dtype), free_bytes()
     if free is not None and needed > free:
         raise VLMError(
             "device_unavailable",
@@ -25,7 +30,14 @@ def check_memory(shapes: dict[str, Tensor], dtype: torch.dtype, device: torch.de
         )
 
 
-def _free_bytes() -> int | None:
+def _num_bytes(shapes: dict[str, Tensor], dtype: torch.dtype) -> int:
+    # Whole numbers are quantised weights, which stay as they are.
+    return sum(
+        tensor.numel() * (dtype if tensor.is_floating_point() else tensor.dtype).itemsize for tensor in shapes.values()
+    )
+
+
+def free_bytes() -> int | None:
     """Return what this process can still take: the machine's free memory or its group's limit; None if unknown."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()

@@ -23,7 +23,7 @@ from vlm.checkpoint.files import invalid
 from vlm.checkpoint.keys import Key
 from vlm.checkpoint.quantization_config import BITSANDBYTES, METHOD, MLX
 from vlm.checkpoint.quantized_tensors import PackedTensor
-from vlm.checkpoint.stored import QuantizedTensor, StoredTensor
+from vlm.checkpoint.stored import MappedTensor, QuantizedTensor, StoredTensor
 from vlm.config import ModelConfig
 from vlm.errors import VLMError
 from vlm.native import in_large_pages
@@ -113,6 +113,16 @@ class OpenCheckpoint:
                     f"{key.theirs} differs from the embedding it is tied to; set the head untied in the settings"
                 )
         return out
+
+    def map(self, name: str, dtype: torch.dtype) -> MappedTensor | None:
+        """Return a tensor of the model where it lies in its file; None where it lies there otherwise, or twice."""
+        (key, *others), shape = self._keys[name], self.shapes[name]
+        found = self._stored[key.theirs]
+        # In the order of ours, however its axes are called over there.
+        is_ours = key.layout.to_ours is None and key.layout.to_theirs(shape, self.config).is_contiguous()
+        mapped = found.map() if is_ours and not others and found.dtype == dtype else None
+        with torch.inference_mode(False):
+            return mapped and mapped._replace(values=mapped.values.view(shape.shape))
 
     def read_quantized(self, layer: str, scheme: Scheme, dtype: torch.dtype) -> QuantizedWeight:
         """Return the weights of a layer as `scheme` has them, on the CPU: as stored, or quantised now."""

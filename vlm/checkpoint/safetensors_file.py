@@ -1,9 +1,11 @@
-"""Safetensors files, read and written tensor by tensor. Nothing is mapped: what is loaded no longer needs the file.
+"""Safetensors files, read and written tensor by tensor. What is loaded no longer needs the file; what is mapped does.
 
 Source: safetensors README, "Format". Stricter than the library: keys given twice are refused too.
 """
 
+import functools
 import json
+import mmap
 import os
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -15,7 +17,7 @@ import torch
 from torch import Tensor
 
 from vlm.checkpoint.files import MAX_JSON_BYTES, invalid, open_file, parse_json
-from vlm.checkpoint.stored import StoredTensor
+from vlm.checkpoint.stored import MappedTensor, StoredTensor
 
 DTYPES = {
     "F64": torch.float64,
@@ -35,6 +37,18 @@ DTYPES = {
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
+class _Pages:
+    """A file mapped once for all its tensors, when the first is wanted so: each mapping keeps the file open."""
+
+    def __init__(self, file: BinaryIO):
+        self._file = file
+
+    @functools.cached_property
+    def memory(self) -> mmap.mmap:
+        # It lives as long as a tensor looks at it. What is written into it is not written into the file.
+        return mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_COPY)
+
+
 @dataclass(frozen=True, eq=False)
 class SafetensorsTensor(StoredTensor):
     """A run of bytes of an open file."""
@@ -42,6 +56,7 @@ class SafetensorsTensor(StoredTensor):
     file: BinaryIO
     offset: int
     name: str
+    pages: _Pages
 
     def copy_to(self, out: Tensor) -> None:
         if out.device.type != "cpu" or out.dtype != self.dtype or not out.is_contiguous():
@@ -54,6 +69,15 @@ class SafetensorsTensor(StoredTensor):
             if not count:
                 raise invalid(f"{self.name} ended {len(rest):,} bytes early while it was read; do not change it")
             rest = rest[count:]
+
+    def map(self) -> MappedTensor | None:
+        if self.offset % self.dtype.itemsize or not self.num_bytes:
+            return None
+        count = self.num_bytes // self.dtype.itemsize
+        # Not an inference tensor, which would not tell that it was written into.
+        with torch.inference_mode(False):
+            values = torch.frombuffer(self.pages.memory, dtype=self.dtype, count=count, offset=self.offset)
+            return MappedTensor(values.view(self.shape), self.pages.memory, self.offset)
 
 
 def as_bytes(tensor: Tensor) -> memoryview:
@@ -74,9 +98,9 @@ def open_safetensors(folder: Path, name: str, opened: ExitStack) -> dict[str, St
         raise invalid(f"{name} has a header of {num_header:,} bytes; expected at most {MAX_JSON_BYTES:,}")
     header = parse_json(file.read(num_header), f"the header of {name}")
     header.pop("__metadata__", None)
-    start, end, tensors = 8 + num_header, 0, {}
+    start, end, tensors, pages = 8 + num_header, 0, {}, _Pages(file)
     for key, entry in sorted(header.items(), key=lambda item: _begin(item[1])):
-        tensor = _tensor(key, entry, file, start, name)
+        tensor = _tensor(key, entry, file, start, name, pages)
         if tensor.offset != start + end:
             raise invalid(f"{name} has a gap or an overlap before {key:.80}; save or download it again")
         end += tensor.num_bytes
@@ -111,7 +135,7 @@ def _begin(entry: object) -> int:
     return offsets[0] if _sizes(offsets) and offsets else -1
 
 
-def _tensor(key: str, entry: object, file: BinaryIO, start: int, name: str) -> SafetensorsTensor:
+def _tensor(key: str, entry: object, file: BinaryIO, start: int, name: str, pages: _Pages) -> SafetensorsTensor:
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
         raise invalid(f"{name} describes {key:.80} in a way that is no safetensors header; download it again")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
@@ -124,7 +148,7 @@ def _tensor(key: str, entry: object, file: BinaryIO, start: int, name: str) -> S
         num_bytes *= size
     if offsets[1] - offsets[0] != num_bytes or num_bytes > 1 << 60:
         raise invalid(f"{name} gives {key:.80} the bytes {offsets!s:.60}; its shape {shape!s:.60} needs {num_bytes:,}")
-    return SafetensorsTensor(tuple(shape), DTYPES[dtype], (name, offsets[0]), file, start + offsets[0], name)
+    return SafetensorsTensor(tuple(shape), DTYPES[dtype], (name, offsets[0]), file, start + offsets[0], name, pages)
 
 
 def _sizes(value: object) -> bool:

@@ -2,11 +2,23 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from mmap import mmap
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from vlm.checkpoint.files import invalid
+
+
+class MappedTensor(NamedTuple):
+    """A tensor whose values are the pages of its file. What is written into it is in memory alone, not in the file."""
+
+    values: Tensor
+    memory: mmap
+    """Of the whole file."""
+    offset: int
+    """Where in it the values begin, in bytes."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,6 +43,10 @@ class StoredTensor:
         out = torch.empty(self.shape, dtype=self.dtype)
         self.copy_to(out)
         return out
+
+    def map(self) -> MappedTensor | None:
+        """Return the values where they lie in their file; None where that cannot be had."""
+        return None
 
 
 class QuantizedTensor(StoredTensor):

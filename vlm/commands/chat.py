@@ -6,10 +6,12 @@ import sys
 import click
 
 from vlm.commands.options import (
+    draft_option,
     generation_config,
     generation_options,
     json_option,
     kv_cache_dtype_option,
+    low_memory_option,
     model_options,
     open_model,
 )
@@ -23,6 +25,8 @@ from vlm.errors import VLMError
 @click.argument("images", metavar="[IMAGE ...]", nargs=-1)
 @model_options
 @kv_cache_dtype_option
+@low_memory_option
+@draft_option
 @generation_options
 @json_option
 def chat(images: tuple[str, ...], as_json: bool, **options):

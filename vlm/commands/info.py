@@ -22,6 +22,8 @@ class Memory(NamedTuple):
     device: str
     free_bytes: int | None
     """None where it cannot be told."""
+    maps: bool = False
+    """Whether weights that are looked at seldom may stay in their files."""
 
 
 @click.command(cls=Command, short_help="Sizes of a model, and whether it fits this machine.")
@@ -45,7 +47,7 @@ def info(model: str | None, reference: str, as_json: bool):
 
     title, config, stored = _config(model)
     sizes = ModelSizes.of(config.with_reference(reference))
-    memories = _memories()
+    memories = _memories(maps=_has_safetensors(model))
     _show(title, stored, sizes, memories)
     if as_json:
         say_json({**_record(title, sizes, memories), "stored": stored})
@@ -72,13 +74,21 @@ def _config(model: str | None) -> tuple[str, "ModelConfig", str | None]:
     return folder.resolve().name, checkpoint.read_config(folder), checkpoint.stored_precision(folder)
 
 
-def _memories() -> list[Memory]:
+def _has_safetensors(model: str | None) -> bool:
+    """Return whether the weights are in files that can be mapped; so are those that a preset stands for."""
+    from vlm.checkpoint.hub import local_folder
+    from vlm.config import PRESETS
+
+    return model is None or model in PRESETS or (local_folder(model) / "config.json").exists()
+
+
+def _memories(*, maps: bool) -> list[Memory]:
     """Return the memory of this machine and of its accelerators."""
     import torch
 
-    from vlm.checkpoint.memory import _free_bytes
+    from vlm.checkpoint.memory import free_bytes
 
-    memories = [Memory("cpu", _free_bytes())]
+    memories = [Memory("cpu", free_bytes(), maps)]
     if torch.cuda.is_available():
         for index in range(torch.cuda.device_count()):
             name = f"cuda:{index} ({torch.cuda.get_device_name(index)})"
@@ -90,10 +100,18 @@ def _num_tokens(sizes: "ModelSizes") -> int:
     return min(_CONTEXT, sizes.config.decoder.max_context)
 
 
-def _fits(sizes: "ModelSizes", precision: str, memory: Memory) -> bool | None:
+def _fits(sizes: "ModelSizes", precision: str, memory: Memory, *, on_disk: bool = True) -> bool | None:
+    """Return whether a model fits; `on_disk`, with what may stay in its files left out."""
     if memory.free_bytes is None:
         return None
-    return sizes.needed_bytes(precision, _num_tokens(sizes)) <= memory.free_bytes
+    left_out = sizes.disk_bytes(precision) if on_disk and memory.maps else 0
+    return sizes.needed_bytes(precision, _num_tokens(sizes)) - left_out <= memory.free_bytes
+
+
+def _answer(sizes: "ModelSizes", precision: str, memory: Memory) -> str:
+    if _fits(sizes, precision, memory) and not _fits(sizes, precision, memory, on_disk=False):
+        return f"yes, {_bytes(sizes.disk_bytes(precision))} of it left in the files"
+    return {True: "yes", False: "no", None: "unknown"}[_fits(sizes, precision, memory)]
 
 
 def _show(title: str, stored: str | None, sizes: "ModelSizes", memories: list[Memory]) -> None:
@@ -119,10 +137,11 @@ def _show(title: str, stored: str | None, sizes: "ModelSizes", memories: list[Me
     say(f"\n  {'':<11} {'weights':>9}  with {_num_tokens(sizes):,} tokens{image}: fits?")
     for precision in PRECISIONS:
         needed = sizes.needed_bytes(precision, _num_tokens(sizes))
-        answers = {True: "yes", False: "no", None: "unknown"}
-        fits = ", ".join(f"{memory.device} {answers[_fits(sizes, precision, memory)]}" for memory in memories)
+        fits = ", ".join(f"{memory.device} {_answer(sizes, precision, memory)}" for memory in memories)
         say(f"  {precision:<11} {_bytes(sizes.weight_bytes(precision)):>9}  {_bytes(needed):>9}: {fits}")
-    free = ", ".join(f"{_bytes(free) if free else 'unknown'} on {device}" for device, free in memories)
+    free = ", ".join(
+        f"{_bytes(each.free_bytes) if each.free_bytes else 'unknown'} on {each.device}" for each in memories
+    )
     say(f"  free now    {free}")
     say("  int8 and int4 (groups of 128 where they divide a row) are of the decoder's matrices, the head always int8;")
     say("  embedding, norms, gates and vision stay bfloat16")

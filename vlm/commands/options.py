@@ -35,6 +35,18 @@ kv_cache_dtype_option = click.option(
     show_default=True,
     help="Of the text's keys and values; int8 halves them, auto is the model's own.",
 )
+low_memory_option = click.option(
+    "--low-memory/--in-memory",
+    default=None,
+    help="Leave the vision tower and the embedding in their files but while a picture is encoded (on a CPU). "
+    "[default: where memory is short]",
+)
+draft_option = click.option(
+    "--draft",
+    metavar="FOLDER|NAME",
+    help="A small text model of the same vocabulary that writes ahead (Llama-3.2-1B-Instruct for the 11B): a long "
+    "reply comes sooner, each token still the model's own likeliest. For one reply at a time and --temperature 0.",
+)
 reference_option = click.option(
     "--reference",
     type=_REFERENCE,
@@ -83,12 +95,14 @@ def generation_options(command):
 
 
 def open_model(options: dict) -> "VLM":
-    """Return the model that `options`, a command's own, name."""
+    """Return the model that `options`, a command's own, name; a bar shows how far it is read."""
     import_torch()
+    from vlm.commands.progress import weights_read
     from vlm.pipeline import VLM
 
-    names = ("device", "dtype", "quantize", "kv_cache_dtype", "reference")
-    return VLM.from_pretrained(options["model"], **{name: options[name] for name in names})
+    names = ("device", "dtype", "quantize", "kv_cache_dtype", "low_memory", "reference", "draft")
+    with weights_read() as progress:
+        return VLM.from_pretrained(options["model"], progress=progress, **{name: options[name] for name in names})
 
 
 def generation_config(options: dict) -> "GenerationConfig":

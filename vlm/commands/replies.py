@@ -1,5 +1,6 @@
 """`vlm ask` and `vlm caption`: pictures in, replies out."""
 
+import itertools
 import os
 from dataclasses import asdict
 from typing import TYPE_CHECKING
@@ -7,19 +8,24 @@ from typing import TYPE_CHECKING
 import click
 
 from vlm.commands.options import (
+    draft_option,
     generation_config,
     generation_options,
     json_option,
     kv_cache_dtype_option,
+    low_memory_option,
     model_options,
     open_model,
 )
 from vlm.commands.pictures import check_standard_input, image_turn, read_picture
+from vlm.commands.progress import layers_run
 from vlm.commands.terminal import Command, complain, say, say_json
 from vlm.errors import VLMError
 
 if TYPE_CHECKING:
+    from vlm.pipeline import VLM
     from vlm.reply import Reply
+    from vlm.sampling import GenerationConfig
 
 adapter_option = click.option(
     "--adapter",
@@ -36,6 +42,8 @@ _ASK_EXAMPLE = 'vlm ask chart.png "Which year is highest?"'
 @click.argument("images_and_question", metavar="IMAGE [IMAGE ...] QUESTION", nargs=-1)
 @model_options
 @kv_cache_dtype_option
+@low_memory_option
+@draft_option
 @adapter_option
 @generation_options
 @json_option
@@ -61,8 +69,7 @@ def ask(images_and_question: tuple[str, ...], adapters: tuple[str, ...], as_json
     model = open_model(options)
     for folder in adapters:
         model.load_adapter(folder)
-    reply = model.chat([image_turn(pictures, question)], config=config)
-    say(reply.text)
+    reply = said(model, [image_turn(pictures, question)], config)
     if as_json:
         say_json({"replies": [reply_record(names, reply)]})
 
@@ -71,6 +78,8 @@ def ask(images_and_question: tuple[str, ...], adapters: tuple[str, ...], as_json
 @click.argument("images", metavar="IMAGE [IMAGE ...]", nargs=-1, required=True)
 @model_options
 @kv_cache_dtype_option
+@low_memory_option
+@draft_option
 @generation_options
 @json_option
 @click.pass_context
@@ -101,6 +110,17 @@ def caption(ctx: click.Context, images: tuple[str, ...], as_json: bool, **option
         say_json({"replies": records})
     if failed:
         ctx.exit(1)
+
+
+def said(model: "VLM", messages: list[dict], config: "GenerationConfig") -> "Reply":
+    """Return the reply to `messages`, which is written to standard output as it grows."""
+    with layers_run(model.model):
+        pieces = model.stream(messages, config=config)
+        first = next(pieces, "")
+    for piece in itertools.chain([first], pieces):
+        say(piece, end="")
+    say("")
+    return pieces.reply
 
 
 def reply_record(names: list[str], reply: "Reply") -> dict:

@@ -53,6 +53,8 @@ static inline __m512 widened_real(const uint16_t *x, __mmask16 real) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(real, x)), 16));
 }
 
+static inline __mmask16 real_of(int64_t count) { return count < 16 ? (1 << count) - 1 : 0xffff; }
+
 static inline __m512 widened(const uint16_t *x) { return widened_real(x, 0xffff); }
 
 /* The even and the odd ones of 32 numbers in bfloat16: widened so at half the cost of in their order. */
@@ -117,5 +119,7 @@ void rms_norm(const uint16_t *x, const uint16_t *weight, uint16_t *out, int64_t 
 void gated(const uint16_t *x, uint16_t *out, int64_t rows, int64_t cols, int64_t threads);
 void rotate(uint16_t *x, const float *cosines, const float *sines, int64_t rows, int64_t positions, int64_t heads,
             int64_t turned, int64_t width, int64_t threads);
+void attend_quantized(const uint16_t *q, Vectors keys, Vectors values, uint16_t *out, int64_t length, int64_t width,
+                      int64_t rows);
 int attend_one(const uint16_t *q, const Vectors *kv, uint16_t *out, int64_t groups, int64_t per, int64_t length,
                int64_t width, int64_t threads);

@@ -155,42 +155,49 @@ static int quantized_product(const uint16_t *x, uint16_t *out, int64_t rows, con
 
 /* `lines` rows of weights times `rows` <= BLOCK rows of x. These are widened anew for each row of weights: in bfloat16
    they stay in the first cache where they would not as floats, and the weights pass by in one stream. Where x and a row
-   of weights fill the first cache together, two rows pass by at once, so that x is read half as often. */
-INLINE void dense_rows(
-    const uint16_t *weight, const uint16_t *x, int64_t cols, int rows, int lines, int pairs, float *sums) {
-    __m512 dots[2][BLOCK];
-    for (int i = 0; i < 2; i++)
-        for (int m = 0; m < rows; m++) dots[i][m] = _mm512_setzero_ps();
-    for (int64_t k = 0; k < cols; k += 32) {
-        __m512i line[2];
-        for (int i = 0; i < lines; i++) {
-            const char *near = (const char *)(weight + i * cols + k);
-            line[i] = _mm512_loadu_si512(near);
-            if (lines > 1) _mm_prefetch(near + 2048, _MM_HINT_T1);
-            else _mm_prefetch(near + ahead, _MM_HINT_T0);
+   of weights fill the first cache together, and for several rows of x, two rows pass by at once, so that x is read half
+   as often. With `turns` 2 there are two sums in turn: none needs to wait for the one before. */
+INLINE void dense_rows(const uint16_t *weight, const uint16_t *x, int64_t cols, int rows, int lines, int turns,
+                       int pairs, float *sums) {
+    __m512 dots[2][2][BLOCK];
+    for (int i = 0; i < 4; i++)
+        for (int m = 0; m < rows; m++) dots[i / 2][i % 2][m] = _mm512_setzero_ps();
+    for (int64_t k = 0; k < cols; k += 32 * turns)
+        for (int turn = 0; turn < turns && k + 32 * turn < cols; turn++) {
+            const int64_t at = k + 32 * turn;
+            __m512i line[2];
+            for (int i = 0; i < lines; i++) {
+                const char *near = (const char *)(weight + i * cols + at);
+                line[i] = _mm512_loadu_si512(near);
+                if (lines > 1) _mm_prefetch(near + 2048, _MM_HINT_T1);
+                else _mm_prefetch(near + ahead, _MM_HINT_T0);
+            }
+            for (int m = 0; m < rows; m++) {
+                const __m512i with = _mm512_loadu_si512(x + m * cols + at);
+                for (int i = 0; i < lines; i++)
+                    dots[i][turn][m] = add_products(dots[i][turn][m], line[i], with, pairs);
+            }
         }
-        for (int m = 0; m < rows; m++) {
-            const __m512i with = _mm512_loadu_si512(x + m * cols + k);
-            for (int i = 0; i < lines; i++) dots[i][m] = add_products(dots[i][m], line[i], with, pairs);
-            if (lines > 1) continue;
-            /* Two sums in turn: none needs to wait for the one before. */
-            const __m512 last = dots[0][m];
-            dots[0][m] = dots[1][m];
-            dots[1][m] = last;
-        }
-    }
     for (int m = 0; m < rows; m++)
-        if (lines > 1)
-            for (int i = 0; i < lines; i++) sums[m * TILE + i] = _mm512_reduce_add_ps(dots[i][m]);
-        else sums[m * TILE] = _mm512_reduce_add_ps(_mm512_add_ps(dots[0][m], dots[1][m]));
+        for (int i = 0; i < lines; i++) {
+            const __m512 sum = turns > 1 ? _mm512_add_ps(dots[i][0][m], dots[i][1][m]) : dots[i][0][m];
+            sums[m * TILE + i] = _mm512_reduce_add_ps(sum);
+        }
 }
 
-#define DENSE(rows, lines)                                           \
-    by_pairs ? dense_rows(row, x, cols, rows, lines, 1, sums + i)    \
-             : dense_rows(row, x, cols, rows, lines, 0, sums + i)
+#define DENSE(rows, lines, turns)                                        \
+    by_pairs ? dense_rows(row, x, cols, rows, lines, turns, 1, sums + i) \
+             : dense_rows(row, x, cols, rows, lines, turns, 0, sums + i)
+#define ROWS(turns)                    \
+    switch (rows) {                    \
+    case 2: DENSE(2, 2, turns); break; \
+    case 3: DENSE(3, 2, turns); break; \
+    default: DENSE(4, 2, turns);       \
+    }
 
 static void dense_product(const uint16_t *x, uint16_t *out, int64_t rows, const Product *by, int64_t threads) {
-    const int64_t cols = by->cols, lines = rows == 1 && cols > WIDE ? 2 : 1;
+    /* The order of the sums is the same for any number of rows: each is rounded as it is alone. */
+    const int64_t cols = by->cols, wide = cols > WIDE, lines = rows == 1 && !wide ? 1 : 2;
 #pragma omp parallel for schedule(static) num_threads(threads) if (rows * cols * by->out > SMALL)
     for (int64_t n = 0; n < by->out; n += TILE) {
         float sums[BLOCK * TILE];
@@ -198,13 +205,10 @@ static void dense_product(const uint16_t *x, uint16_t *out, int64_t rows, const 
         const uint16_t *weight = (const uint16_t *)holder(by->weights, &own)->codes;
         for (int64_t i = 0; i < TILE; i += lines) {
             const uint16_t *row = weight + (own + i) * cols;
-            if (lines > 1) DENSE(1, 2);
-            else switch (rows) {
-                case 1: DENSE(1, 1); break;
-                case 2: DENSE(2, 1); break;
-                case 3: DENSE(3, 1); break;
-                default: DENSE(4, 1);
-                }
+            if (rows == 1 && wide) DENSE(1, 2, 1);
+            else if (rows == 1) DENSE(1, 1, 2);
+            else if (wide) ROWS(1)
+            else ROWS(2)
         }
         for (int64_t m = 0; m < rows; m++) narrow(out + m * by->out + n, _mm512_loadu_ps(sums + m * TILE));
     }
