@@ -12,6 +12,7 @@ from tests.conftest import random_model
 from tests.conversations import MIXED, SMALL, refusal, user
 from vlm import VLM, GenerationConfig, Tokenizer, preset
 from vlm.checkpoint import empty_model
+from vlm.model_sizes import ModelSizes
 from vlm.quantization import (
     QuantizedLinear,
     QuantizedWeight,
@@ -20,6 +21,7 @@ from vlm.quantization import (
     plan,
     quantize,
     quantize_model,
+    quantized_config,
     quantized_layers,
 )
 
@@ -189,12 +191,24 @@ def test_all_of_the_decoders_matrices_are_quantised_and_nothing_else():
         ("default", 32, {"int4 in groups of 32": 49, "int8 a scale a row": 1}),
         ("tiny", 128, {"int4 in groups of 32": 30, "int8 a scale a row": 6}),
         ("11b-vision", 128, {"int4 in groups of 128": 280, "int8 a scale a row": 1}),
-        ("1b", 64, {"int4 in groups of 64": 112}),
+        ("1b", 64, {"int4 in groups of 64": 112, "int8 a scale a row": 1}),
     ],
 )
 def test_the_rule_for_rows_that_groups_do_not_divide(name, group_size, counts):
-    schemes = [str(scheme) for scheme in plan(empty_model(preset(name)), "int4", group_size).values()]
+    model = empty_model(quantized_config(preset(name)))
+    schemes = [str(scheme) for scheme in plan(model, "int4", group_size).values()]
     assert {scheme: schemes.count(scheme) for scheme in schemes} == counts
+
+
+def test_a_head_of_its_own_is_counted():
+    tied, own = (ModelSizes.of(config) for config in (preset("1b"), quantized_config(preset("1b"))))
+    decoder = tied.config.decoder
+    assert own.num_parameters - tied.num_parameters == decoder.vocab_size * decoder.width
+    for precision in ("int8", "int4"):
+        assert tied.weight_bytes(precision) == own.weight_bytes(precision)
+        # The embedding need not be in memory once it is no head.
+        assert tied.disk_bytes(precision) == own.disk_bytes(precision) == 2 * decoder.vocab_size * decoder.width
+    assert tied.disk_bytes("bfloat16") == 0
 
 
 @pytest.mark.parametrize("dtype", DTYPES[:2], ids=str)

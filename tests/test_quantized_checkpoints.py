@@ -12,7 +12,7 @@ from tests.conversations import MIXED
 from vlm import VLM, Tokenizer, VLMError, preset
 from vlm.checkpoint import convert_to_hf, load_model, read_config, save_model, stored_precision
 from vlm.checkpoint.opened import OpenCheckpoint
-from vlm.quantization import quantized_layers
+from vlm.quantization import quantize_model, quantized_layers
 
 KINDS = ("W4A16", "W4A16, rows", "W4A16 asymmetric", "W8A16", "W8A16 in groups", "W8A16 asymmetric", "W8A8",
          "FP8, one scale", "FP8, rows")  # fmt: skip
@@ -79,9 +79,18 @@ def test_text_only_models_and_meta_folders_are_quantised_too(tmp_path, tied):
     save_model(model, tmp_path / "meta", format="meta")
     convert_to_hf(tmp_path / "meta", tmp_path / "hf", quantize="int8")
     loaded = load_model(tmp_path / "hf")
-    assert ("decoder.head" in quantized_layers(loaded)) != tied
     assert torch.equal(logits(loaded), logits(load_model(tmp_path / "meta", quantize="int8")))
     assert (logits(loaded) - logits(model)).abs().max() < 0.05 * logits(model).abs().max()
+    # A head that was the embedding is one of its own, in 8 bits; the embedding stays what it was.
+    assert quantized_layers(loaded)["decoder.head"].scheme.bits == 8
+    assert torch.equal(loaded.decoder.embedding.weight, model.decoder.embedding.weight)
+    assert not loaded.config.decoder.tied
+    expected = logits(loaded)
+    quantize_model(model, "int8")
+    assert torch.equal(logits(model), expected)
+    assert model.config == loaded.config
+    save_model(model, tmp_path / "saved")
+    assert torch.equal(logits(load_model(tmp_path / "saved")), expected)
 
 
 def test_conversion_holds_one_weight_at_a_time(folders, tmp_path, monkeypatch):

@@ -28,14 +28,14 @@ class ModelSizes:
     @classmethod
     def of(cls, config: ModelConfig) -> "ModelSizes":
         """Return the sizes of a model, built without memory for its weights."""
-        model = empty_model(config)
-        schemes = {precision: quantization.plan(model, precision) for precision in quantization.PRECISIONS}
-        layers = {name: model.get_submodule(name) for name in schemes["int8"]}
+        model, quantized = empty_model(config), empty_model(quantization.quantized_config(config))
+        schemes = {precision: quantization.plan(quantized, precision) for precision in quantization.PRECISIONS}
+        layers = {name: quantized.get_submodule(name) for name in schemes["int8"]}
         return cls(
             config=config,
             num_parameters=_count(model),
             parts={name: _count(part) for name, part in model.named_children()},
-            num_quantized=sum(layer.weight.numel() for layer in layers.values()),
+            num_quantized=sum(layer.weight.numel() for layer in layers.values()) - (_count(quantized) - _count(model)),
             quantized_bytes={
                 precision: sum(scheme.num_bytes(*layers[name].weight.shape) for name, scheme in chosen.items())
                 for precision, chosen in schemes.items()
@@ -69,7 +69,8 @@ class ModelSizes:
     def disk_bytes(self, precision: str) -> int:
         """Return the bytes of the weights that may stay in their files; see `low_memory` of `load_model`."""
         decoder = self.config.decoder
-        embedding = 0 if decoder.tied else decoder.num_embeddings * decoder.width
+        is_head = decoder.tied and precision not in quantization.PRECISIONS
+        embedding = 0 if is_head else decoder.num_embeddings * decoder.width
         count = embedding + sum(self.parts.get(name, 0) for name in ("encoder", "projector"))
         return count * (4 if precision == "float32" else 2)
 

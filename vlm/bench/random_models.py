@@ -7,7 +7,7 @@ from vlm.checkpoint import empty_model
 from vlm.config import ModelConfig
 from vlm.model import VisionLanguageModel
 from vlm.native import in_large_pages
-from vlm.quantization import PRECISIONS, QuantizedLinear, plan, quantized_layers
+from vlm.quantization import PRECISIONS, QuantizedLinear, plan, quantized_config, quantized_layers
 from vlm.quantization.linear import arrange_layers, put_quantized_layers
 
 _BLOCK = 1 << 20
@@ -23,7 +23,7 @@ def random_model(config: ModelConfig, precision: str = "bfloat16") -> VisionLang
 
 def shaped_model(config: ModelConfig, precision: str) -> VisionLanguageModel:
     """Return the model without weights."""
-    model = empty_model(config)
+    model = empty_model(quantized_config(config) if precision in PRECISIONS else config)
     if precision in PRECISIONS:
         put_quantized_layers(model, plan(model, precision))
     return model

@@ -27,7 +27,7 @@ from vlm.checkpoint.stored import MappedTensor, QuantizedTensor, StoredTensor
 from vlm.config import ModelConfig
 from vlm.errors import VLMError
 from vlm.native import in_large_pages
-from vlm.quantization import QuantizedWeight, Scheme, check_precision, plan, quantize
+from vlm.quantization import QuantizedWeight, Scheme, check_precision, plan, quantize, quantized_config
 
 logger = logging.getLogger(__name__)
 
@@ -93,6 +93,8 @@ class OpenCheckpoint:
         self._say_what_is_expanded(set(stored))
         if found or precision is None:
             return stored
+        if self.config.decoder.tied:
+            self._untie()
         return plan(self.model, precision, group_size)
 
     def read(self, name: str, dtype: torch.dtype, device: torch.device | str = "cpu", *, stays: bool = False) -> Tensor:
@@ -132,6 +134,14 @@ class OpenCheckpoint:
             codes, scales, zeros = found.load_quantized()
             return QuantizedWeight(codes, scales.to(dtype), zeros)
         return quantize(self.read(name, found.dtype), scheme, dtype)
+
+    def _untie(self) -> None:
+        """Go on as the checkpoint of a model whose head is its own, and has the embedding's values."""
+        self.config = quantized_config(self.config)
+        self.model = empty_model(self.config)
+        self.shapes = self.model.state_dict()
+        embedding = next(key for key in self._keys["decoder.embedding.weight"] if not key.alias)
+        self._keys["decoder.head.weight"] = [embedding._replace(ours="decoder.head.weight")]
 
     def _is_same(self, found: StoredTensor, name: str, tensor: Tensor) -> bool:
         """Say whether a second copy holds what the tensor of that name holds."""

@@ -4,7 +4,7 @@ How quantised weights are stored in files is left to `vlm.checkpoint`.
 """
 
 from vlm.quantization.linear import QuantizedLinear, quantize_model, quantized_layers
-from vlm.quantization.scheme import GROUP_SIZES, PRECISIONS, Scheme, check_precision, plan
+from vlm.quantization.scheme import GROUP_SIZES, PRECISIONS, Scheme, check_precision, plan, quantized_config
 from vlm.quantization.weight import QuantizedWeight, dequantize, quantize
 
 __all__ = [
@@ -18,5 +18,6 @@ __all__ = [
     "plan",
     "quantize",
     "quantize_model",
+    "quantized_config",
     "quantized_layers",
 ]

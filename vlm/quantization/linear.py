@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vlm.model import VisionLanguageModel
-from vlm.native import NativeWeights, product
+from vlm.native import Linear, NativeWeights, product
 from vlm.quantization.kernels import Kernel, find_kernel
 from vlm.quantization.product import OwnKernel
-from vlm.quantization.scheme import GROUP_SIZES, Scheme, plan
+from vlm.quantization.scheme import GROUP_SIZES, Scheme, plan, quantized_config
 from vlm.quantization.weight import CHUNK, QuantizedWeight, dequantize, quantize
 
 logger = logging.getLogger(__name__)
@@ -155,7 +155,14 @@ def arrange_layers(model: nn.Module) -> None:
 
 @torch.no_grad()
 def quantize_model(model: VisionLanguageModel, precision: str, group_size: int = GROUP_SIZES[0]) -> None:
-    """Quantise the decoder of a model that is in memory, layer by layer; see `plan`."""
+    """Quantise the decoder of a model that is in memory, layer by layer; see `plan` and `quantized_config`."""
+    decoder = model.decoder
+    if decoder.head is None:
+        model.config = quantized_config(model.config)
+        decoder.config = model.config.decoder
+        with torch.device("meta"):
+            decoder.head = Linear(decoder.config.width, decoder.config.vocab_size)
+        decoder.head.weight = decoder.embedding.weight
     for name, scheme in plan(model, precision, group_size).items():
         weight = model.get_submodule(name).weight
         model.set_submodule(name, QuantizedLinear.of(quantize(weight, scheme), scheme))

@@ -1,9 +1,10 @@
 """Which layers of a model are quantised, and how finely each."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import nn
 
+from vlm.config import ModelConfig
 from vlm.errors import VLMError, shown
 from vlm.model import VisionLanguageModel
 
@@ -48,8 +49,18 @@ def check_precision(precision: object) -> None:
         )
 
 
+def quantized_config(config: ModelConfig) -> ModelConfig:
+    """Return the config that a model has once it is quantised: a head that was its embedding becomes one of its own.
+
+    A token reads all of a head and one row of an embedding, so the head is worth 8 bits, which the embedding is not.
+    """
+    return replace(config, decoder=replace(config.decoder, tied=False))
+
+
 def plan(model: VisionLanguageModel, precision: str, group_size: int = GROUP_SIZES[0]) -> dict[str, Scheme]:
     """Return the scheme of each layer that is quantised, by its name in `model`: every linear layer of the decoder.
+
+    model: of a `quantized_config`.
 
     group_size: weights that share a scale at 4 bits. Smaller is more exact and larger.
     """
