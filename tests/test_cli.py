@@ -153,6 +153,18 @@ def test_images_stand_in_the_prompt_in_the_order_given(folder, model, pictures):
     assert last_json(result)["replies"][0]["confidence"] == in_order != turned
 
 
+def test_an_error_in_the_middle_of_a_reply_has_a_line_of_its_own(monkeypatch, folder, pictures):
+    def breaks_off(self, *_, **__):
+        yield "Bak"
+        raise VLMError("checkpoint_invalid", "the model gave logits that are not finite")
+
+    monkeypatch.setattr("vlm.pipeline.VLM.stream", breaks_off)
+    result = run("ask", pictures[0], "Why?", "--model", folder, "--json")
+    assert result.exit_code == 1
+    assert result.stdout.startswith("Bak\n")
+    assert last_json(result)["error"]["code"] == "checkpoint_invalid"
+
+
 def test_ask_ends_with_one_line_of_json(folder, model, pictures):
     result = run("ask", pictures[0], "Why?", "--model", folder, "--json", *SHORT)
     expected = model.answer(pictures[0], "Why?", config=SHORT_CONFIG)
@@ -319,6 +331,9 @@ def test_a_model_fits_where_the_memory_is_free(monkeypatch):
         shown = run("info", "11b-vision", "--json")
         assert f"8.7 GB: {answer}\n" in shown.stdout
         assert last_json(shown)["fits"]["cpu"]["int4"] == (free > 5)
+    # The published files are bfloat16: as float32 nothing could stay in them.
+    monkeypatch.setattr("vlm.checkpoint.memory.free_bytes", lambda: 40 * 10**9)
+    assert last_json(run("info", "11b-vision", "--json"))["fits"]["cpu"]["float32"] is False
 
 
 # convert

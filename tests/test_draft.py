@@ -15,7 +15,7 @@ from vlm.cli import main
 from vlm.draft import Draft, Proposer, decode_ahead, draft_price, worthwhile
 from vlm.generate import Step, decode, prefill
 from vlm.model import VisionLanguageModel
-from vlm.quantization import quantize_model
+from vlm.quantization import quantize_model, quantized_layers
 from vlm.reply import Reply
 from vlm.sampling import Sampler
 from vlm.tokenizer_files.llama3 import meta_special_ids
@@ -509,6 +509,16 @@ def test_a_vision_model_is_no_draft(plain, folders, monkeypatch):
     assert error.message == same_error.message
     assert error.code == "invalid_request"
     assert "the draft is a vision model; expected a text-only one" in error.message
+
+
+def test_a_draft_comes_in_the_models_dtype_and_as_quantised_as_it_is(folders, tmp_path):
+    in_half = VLM.from_pretrained(folders["large"], dtype="bfloat16", draft=folders["draft"])
+    assert in_half._draft.model.decoder.embedding.weight.dtype == torch.bfloat16
+    VLM.from_pretrained(folders["draft"], quantize="int8").save_pretrained(tmp_path / "int8")
+    in_four = VLM.from_pretrained(folders["large"], quantize="int4", draft=tmp_path / "int8")
+    assert {layer.scheme.bits for layer in quantized_layers(in_four._draft.model).values()} == {8}
+    in_four = VLM.from_pretrained(folders["large"], quantize="int4", draft=folders["draft"])
+    assert quantized_layers(in_four._draft.model)
 
 
 def test_a_draft_has_as_many_tokens(plain):

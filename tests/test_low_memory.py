@@ -1,7 +1,11 @@
 """Weights that stay in their file: the same model, its pages let go, and nothing that was written lost."""
 
+import copy
 import gc
+import json
 import os
+import sys
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +19,7 @@ from vlm import VLM, GenerationConfig, Tokenizer, preset
 from vlm.checkpoint import load_model, save_model
 from vlm.checkpoint.hf import WEIGHTS
 from vlm.checkpoint.mapped import MappedWeights
+from vlm.checkpoint.safetensors_file import open_safetensors
 
 SHORT = GenerationConfig(max_new_tokens=5)
 
@@ -91,12 +96,53 @@ def test_what_was_written_stays_and_the_file_does_not_change(folder):
     assert (folder / WEIGHTS).read_bytes() == before
 
 
-def test_a_model_loaded_in_inference_mode_notices_what_is_written(folder):
-    with torch.inference_mode():
+@pytest.mark.parametrize("way", ["data", "fused", "inference"])
+def test_what_torch_does_not_count_stays_too(folder, way):
+    with torch.inference_mode(way == "inference"):
         model = load_model(folder, low_memory=True)
-        model.projector.weight.zero_()
-        model.release(model.projector.parameters())
-        assert not model.projector.weight.any()
+    weight = model.encoder.global_layers[0].fc1.weight
+    if way == "data":
+        weight.data.mul_(2)
+    elif way == "inference":
+        with torch.inference_mode():
+            weight.mul_(2)
+    else:
+        weight.grad = torch.ones_like(weight)
+        torch.optim.AdamW([weight], lr=1, fused=True).step()
+    expected = weight.detach().clone()
+    assert not torch.equal(expected, load_model(folder).encoder.global_layers[0].fc1.weight)
+    model.release(model.encoder.parameters())
+    assert torch.equal(weight, expected)
+
+
+def test_a_copy_is_in_memory_and_stands_alone(folder, source):
+    mapped = VLM.from_pretrained(folder, low_memory=True).model
+    copied = copy.deepcopy(mapped)
+    expected = copied.projector.weight.detach().clone()
+    copied.release(copied.parameters())
+    assert torch.equal(copied.projector.weight, expected)
+    assert torch.equal(VLM(copied, source.tokenizer).logits(MIXED[1]), source.logits(MIXED[1]))
+
+
+def test_a_file_that_cannot_be_mapped_is_read(folder, monkeypatch, caplog):
+    def refuse(*_, **__):
+        raise OSError(12, "Cannot allocate memory")
+
+    monkeypatch.setattr("vlm.checkpoint.safetensors_file.mmap.mmap", refuse)
+    assert load_model(folder, low_memory=True).release is None
+    assert "low_memory changes nothing here" in caplog.text
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems promise all memory that is mapped, or none")
+def test_a_file_larger_than_memory_can_be_mapped(tmp_path):
+    size = 1 << 40
+    header = json.dumps({"weight": {"dtype": "U8", "shape": [size], "data_offsets": [0, size]}}).encode()
+    with open(tmp_path / WEIGHTS, "wb") as file:
+        file.write(len(header).to_bytes(8, "little") + header)
+        file.truncate(8 + len(header) + size)
+    with ExitStack() as opened:
+        found = open_safetensors(tmp_path, WEIGHTS, opened)["weight"].map()
+        assert found.values[-1] == 0
 
 
 def test_saved_over_its_own_folder_it_goes_on(folder, source):
@@ -129,8 +175,9 @@ def test_it_is_so_where_memory_is_short_alone(folder, monkeypatch):
     assert refusal(load_model, folder, low_memory=True).code == "device_unavailable"
 
 
-def test_another_dtype_and_another_format_are_read_into_memory(folder, source, tmp_path):
+def test_another_dtype_and_another_format_are_read_into_memory(folder, source, tmp_path, caplog):
     assert load_model(folder, low_memory=True, dtype=torch.bfloat16).release is None
+    assert "low_memory changes nothing here" in caplog.text
     save_model(source.model, tmp_path / "meta", format="meta")
     assert load_model(tmp_path / "meta", low_memory=True).release is None
 
@@ -143,6 +190,8 @@ def test_a_text_only_model_leaves_its_embedding_unless_it_is_its_head(tmp_path, 
     assert (model.release is None) == tied
     ids = torch.arange(9)[None]
     assert torch.equal(model(ids), expected(ids))
+    # Quantised, the head is one of its own.
+    assert load_model(tmp_path, low_memory=True, quantize="int8").release is not None
 
 
 def test_a_quantised_checkpoint_leaves_its_tower_too(folder, tmp_path):

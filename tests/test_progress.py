@@ -42,6 +42,15 @@ def test_pictures_and_the_prompt_are_counted_layer_by_layer(tiny, at_once):
         assert not part._forward_pre_hooks
 
 
+def test_what_is_soon_done_shows_nothing(tiny):
+    tiny.images.forget()
+    with redirect_stderr(Terminal()) as terminal, progress.layers_run(tiny.model):
+        assert tiny.chat(user(FOUR_TILES, "what?"), config=SHORT).token_ids
+        # From the first token on nothing looks on.
+        assert not any(part._forward_hooks or part._forward_pre_hooks for part in tiny.model.modules())
+    assert terminal.getvalue() == ""
+
+
 def test_an_error_leaves_no_hooks(tiny):
     with redirect_stderr(Terminal()), pytest.raises(KeyboardInterrupt), progress.layers_run(tiny.model):
         raise KeyboardInterrupt

@@ -98,13 +98,13 @@ class VLM:
             about 4.56; fine-tunes trained there have learned its features.
         cache_bytes: bound of the memory in which encoded pictures are kept for the next question.
         low_memory: on a CPU, leave the vision tower and the embedding in their safetensors files, mapped, and their
-            pages in memory only while a picture is encoded; None does so where memory is short. The files must then
-            stay as they are while the model is used.
+            pages in memory only while a picture is encoded, where they are stored in the model's dtype; None does so
+            where memory is short. The files must then stay as they are while the model is used.
         progress: called with the number of weights read so far and of all, as they are read.
         draft: a small text-only model of the same vocabulary (a folder, a Hub name, or one that is loaded) that
             proposes tokens, which this one checks several at a time: long replies come sooner and stay its own. It is
             used for one conversation at a time, greedily, without a schema or a repetition penalty; others go without.
-            It comes to the same device and, unless it is quantised already, in the same precision.
+            It comes to the same device, in the same dtype and, unless it is quantised already, in the same precision.
 
         Raises: VLMError with `checkpoint_invalid`, `device_unavailable` or `invalid_request`.
         """
@@ -112,7 +112,7 @@ class VLM:
         cache_dtype = choose_kv_cache_dtype(kv_cache_dtype)
         _check_cache_bytes(cache_bytes)
         # Before the large one: what is wrong with it is said soonest.
-        draft = cls._loaded_draft(draft, device, quantize)
+        draft = cls._loaded_draft(draft, device, dtype, quantize)
         folder = DEFAULT_MODEL if source is None else checkpoint.resolve(source, revision=revision)
         model, tokenizer = load(folder, device, choose_dtype(dtype), reference, quantize, low_memory, progress)
         model.kv_cache_dtype = cache_dtype
@@ -120,13 +120,16 @@ class VLM:
         return cls(model, tokenizer, allow_urls=allow_urls, cache_bytes=cache_bytes, draft=draft)
 
     @classmethod
-    def _loaded_draft(cls, draft: object, device: str | torch.device, quantize: str | None) -> "VLM | None":
+    def _loaded_draft(
+        cls, draft: object, device: str | torch.device, dtype: str | torch.dtype, quantize: str | None
+    ) -> "VLM | None":
         """Return the draft that is meant; a vision model is refused before its weights are read."""
         if draft is None or isinstance(draft, VLM):
             return draft
         folder = checkpoint.resolve(draft)
         refuse_vision(checkpoint.read_config(folder))
-        return cls.from_pretrained(folder, device=device, quantize=quantize)
+        quantize = None if checkpoint.stored_precision(folder) else quantize
+        return cls.from_pretrained(folder, device=device, dtype=dtype, quantize=quantize)
 
     @property
     def device(self) -> torch.device:

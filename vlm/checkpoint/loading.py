@@ -78,9 +78,8 @@ def load_model(
         dtype, model = source.dtype(dtype), source.model
         put_quantized_layers(model, schemes)
         shapes = model.state_dict()
-        if low_memory is None:
-            low_memory = is_short_of_memory(shapes, dtype)
-        mapped = _map(source, dtype) if low_memory and device.type == "cpu" else {}
+        is_wanted = is_short_of_memory(shapes, dtype) if low_memory is None else low_memory
+        mapped = _map(source, dtype) if is_wanted and device.type == "cpu" else {}
         check_memory({name: shape for name, shape in shapes.items() if name not in mapped}, dtype, device)
         state = _read(source, schemes, dtype, device, mapped, progress or (lambda *_: None))
     if check_finite:
@@ -92,6 +91,10 @@ def load_model(
     if mapped:
         logger.info("%d weights stay in their files, to save memory", len(mapped))
         model.release = MappedWeights(model, mapped).release
+    elif low_memory:
+        logger.warning(
+            "low_memory changes nothing here: only safetensors files can stay on disk, on a CPU, in the dtype they have"
+        )
     return model.eval()
 
 

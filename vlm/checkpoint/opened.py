@@ -118,13 +118,12 @@ class OpenCheckpoint:
 
     def map(self, name: str, dtype: torch.dtype) -> MappedTensor | None:
         """Return a tensor of the model where it lies in its file; None where it lies there otherwise, or twice."""
-        (key, *others), shape = self._keys[name], self.shapes[name]
-        found = self._stored[key.theirs]
+        key, *others = (key for key in self._keys[name] if key.theirs in self._stored)
+        found, shape = self._stored[key.theirs], self.shapes[name]
         # In the order of ours, however its axes are called over there.
         is_ours = key.layout.to_ours is None and key.layout.to_theirs(shape, self.config).is_contiguous()
         mapped = found.map() if is_ours and not others and found.dtype == dtype else None
-        with torch.inference_mode(False):
-            return mapped and mapped._replace(values=mapped.values.view(shape.shape))
+        return mapped and mapped._replace(values=mapped.values.view(shape.shape))
 
     def read_quantized(self, layer: str, scheme: Scheme, dtype: torch.dtype) -> QuantizedWeight:
         """Return the weights of a layer as `scheme` has them, on the CPU: as stored, or quantised now."""

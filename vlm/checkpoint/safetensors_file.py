@@ -7,6 +7,7 @@ import functools
 import json
 import mmap
 import os
+import sys
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -35,6 +36,8 @@ DTYPES = {
     "BOOL": torch.bool,
 }
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
+# Python 3.11 has no name for it.
+_NO_RESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000)
 
 
 class _Pages:
@@ -44,9 +47,17 @@ class _Pages:
         self._file = file
 
     @functools.cached_property
-    def memory(self) -> mmap.mmap:
-        # It lives as long as a tensor looks at it. What is written into it is not written into the file.
-        return mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_COPY)
+    def memory(self) -> mmap.mmap | None:
+        """What is written into it is not written into the file; it lives as long as a tensor looks at it. None where
+        the system maps no such file."""
+        try:
+            if sys.platform != "linux":
+                return mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_COPY)
+            # Else Linux refuses a file that is larger than memory, for all of it could be written into.
+            flags = mmap.MAP_PRIVATE | _NO_RESERVE
+            return mmap.mmap(self._file.fileno(), 0, flags=flags, prot=mmap.PROT_READ | mmap.PROT_WRITE)
+        except OSError:
+            return None
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,13 +82,11 @@ class SafetensorsTensor(StoredTensor):
             rest = rest[count:]
 
     def map(self) -> MappedTensor | None:
-        if self.offset % self.dtype.itemsize or not self.num_bytes:
+        if self.offset % self.dtype.itemsize or not self.num_bytes or self.pages.memory is None:
             return None
         count = self.num_bytes // self.dtype.itemsize
-        # Not an inference tensor, which would not tell that it was written into.
-        with torch.inference_mode(False):
-            values = torch.frombuffer(self.pages.memory, dtype=self.dtype, count=count, offset=self.offset)
-            return MappedTensor(values.view(self.shape), self.pages.memory, self.offset)
+        values = torch.frombuffer(self.pages.memory, dtype=self.dtype, count=count, offset=self.offset)
+        return MappedTensor(values.view(self.shape), self.pages.memory, self.offset)
 
 
 def as_bytes(tensor: Tensor) -> memoryview:

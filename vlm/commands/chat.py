@@ -16,6 +16,7 @@ from vlm.commands.options import (
     open_model,
 )
 from vlm.commands.pictures import STANDARD_INPUT, image_turn, read_picture
+from vlm.commands.progress import layers_run
 from vlm.commands.replies import reply_record
 from vlm.commands.terminal import Command, complain, say, say_json
 from vlm.errors import VLMError
@@ -47,7 +48,8 @@ def chat(images: tuple[str, ...], as_json: bool, **options):
     pictures = [read_picture(name) for name in images]
     model = open_model(options)
     # Encoded once, and refused now rather than after the first line was typed.
-    pictures = [model.encode_image(picture) for picture in pictures]
+    with layers_run(model.model):
+        pictures = [model.encode_image(picture) for picture in pictures]
     conversation = _Conversation(model, config, list(images), pictures, streamed=not as_json)
     conversation.run()
     if as_json:

@@ -107,10 +107,11 @@ def _convert(
     from vlm import checkpoint
     from vlm.loading import choose_dtype, read_tokenizer
     from vlm.model_sizes import ModelSizes
+    from vlm.quantization import quantized_config
 
     folder, chosen = checkpoint.resolve(source), choose_dtype(dtype) or "auto"
     config = checkpoint.read_config(folder)
-    num_parameters = ModelSizes.of(config).num_parameters
+    num_parameters = ModelSizes.of(quantized_config(config) if quantize else config).num_parameters
     # A tokenizer that the layout cannot hold is refused before any weight is written.
     tokenizer = read_tokenizer(folder, config)
     files = tokenizer.files(format)

@@ -22,8 +22,8 @@ class Memory(NamedTuple):
     device: str
     free_bytes: int | None
     """None where it cannot be told."""
-    maps: bool = False
-    """Whether weights that are looked at seldom may stay in their files."""
+    maps: str | None = None
+    """The dtype in which weights that are looked at seldom may stay in their files, if any."""
 
 
 @click.command(cls=Command, short_help="Sizes of a model, and whether it fits this machine.")
@@ -47,7 +47,7 @@ def info(model: str | None, reference: str, as_json: bool):
 
     title, config, stored = _config(model)
     sizes = ModelSizes.of(config.with_reference(reference))
-    memories = _memories(maps=_has_safetensors(model))
+    memories = _memories(_mapped_dtype(model))
     _show(title, stored, sizes, memories)
     if as_json:
         say_json({**_record(title, sizes, memories), "stored": stored})
@@ -74,15 +74,20 @@ def _config(model: str | None) -> tuple[str, "ModelConfig", str | None]:
     return folder.resolve().name, checkpoint.read_config(folder), checkpoint.stored_precision(folder)
 
 
-def _has_safetensors(model: str | None) -> bool:
-    """Return whether the weights are in files that can be mapped; so are those that a preset stands for."""
+def _mapped_dtype(model: str | None) -> str | None:
+    """Return the dtype in which weights may stay in their files: that of safetensors files; a preset has bfloat16."""
+    from vlm.checkpoint import hf_config
     from vlm.checkpoint.hub import local_folder
     from vlm.config import PRESETS
 
-    return model is None or model in PRESETS or (local_folder(model) / "config.json").exists()
+    if model is None or model in PRESETS:
+        return "bfloat16"
+    folder = local_folder(model)
+    dtype = hf_config.read_dtype(folder) if (folder / hf_config.CONFIG).exists() else None
+    return dtype and str(dtype).removeprefix("torch.")
 
 
-def _memories(*, maps: bool) -> list[Memory]:
+def _memories(maps: str | None) -> list[Memory]:
     """Return the memory of this machine and of its accelerators."""
     import torch
 
@@ -104,7 +109,8 @@ def _fits(sizes: "ModelSizes", precision: str, memory: Memory, *, on_disk: bool 
     """Return whether a model fits; `on_disk`, with what may stay in its files left out."""
     if memory.free_bytes is None:
         return None
-    left_out = sizes.disk_bytes(precision) if on_disk and memory.maps else 0
+    is_stored_so = memory.maps == ("float32" if precision == "float32" else "bfloat16")
+    left_out = sizes.disk_bytes(precision) if on_disk and is_stored_so else 0
     return sizes.needed_bytes(precision, _num_tokens(sizes)) - left_out <= memory.free_bytes
 
 

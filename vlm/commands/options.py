@@ -38,7 +38,8 @@ kv_cache_dtype_option = click.option(
 low_memory_option = click.option(
     "--low-memory/--in-memory",
     default=None,
-    help="Leave the vision tower and the embedding in their files but while a picture is encoded (on a CPU). "
+    help="Leave the vision tower and the embedding in their files but while a picture is encoded (on a CPU, of "
+    "safetensors files in the dtype they have). "
     "[default: where memory is short]",
 )
 draft_option = click.option(

@@ -117,9 +117,13 @@ def said(model: "VLM", messages: list[dict], config: "GenerationConfig") -> "Rep
     with layers_run(model.model):
         pieces = model.stream(messages, config=config)
         first = next(pieces, "")
-    for piece in itertools.chain([first], pieces):
-        say(piece, end="")
-    say("")
+    try:
+        for piece in itertools.chain([first], pieces):
+            say(piece, end="")
+    finally:
+        # Whatever ends it: a line of its own for what comes after.
+        pieces.close()
+        say("")
     return pieces.reply
 
 

@@ -47,7 +47,12 @@ def open_model(config: TrainConfig) -> VLM:
         if choice.source is not None:
             source = None if choice.source == SHIPPED else choice.source
             vlm = VLM.from_pretrained(
-                source, device=device, dtype=choice.dtype, quantize=choice.quantize, reference=choice.reference
+                source,
+                device=device,
+                dtype=choice.dtype,
+                quantize=choice.quantize,
+                reference=choice.reference,
+                low_memory=False,
             )
         else:
             vlm = _fresh(choice, device)
