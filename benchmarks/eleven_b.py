@@ -186,7 +186,7 @@ class RandomWeights:
     def __init__(self, config: ModelConfig, progress: "Progress"):
         plain = empty_model(config)
         self.config, self.shapes, self.schemes = config, plain.state_dict(), plan(plain, "int4")
-        self._model, self._progress, self._done = shaped_model(config, "int4"), progress, 0
+        self._model, self._progress = shaped_model(config, "int4"), progress
 
     def dtype_of(self, name: str) -> torch.dtype:
         return self.dtype

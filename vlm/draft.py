@@ -129,7 +129,7 @@ def decode_ahead(
 
     The sampler must take the likeliest token (`can_draft`). `batch` and `prefilled` are used up.
     """
-    hidden, cache = prefilled[0], prefilled.cache
+    hidden, cache = prefilled
     mask, count, last = batch.reply_mask(), 0, 0
     proposed: list[int] = []
     while True:

@@ -111,7 +111,7 @@ class VLM:
         check_precision(quantize)
         cache_dtype = choose_kv_cache_dtype(kv_cache_dtype)
         _check_cache_bytes(cache_bytes)
-        # Before the large one: what is wrong with it is said soonest.
+        # Before the large one, so that a draft that cannot be read is known soonest.
         draft = cls._loaded_draft(draft, device, dtype, quantize)
         folder = DEFAULT_MODEL if source is None else checkpoint.resolve(source, revision=revision)
         model, tokenizer = load(folder, device, choose_dtype(dtype), reference, quantize, low_memory, progress)

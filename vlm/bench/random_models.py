@@ -23,9 +23,10 @@ def random_model(config: ModelConfig, precision: str = "bfloat16") -> VisionLang
 
 def shaped_model(config: ModelConfig, precision: str) -> VisionLanguageModel:
     """Return the model without weights."""
-    model = empty_model(quantized_config(config) if precision in PRECISIONS else config)
-    if precision in PRECISIONS:
-        put_quantized_layers(model, plan(model, precision))
+    if precision not in PRECISIONS:
+        return empty_model(config)
+    model = empty_model(quantized_config(config))
+    put_quantized_layers(model, plan(model, precision))
     return model
 
 

@@ -39,8 +39,7 @@ low_memory_option = click.option(
     "--low-memory/--in-memory",
     default=None,
     help="Leave the vision tower and the embedding in their files but while a picture is encoded (on a CPU, of "
-    "safetensors files in the dtype they have). "
-    "[default: where memory is short]",
+    "safetensors files in the dtype they have). [default: where memory is short]",
 )
 draft_option = click.option(
     "--draft",

@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -35,36 +35,30 @@ def layers_run(model: "VisionLanguageModel") -> Iterator[None]:
     stages = {"prompt": (model.decoder, model.decoder.layers)}
     if model.encoder is not None:
         stages["picture"] = (model.encoder, [*model.encoder.local_layers, *model.encoder.global_layers])
-    hooks, bars = [], []
-
-    def end() -> None:
-        while bars:
-            bars.pop().close()
-
-    def stop() -> None:
-        end()
-        while hooks:
-            hooks.pop().remove()
+    # Never shown: each stage has one of its own.
+    bar = _bar("", total=0)
 
     def step(*_) -> None:
-        if bars:
-            bars[0].update()
+        bar.update()
 
-    for name, (whole, layers) in stages.items():
+    with ExitStack() as hooks:
+        for name, (whole, layers) in stages.items():
 
-        def begin(_, inputs, name=name, layers=layers) -> None:
-            end()
-            if name == "prompt" and inputs[0].shape[1] == 1:
-                stop()
-            else:
-                bars.append(_bar(name, total=len(layers), unit="layer"))
+            def begin(_, inputs, name=name, layers=layers) -> None:
+                nonlocal bar
+                bar.close()
+                if name == "prompt" and inputs[0].shape[1] == 1:
+                    hooks.close()
+                else:
+                    bar = _bar(name, total=len(layers), unit="layer")
 
-        hooks.append(whole.register_forward_pre_hook(begin))
-        hooks += [layer.register_forward_hook(step) for layer in layers]
-    try:
-        yield
-    finally:
-        stop()
+            hooks.enter_context(whole.register_forward_pre_hook(begin))
+            for layer in layers:
+                hooks.enter_context(layer.register_forward_hook(step))
+        try:
+            yield
+        finally:
+            bar.close()
 
 
 def _bar(name: str, **options: object):

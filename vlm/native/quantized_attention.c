@@ -49,20 +49,10 @@ static inline __m512 power_of_two(__m512 x) {
 INLINE void add_keys(__m512i *codes, const int8_t *x, const int8_t *low_x, int rows, __m512i *high, __m512i *low) {
     /* The compiler would keep an address for each of 128 loads. */
     asm("" : "+r"(x), "+r"(low_x));
-    __m512i y[TILE];
-    for (int i = 0; i < TILE; i += 2) {
-        y[i] = _mm512_unpacklo_epi32(codes[i], codes[i + 1]);
-        y[i + 1] = _mm512_unpackhi_epi32(codes[i], codes[i + 1]);
-    }
-    for (int i = 0; i < TILE; i += 4)
-        for (int k = 0; k < 2; k++) {
-            codes[i + 2 * k] = _mm512_unpacklo_epi64(y[i + k], y[i + 2 + k]);
-            codes[i + 2 * k + 1] = _mm512_unpackhi_epi64(y[i + k], y[i + 2 + k]);
-        }
-    /* codes[i + k] holds the words k, 4 + k, 8 + k and 12 + k of lines i to i + 3. */
+    put_by_fours(codes);
 #pragma GCC unroll 4
     for (int k = 0; k < 4; k++) {
-        __m512i words[4];
+        __m512i y[4], words[4];
         for (int i = 0; i < 2; i++) {
             const int parts = i ? 0xdd : 0x88;
             y[i] = _mm512_shuffle_i32x4(codes[k], codes[k + 4], parts);

@@ -61,7 +61,6 @@ def plan(model: VisionLanguageModel, precision: str, group_size: int = GROUP_SIZ
     """Return the scheme of each layer that is quantised, by its name in `model`: every linear layer of the decoder.
 
     model: of a `quantized_config`.
-
     group_size: weights that share a scale at 4 bits. Smaller is more exact and larger.
     """
     check_precision(precision)
