@@ -2,13 +2,14 @@
 
 import itertools
 import re
+from random import Random
 
 import numpy as np
 import pytest
 
 from vlm.training.synthetic.charts import Character, ask, draw_chart, patch_characters, patch_mask
 from vlm.training.synthetic.questions import OTHER_KINDS
-from vlm.training.synthetic.style import COLOURS, VARIED, colour_name
+from vlm.training.synthetic.style import COLOURS, VARIED, _colours, colour_name
 from vlm.training.synthetic.words import in_split, words
 
 NUM_CHARTS = 150
@@ -191,3 +192,10 @@ def test_patch_mask_marks_the_patches_of_the_characters_or_of_an_empty_box():
 def test_a_size_too_small_for_any_chart_is_refused():
     with pytest.raises(ValueError, match=r"no chart fits in 40 pixels after \d+ tries; expected at least"):
         draw_chart(np.random.default_rng(0), 40)
+
+
+def test_there_is_a_colour_for_each_label_however_many():
+    for number in (1, 3, 9, 19, 40):
+        colours = _colours(Random(number), "train", number)
+        assert len(colours) == max(number, 3)
+        assert len({*colours[:9]}) == len(colours[:9])

@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 import torch
 
+from vision_encoder.preprocess import normalise
 from vlm.config import preset
 from vlm.model import VisionLanguageModel
 from vlm.prompt import Image as ImagePart
 from vlm.prompt import Text, Turn, encode_prompt
 from vlm.tokenizer import Tokenizer
-from vlm.training.reader.data import IGNORED, Diet, ReaderData
+from vlm.training.reader.data import Diet, ReaderData
 from vlm.training.reader.model import Reader, _partner_loss, _shade_loss, seekers_of
 from vlm.training.reader.muon import Muon, nearest_orthogonal
 from vlm.training.reader.sinusoids import num_position_dims, place_tile, retile, shift, sinusoids
@@ -19,6 +20,7 @@ from vlm.training.reader.start import COLOUR_LOUDNESS, NEIGHBOURS, num_shared_di
 from vlm.training.reader.targets import (
     COPY,
     FIND,
+    IGNORED,
     NO_SHADE,
     SPELL,
     UNSHADED,
@@ -199,11 +201,11 @@ def untrained_attention():
     model = Reader(preset("default")).model
     retile(model, replace(model.config.vision, max_tiles=1))
     place_tile(model.encoder, (3, 5))
-    seen = []
+    seen, side = [], model.config.vision.tile_size
     for layer in (*model.encoder.local_layers, *model.encoder.global_layers):
         layer.attention.register_forward_pre_hook(lambda module, inputs: seen.append((module, inputs[0])))
     with torch.no_grad():
-        model.encode(torch.full((1, 1, 3, 272, 272), 1.9), [(1, 1)])
+        model.encode(torch.full((1, 1, 3, side, side), 1.9), [(1, 1)])
         weights = []
         for attention, x in seen:
             q, k = (
@@ -418,6 +420,18 @@ def test_batches_of_everything_are_functions_of_their_index_and_what_is_declined
                 assert group.pointers[row][SPELL].any()
 
 
+def test_stretched_charts_are_functions_of_their_index_and_lie_on_the_same_canvas():
+    vision = preset("default").vision
+    diet = Diet(num_images=8, share_pages=0.0, num_questions=2, share_sheets=0.5, share_wide_charts=0.5)
+    wide = replace(diet, max_stretch=1.25)
+    plain, data, again = (ReaderData(vision, TOKENIZER, each, num_batches=9, seed=1) for each in (diet, wide, wide))
+    for index in range(4):
+        batch, twin = data[index], again[index]
+        assert torch.equal(batch.pixels, twin.pixels)
+        assert batch.pixels.shape == plain[index].pixels.shape
+        assert not torch.equal(batch.pixels, plain[index].pixels)
+
+
 def test_a_table_is_spelt_cell_by_cell():
     checked = 0
     for seed in range(30):
@@ -449,7 +463,7 @@ def test_a_wrong_patch_order_would_be_noticed():
     )[3]
     assert batch.canvas[0] * batch.canvas[1] > 1
     size = vision.patch_size
-    patches = batch.pixels.unfold(3, size, size).unfold(4, size, size).flatten(-2)
+    patches = normalise(batch.pixels).unfold(3, size, size).unfold(4, size, size).flatten(-2)
     contrast = (patches.amax(-1) - patches.amin(-1)).amax(2).flatten(1)
     printed = (batch.characters > 0).any(-1)
     assert (contrast[printed] > 0.3).float().mean() > 0.98

@@ -18,7 +18,7 @@ from vlm.config import preset
 from vlm.errors import VLMError
 from vlm.pipeline import VLM
 from vlm.training.reader.__main__ import main
-from vlm.training.reader.data import IGNORED, Diet, ReaderData
+from vlm.training.reader.data import Diet, ReaderData
 from vlm.training.reader.folder import TEMPERATURE, load_reader, save_reader, without_positions
 from vlm.training.reader.model import Losses, Reader
 from vlm.training.reader.real_charts import RealCharts
@@ -26,7 +26,7 @@ from vlm.training.reader.run import ON_A_CPU, Run
 from vlm.training.reader.sinusoids import retile
 from vlm.training.reader.stages import STAGES
 from vlm.training.reader.start import num_shared_dims
-from vlm.training.reader.targets import MAX_ORDER, NUM_CODES
+from vlm.training.reader.targets import IGNORED, MAX_ORDER, NUM_CODES
 from vlm.training.reader.vocabulary import reader_tokenizer
 from vlm.training.reader.wires import cross_attentions
 
@@ -133,7 +133,7 @@ def test_a_gpu_is_given_as_many_pictures_at_once_as_its_memory_holds(tmp_path, m
     run.device = torch.device("cpu")
     assert run._pictures_at_once() == ON_A_CPU
     run.device = torch.device("cuda")
-    for gibibytes, pictures in ((2, ON_A_CPU), (24, 48), (80, 160)):
+    for gibibytes, pictures in ((1, ON_A_CPU), (24, 96), (80, 320)):
         memory = SimpleNamespace(total_memory=gibibytes * 2**30)
         monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _, memory=memory: memory)
         assert run._pictures_at_once() == pictures
@@ -276,7 +276,7 @@ def test_a_batch_with_real_charts_is_a_function_of_its_index_and_of_its_process(
 
 @pytest.mark.parametrize(
     ("sizes", "said"),
-    [({}, "holds no questions"), ({"tall.png": (30, 200)}, "give charts larger than 272 pixels both ways")],
+    [({}, "holds no questions"), ({"tall.png": (30, 200)}, "give charts larger than 304 pixels both ways")],
 )
 def test_a_folder_without_charts_that_can_be_learned_from_is_told_without_a_traceback(tmp_path, sizes, said):
     folder = _charts(tmp_path / "charts", sizes)

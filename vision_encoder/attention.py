@@ -36,16 +36,39 @@ def attend(
         # torch would take the queries for the first.
         places = torch.arange(length, device=q.device)
         mask, causal = places <= places[-positions:, None], False
+    if bias is not None and q.device.type == "cuda":
+        return attend_with_bias_as_columns(q, k, v, bias)
     dtype = attention_dtype(q)
     out = functional.scaled_dot_product_attention(
         q.to(dtype),
         k.to(dtype),
         v.to(dtype),
-        attn_mask=mask if bias is None else bias[None, None, None],
+        attn_mask=mask if bias is None else bias[None, None, None].to(torch.promote_types(q.dtype, torch.float32)),
         is_causal=causal,
         enable_gqa=bool(k.shape[1] != q.shape[1]),
     )
     return out.to(q.dtype)
+
+
+def attend_with_bias_as_columns(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+    """Return what `attend` returns with `bias` [l] by kernels that take no bias, as flash attention on a GPU is.
+
+    Two more columns of the product add it: the queries' are 1, the keys' its high and its low part.
+    """
+    width = q.shape[-1]
+    padded = -(-(width + 2) // 8) * 8  # flash kernels take heads in steps of 8
+    wanted = bias.float() * width**0.5
+    high = wanted.to(k.dtype)
+    columns = functional.pad(torch.stack([high, (wanted - high.float()).to(k.dtype)], -1), (0, padded - width - 2))
+    ones = functional.pad(q.new_ones(2), (0, padded - width - 2))
+    out = functional.scaled_dot_product_attention(
+        torch.cat([q, ones.expand(*q.shape[:-1], -1)], -1),
+        torch.cat([k, columns.expand(*k.shape[:-1], -1)], -1),
+        functional.pad(v, (0, padded - width)),
+        scale=width**-0.5,
+        enable_gqa=bool(k.shape[1] != q.shape[1]),
+    )
+    return out[..., :width]
 
 
 def attention_dtype(q: Tensor) -> torch.dtype:

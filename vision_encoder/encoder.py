@@ -84,13 +84,15 @@ class VisionEncoder(nn.Module):
         kept = min(missing, 1) if self.missing_tiles_equal else missing
         times = missing // kept if kept else 0
         p, padding = config.tokens_per_tile, config.num_padding_tokens
-        slots = torch.arange(used).repeat_interleave(p).tolist() + list(range(used))
-        counts = [1] * (used * p) + [padding] * used
+        # Where counts would be all that keeps the quickest kernels away, each padding row is one.
+        each = padding if not kept and _takes_no_bias(device) else 1
+        slots = torch.arange(used).repeat_interleave(p).tolist() + torch.arange(used).repeat_interleave(each).tolist()
+        counts = [1] * (used * p) + [padding // max(each, 1)] * (used * each)
         for slot in range(used, used + kept):
             slots += [slot] * (p + 1)
             counts += [times] * p + [times * padding]
-        log_counts = torch.tensor([math.log(count) for count in counts], device=device)
-        return RowPlan(used, kept, torch.tensor(slots, device=device), RowLayout(used * p, log_counts))
+        log_counts = None if {*counts} == {1} else torch.tensor([math.log(count) for count in counts], device=device)
+        return RowPlan(used, kept, used * each, torch.tensor(slots, device=device), RowLayout(used * p, log_counts))
 
     def _embed(self, pixels: Tensor, canvas_ids: Tensor, plan: "RowPlan") -> Tensor:
         """Return the rows [m, rows, v] that enter the first layer."""
@@ -104,7 +106,7 @@ class VisionEncoder(nn.Module):
         x = torch.cat([class_token, x], dim=2)
         x = self.norm_before(x + self.patch_position(canvas_ids, plan.used, plan.kept))
         real, missing = x[:, : plan.used], x[:, plan.used :]
-        padding = x.new_zeros(len(x), plan.used, x.shape[-1])
+        padding = x.new_zeros(len(x), plan.num_padding, x.shape[-1])
         missing = torch.cat([missing, missing.new_zeros(*missing.shape[:2], 1, missing.shape[-1])], dim=2)
         return torch.cat([real.flatten(1, 2), padding, missing.flatten(1, 2)], dim=1)
 
@@ -114,7 +116,7 @@ class VisionEncoder(nn.Module):
         real = rearrange(rows[:, : plan.used * p], "m (t p) f -> m t p f", p=p)
         if num_returned == plan.used:
             return real
-        missing = rearrange(rows[:, plan.used * (p + 1) :], "m (t p) f -> m t p f", p=p + 1)[:, :, :p]
+        missing = rearrange(rows[:, plan.used * p + plan.num_padding :], "m (t p) f -> m t p f", p=p + 1)[:, :, :p]
         wanted = num_returned - plan.used
         missing = missing.expand(-1, wanted, -1, -1) if plan.kept == 1 else missing[:, :wanted]
         return torch.cat([real, missing], dim=1)
@@ -150,6 +152,13 @@ class RowPlan(NamedTuple):
     """Tiles that hold pixels."""
     kept: int
     """Missing tiles that are encoded: 1 when one can stand for all."""
+    num_padding: int
+    """Padding rows of the tiles that hold pixels."""
     slots: Tensor
     """[rows] int64: the tile slot each row belongs to."""
     layout: RowLayout
+
+
+def _takes_no_bias(device: torch.device) -> bool:
+    """Return whether attention is soonest done there by kernels that add nothing to the logits."""
+    return device.type == "cuda"

@@ -28,6 +28,15 @@ class ProcessedImage(NamedTuple):
     """(rows, cols) in tiles."""
 
 
+class ImageLevels(NamedTuple):
+    """A picture on the tiles of its canvas, not yet normalised."""
+
+    levels: torch.Tensor
+    """[t, c, height, width] uint8; the real tiles, row by row."""
+    canvas: tuple[int, int]
+    """(rows, cols) in tiles."""
+
+
 class ImageProcessor:
     """Cuts pictures into the tiles of one encoder."""
 
@@ -39,23 +48,36 @@ class ImageProcessor:
 
         Raises: ImageError as `read_image` does.
         """
+        levels, canvas = self.levels(image)
+        return ProcessedImage(normalise(levels), canvas)
+
+    def levels(self, image) -> ImageLevels:
+        """Return the tiles of `image` as `__call__` does, before `normalise`."""
         image = read_image(image)
         tile_size = self.config.tile_size
         canvas, fitted = self.placement((image.height, image.width))
-        # What torchvision's v2 functions do on PIL images, bit for bit; importing them is two fifths of a cold start.
-        image = image.resize(fitted[::-1], Image.Resampling.BILINEAR)
-        # Black before normalising, so that padding inside a tile is not zero after it; missing tiles are.
-        padded = Image.new("RGB", (canvas[1] * tile_size, canvas[0] * tile_size))
-        padded.paste(image)
-        levels = rearrange(torch.from_numpy(numpy.array(padded)), "y x c -> c y x")
-        mean, std = (torch.tensor(values)[:, None, None] for values in (MEAN, STD))
-        pixels = (levels.to(torch.float32, memory_format=torch.contiguous_format) * (1 / 255) - mean) / std
-        return ProcessedImage(
-            rearrange(pixels, "c (rows y) (cols x) -> (rows cols) c y x", rows=canvas[0], cols=canvas[1]), canvas
-        )
+        if image.size != fitted[::-1]:
+            # What torchvision's v2 functions do on PIL images, bit for bit; importing them is two fifths of a cold
+            # start.
+            image = image.resize(fitted[::-1], Image.Resampling.BILINEAR)
+        if fitted != (canvas[0] * tile_size, canvas[1] * tile_size):
+            # Black before normalising, so that padding inside a tile is not zero after it; missing tiles are.
+            padded = Image.new("RGB", (canvas[1] * tile_size, canvas[0] * tile_size))
+            padded.paste(image)
+            image = padded
+        # Colour by colour: Pillow takes them apart faster than a transposed copy does.
+        levels = torch.from_numpy(numpy.stack([numpy.asarray(band) for band in image.split()]))
+        tiles = rearrange(levels, "c (rows y) (cols x) -> (rows cols) c y x", rows=canvas[0], cols=canvas[1])
+        return ImageLevels(tiles.contiguous(), canvas)
 
     def placement(self, size: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
         """Return ((rows, cols), (height, width)): the canvas of a picture of `size` and its size on that canvas."""
         tile_size = self.config.tile_size
         canvas = choose_canvas(size, tile_size=tile_size, max_tiles=self.config.max_tiles)
         return canvas, fitted_size(size, canvas, tile_size=tile_size)
+
+
+def normalise(levels: torch.Tensor) -> torch.Tensor:
+    """Return the levels [..., c, height, width] of colours, uint8, as the encoder takes them, float32."""
+    mean, std = (torch.tensor(values, device=levels.device)[:, None, None] for values in (MEAN, STD))
+    return (levels.to(torch.float32) * (1 / 255) - mean) / std

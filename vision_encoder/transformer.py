@@ -22,8 +22,8 @@ class RowLayout(NamedTuple):
 
     num_real: int
     """Rows of real tokens; they come first."""
-    log_counts: Tensor
-    """[rows] float32: ln of how many equal rows each stands for."""
+    log_counts: Tensor | None
+    """[rows] float32: ln of how many equal rows each stands for; None where each is but one."""
 
 
 class VisionAttention(nn.Module):

@@ -158,7 +158,7 @@ def _default() -> ModelConfig:
     """What `make train-default` trains: charts; bytes and a few words as tokens (`vlm.training.reader.vocabulary`)."""
     decoder = DecoderConfig(
         width=192,
-        num_layers=4,
+        num_layers=6,
         num_heads=4,
         num_kv_heads=2,
         mlp_dim=512,
@@ -167,17 +167,17 @@ def _default() -> ModelConfig:
         max_context=2048,
     )
     vision = VisionConfig(
-        tile_size=272,
+        tile_size=304,
         max_tiles=4,
         patch_size=8,
         width=144,
         num_heads=3,
         mlp_dim=864,
         num_local_layers=4,
-        num_global_layers=1,
+        num_global_layers=2,
         feature_layers=(1, 3),
     )
-    return ModelConfig(decoder=decoder, adapter=AdapterConfig(cross_layers=(2, 4, 6)), vision=vision)
+    return ModelConfig(decoder=decoder, adapter=AdapterConfig(cross_layers=(2, 4, 7)), vision=vision)
 
 
 PRESETS: dict[str, Callable[[], ModelConfig]] = {

@@ -16,7 +16,7 @@ import torch
 
 from vlm.errors import VLMError
 from vlm.training.reader.run import Run
-from vlm.training.reader.stages import NEXT, STAGES
+from vlm.training.reader.stages import STAGES
 
 
 @click.command()
@@ -24,20 +24,26 @@ from vlm.training.reader.stages import NEXT, STAGES
 @click.option(
     "--model", "start", type=click.Path(exists=True, path_type=Path), help="Folder of a reader to train further."
 )
-@click.option("--stage", type=click.Choice([stage.name for stage in (*STAGES, NEXT)]), help="The first to go through.")
+@click.option("--stage", type=click.Choice([stage.name for stage in STAGES]), help="The first to go through.")
 @click.option(
     "--real",
     type=click.Path(exists=True, file_okay=False, resolve_path=True, path_type=Path),
     help="Folder of real charts, as ChartQA's train folder.",
 )
+@click.option(
+    "--print",
+    "printed",
+    type=click.Path(exists=True, file_okay=False, resolve_path=True, path_type=Path),
+    help="Folder of real charts with their text boxes, as OpenCQA's.",
+)
 @click.option("--seed", type=int, default=0, show_default=True)
-def main(out: Path, start: Path | None, stage: str | None, real: Path | None, seed: int) -> None:
+def main(out: Path, start: Path | None, stage: str | None, real: Path | None, printed: Path | None, seed: int) -> None:
     """Train the small reader of charts from nothing; run again with the same options to go on."""
     # What sharp attention lets underflow is slow to compute with: the backward pass took 7 times as long.
     torch.set_flush_denormal(True)
-    names = [each.name for each in (*STAGES, NEXT)]
+    names = [each.name for each in STAGES]
     try:
-        run = Run(out, STAGES[names.index(stage) if stage else 0 :] or (NEXT,), seed, start, real)
+        run = Run(out, STAGES[names.index(stage) if stage else 0 :], seed, start, real, printed)
     except VLMError as error:
         raise click.ClickException(str(error)) from None
     signal.signal(signal.SIGTERM, run.stop)

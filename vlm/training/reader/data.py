@@ -1,10 +1,12 @@
 """Batches for the reader: drawn pages, charts and diagrams, questions about them, and what makes it read.
 
-A batch is a function of (seed, index, rank) and of the real charts there are, so that a run can go on where it stopped.
+A batch is a function of (seed, index, rank) and of the real pictures given, so that a run can go on where it stopped.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from random import Random
 from typing import NamedTuple
 
@@ -20,7 +22,9 @@ from vlm.prompt import Image, Text, Turn, encode_prompt
 from vlm.tokenizer import Tokenizer
 from vlm.training.reader.diet import Diet
 from vlm.training.reader.real_charts import CANVAS, RealCharts
+from vlm.training.reader.real_print import RealPrint, print_targets
 from vlm.training.reader.targets import (
+    IGNORED,
     NUM_POINTERS,
     PatchLinks,
     Pointers,
@@ -32,12 +36,14 @@ from vlm.training.reader.targets import (
 from vlm.training.synthetic.charts import Character, Chart, Question, ask, draw_chart, patch_characters
 from vlm.training.synthetic.diagrams import Diagram, draw_diagram
 from vlm.training.synthetic.no_charts import ask_in_vain, draw_no_chart
+from vlm.training.synthetic.stretch import stretched
 from vlm.training.synthetic.style import draw_shape
 from vlm.training.synthetic.text_pages import draw_page
 
-IGNORED = -100
 MAX_GRID = 68
 """Rows and columns of patches on a canvas that a single tile is pretended to lie on."""
+NARROWEST = 0.6
+"""Width by height of a chart that is drawn to be stretched."""
 NUM_SLOTS = 2
 """Characters told of a patch: a patch of 8 pixels holds the middle of one, seldom of two."""
 
@@ -65,7 +71,7 @@ class ReaderBatch(NamedTuple):
     """Pictures, what is printed in each of their patches, and questions in groups of similar length."""
 
     pixels: Tensor
-    """[m, t, c, height, width] float16: finer than the levels of a picture, and half as much to hand over."""
+    """[m, t, c, height, width] uint8: levels, to be normalised where they are used, as they are a quarter as large."""
     canvas: tuple[int, int]
     """(rows, cols) of tiles, the same for all pictures; patches are counted tile by tile."""
     offset: tuple[int, int]
@@ -94,8 +100,9 @@ class ReaderData(Dataset):
         rank: int = 0,
         num_ranks: int = 1,
         real: RealCharts | None = None,
+        printed: RealPrint | None = None,
     ):
-        self.config, self.tokenizer, self.diet, self.real = config, tokenizer, diet, real
+        self.config, self.tokenizer, self.diet, self.real, self.printed = config, tokenizer, diet, real, printed
         self.of_a_tile, self.of_sheets = ImageProcessor(replace(config, max_tiles=1)), ImageProcessor(config)
         self.num_batches, self.seed, self.rank, self.num_ranks = num_batches, seed, rank, num_ranks
 
@@ -116,14 +123,18 @@ class ReaderData(Dataset):
         for image_index in range(self.diet.num_images // self.num_ranks // (2 if is_sheet else 1)):
             size = sheet or round(self.config.tile_size * self._shrink(rng))
             layout = _Layout(self.config, canvas, _drawn_patch(processor, size))
-            is_real = self.real and canvas == CANVAS and rng.random() < self.diet.share_real
-            picture = self._real(rng, layout) if is_real else self._drawn(rng, size, layout, difficulty)
-            pixels.append(processor(picture.image).pixels)
+            if self.real and canvas == CANVAS and rng.random() < self.diet.share_real:
+                picture = self._real(rng, layout)
+            elif self.printed and canvas == CANVAS and rng.random() < self.diet.share_real_print:
+                picture = self._real_print(rng, layout)
+            else:
+                picture = self._drawn(rng, size, layout, difficulty)
+            pixels.append(processor.levels(picture.image).levels)
             pictures.append(picture)
             rows += [(image_index, *row) for row in picture.asked]
         links = zip(*(picture.links for picture in pictures), strict=True)
         return ReaderBatch(
-            torch.stack(pixels).half(),
+            torch.stack(pixels),
             canvas,
             offset,
             torch.stack([torch.from_numpy(picture.characters) for picture in pictures]),
@@ -144,16 +155,28 @@ class ReaderData(Dataset):
             return self._diagram(rng, size, layout)
         if draw < pages + diagrams + self.diet.share_no_charts:
             return self._no_chart(rng, size, layout)
-        several = rng.random() < self.diet.share_several_series
-        # Nothing is drawn for a share of none, so that older stages are fed what they were.
-        wide = self.diet.share_wide_charts > 0 and rng.random() < self.diet.share_wide_charts
-        chart = draw_chart(rng, size, difficulty=difficulty, several_series=several, wide=wide)
+        chart = self._chart(rng, size, difficulty)
         return _Picture(
             chart.image,
             self._characters(chart.characters, layout),
             patch_links(chart, layout.patch_size, layout.grid),
             self._conversations(chart, self._ask(rng, chart), layout),
         )
+
+    def _chart(self, rng: np.random.Generator, size: int | tuple[int, int], difficulty: float) -> Chart:
+        several = rng.random() < self.diet.share_several_series
+        # Nothing is drawn for a share of none, nor for no stretch, so that older stages are fed what they were.
+        wide = self.diet.share_wide_charts > 0 and rng.random() < self.diet.share_wide_charts
+        strange = self.diet.share_strange_words > 0 and rng.random() < self.diet.share_strange_words
+        strangeness = float(rng.uniform(0.3, 1)) if strange else 0.0
+        drawing = partial(draw_chart, difficulty=difficulty, several_series=several, wide=wide, strangeness=strangeness)
+        if self.diet.max_stretch == 1 or rng.random() < 0.5:
+            return drawing(rng, size)
+        stretch = math.exp(rng.uniform(-1, 1) * math.log(self.diet.max_stretch))
+        height, width = draw_shape(Random(int(rng.integers(2**63))), size) if isinstance(size, int) else size
+        # Hardly a chart fits on a narrower sheet.
+        drawn_width = max(round(width / stretch), min(width, round(NARROWEST * height)))
+        return stretched(drawing(rng, (height, drawn_width)), width)
 
     def _ask(self, rng: np.random.Generator, chart: Chart) -> Sequence[Question]:
         diet = self.diet
@@ -182,6 +205,13 @@ class ReaderData(Dataset):
         image, questions = self.real.choose(rng)
         asked = [(*self._without_pointers(question, answer, layout), "real") for question, answer in questions]
         return _Picture(image, np.full((len(layout.order), NUM_SLOTS), IGNORED), no_links(layout.grid), asked)
+
+    def _real_print(self, rng: np.random.Generator, layout: "_Layout") -> "_Picture":
+        """Return a real chart of which is known what is printed where, but not what belongs to what."""
+        picture = self.printed.choose(rng)
+        patch_size = _drawn_patch(self.of_sheets, (picture.image.height, picture.image.width))
+        characters = print_targets(picture, patch_size, layout.grid, NUM_SLOTS)[layout.order]
+        return _Picture(picture.image, characters, no_links(layout.grid), [])
 
     def _shrink(self, rng: np.random.Generator) -> float:
         """Return how much larger than it is seen a picture is drawn."""
@@ -272,13 +302,18 @@ def with_labels(prompt: list[int], reply: list[int]) -> tuple[list[int], list[in
 
 
 def _by_length(rows: list[tuple]) -> list[list[tuple]]:
-    """Return rows in groups whose padding stays below a third of their length."""
-    groups: list[list[tuple]] = []
-    for row in sorted(rows, key=lambda row: len(row[1])):
-        if not groups or len(row[1]) > 1.5 * len(groups[-1][0][1]):
-            groups.append([])
-        groups[-1].append(row)
-    return groups
+    """Return rows in one or two groups of such lengths that the least is padded.
+
+    More groups would pad less, but a model goes through each of them anew.
+    """
+    rows = sorted(rows, key=lambda row: len(row[1]))
+    lengths = [len(row[1]) for row in rows]
+    if not rows:
+        return []
+    padded = [split * lengths[split - 1] + (len(rows) - split) * lengths[-1] for split in range(1, len(rows) + 1)]
+    # The last of equals, for one group is better than two.
+    split = len(padded) - padded[::-1].index(min(padded))
+    return [group for group in (rows[:split], rows[split:]) if group]
 
 
 def _group(rows: list[tuple], marker_id: int) -> QuestionBatch:

@@ -21,6 +21,10 @@ class Diet:
     """How many of the charts have several series whatever would be drawn otherwise."""
     share_real: float = 0.0
     """How many of the pictures of two by two tiles are real charts, where there are any."""
+    share_real_print: float = 0.0
+    """How many of the others are real charts of which is known what is printed where, where there are any."""
+    share_strange_words: float = 0.0
+    """How many of the charts are written in words of no list, so that each letter has to be read."""
     max_shrink: float = 1.0
     """Half of the pictures are drawn up to so much larger than the model sees them, as publishers' are."""
     share_wide_charts: float = 0.0
@@ -33,3 +37,5 @@ class Diet:
     """How many of the pictures are diagrams, with questions of their own."""
     share_no_charts: float = 0.0
     """How many of the pictures are no charts and are asked about as if they were."""
+    max_stretch: float = 1.0
+    """How much wider or narrower than it is drawn a chart may be shown: a stretched face is a face never seen."""

@@ -16,9 +16,9 @@ from vlm.training.reader.start import kept_apart
 from vlm.training.reader.vocabulary import reader_tokenizer
 from vlm.training.reader.wires import is_wired
 
-TEMPERATURE = 2.0
+TEMPERATURE = 1.75
 """What a reader's logits are divided by once it is trained: it is surer of itself than it is right. Chosen on drawn
-charts by the distance of confidence and accuracy. Halving is exact, so that greedy replies stay what they are."""
+charts by the distance of confidence and accuracy."""
 
 
 def load_reader(folder: Path) -> Reader:

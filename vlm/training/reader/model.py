@@ -1,12 +1,14 @@
 """The model in training: the shipped classes, and the losses that are dropped once it reads.
 
-The answer alone teaches nothing for very long. Seven more losses say what stands where and where to look:
+The answer alone teaches nothing for very long. Eight more losses say what stands where and where to look:
 
 - characters: a head on every patch names the characters in it.
 - links: in the first global layer of the encoder the patches of a value and of its label look at each other, by one
   head where they stand in a row and by another where one is below the other; a third looks at the legend entry.
 - partners: some dims of the image token of a value or of its label tell where the other one is.
 - shades: some dims of the image token of a value or of a legend entry tell the colour it stands for.
+- magnitudes: further dims of the image token of a value, and of a label that has but one, tell where it lies between
+  the smallest and the largest of the chart, and whether it is either of them.
 - order: another head on every patch tells how far into its label, value or title the print in it begins.
 - beginning: and another with which characters that label, value or title begins, by which a question knows it.
 - pointers: in the decoder's first cross-attention layer two heads look at what the question names, in the second at
@@ -23,16 +25,18 @@ from torch.nn import functional
 
 from adapters.cross_attention import ImageKV
 from adapters.masks import CrossMask
+from vision_encoder.preprocess import normalise
 from vision_encoder.transformer import VisionAttention
 from vlm.attention import attention_weights
 from vlm.config import ModelConfig
 from vlm.model import VisionLanguageModel
-from vlm.training.reader.data import IGNORED, NUM_SLOTS, QuestionBatch, ReaderBatch
+from vlm.training.reader.data import NUM_SLOTS, QuestionBatch, ReaderBatch
 from vlm.training.reader.sinusoids import place_tile
 from vlm.training.reader.start import initialise
 from vlm.training.reader.targets import (
     COPY,
     FIND,
+    IGNORED,
     MAX_ORDER,
     NO_SHADE,
     NUM_CODES,
@@ -41,7 +45,15 @@ from vlm.training.reader.targets import (
     UNSHADED,
     PatchLinks,
 )
-from vlm.training.reader.wires import SHADE_LOUDNESS, cross_attentions, partner_dims, shade_code, shade_dims
+from vlm.training.reader.wires import (
+    SHADE_LOUDNESS,
+    cross_attentions,
+    magnitude_code,
+    magnitude_dims,
+    partner_dims,
+    shade_code,
+    shade_dims,
+)
 
 POINTING_HEADS = ((FIND, [[0], [1]]), (COPY, [[0, 2], [1, 3]]), (SPELL, [[0], [2]]))
 """What which heads of each cross-attention layer look for. Of two that are named together one has to: what an answer is
@@ -57,6 +69,7 @@ class Losses(NamedTuple):
     links: Tensor
     partners: Tensor
     shades: Tensor
+    magnitudes: Tensor
     order: Tensor
     beginning: Tensor
     pointers: Tensor
@@ -82,12 +95,13 @@ class Reader(nn.Module):
         num_tiles = batch.pixels.shape[1]
         attention = self.model.encoder.global_layers[0].attention
         with _Inputs([attention]) as inputs:
-            features, tokens = self.model.encode(batch.pixels, [batch.canvas] * len(batch.pixels))
+            features, tokens = self.model.encode(normalise(batch.pixels), [batch.canvas] * len(batch.pixels))
         characters = self._character_loss(features[:, :, 1:], batch.characters)
         seekers = seekers_of(batch.links)
         links = _link_loss(attention, inputs.taken[0], seekers, num_tiles)
         partners = _partner_loss(tokens[:, :, 1:, partner_dims(self.model)], inputs.taken[0], seekers, num_tiles)
         shades = _shade_loss(tokens[:, :, 1:, shade_dims(self.model)], batch.links.shade)
+        magnitudes = _magnitude_loss(tokens[:, :, 1:, magnitude_dims(self.model)], batch.links.magnitude)
         printed = batch.links.order > 0
         of_text = features[:, :, 1:].flatten(1, 2)[printed]
         order = _mean_entropy(self.order_head(of_text), batch.links.order[printed])
@@ -98,7 +112,7 @@ class Reader(nn.Module):
         answer = pointers = features.new_zeros(())
         if batch.groups:
             answer, pointers = self.asked(tokens, batch.groups)
-        return Losses(answer, characters, links, partners, shades, order, beginning, pointers)
+        return Losses(answer, characters, links, partners, shades, magnitudes, order, beginning, pointers)
 
     def asked(self, tokens: Tensor, groups: list[QuestionBatch]) -> tuple[Tensor, Tensor]:
         """Return the losses of answers and of pointers of questions about pictures of image tokens [m, t, p, d]."""
@@ -118,32 +132,31 @@ class Reader(nn.Module):
 
     def _question_losses(
         self, group: QuestionBatch, image: ImageKV, num_tiles: int
-    ) -> tuple[Tensor, int, Tensor, Tensor]:
-        """Return the summed answer loss and its number of tokens, the three summed pointer losses and their numbers."""
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return the summed answer loss and its weight, the three summed pointer losses and their numbers."""
         # Layers apart: the gradient of an index is as large as what it was taken from, once for each layer.
-        own = ImageKV(*(part[:, group.image_index].unbind() for part in image))
+        own = ImageKV(*(part.index_select(1, group.image_index).unbind() for part in image))
         seeing = torch.arange(group.ids.shape[1], device=group.ids.device) >= group.first_seeing
         layers = cross_attentions(self.model)
         with _Inputs(layers) as inputs:
             logits = self.model(group.ids, own, CrossMask(None, seeing[None, :, None]))
         predicting = group.labels != IGNORED
-        answer = functional.cross_entropy(logits[predicting].float(), group.labels[predicting], reduction="sum")
+        # A reply counts by the root of its length: it is right or wrong as a whole, but a table has more to learn.
+        weight = (predicting / predicting.sum(1, keepdim=True).clamp_min(1).sqrt())[predicting]
+        entropy = functional.cross_entropy(logits[predicting].float(), group.labels[predicting], reduction="none")
         self._count(group, logits, predicting)
         sums, counts = [], []
         rows, pointers = _pointing(group)
         for index, (layer, x, (places, heads)) in enumerate(zip(layers, inputs.taken, POINTING_HEADS, strict=False)):
             queries = layer.queries(x.gather(1, rows[..., None].expand(-1, -1, x.shape[-1])))
-            keys = own.keys[index]
-            keys = keys.repeat_interleave(queries.shape[1] // keys.shape[1], dim=1)
-            chosen = [head for together in heads for head in together]
-            weights = attention_weights(queries[:, chosen], keys[:, chosen]).unflatten(1, (len(heads), -1)).mean(2)
+            weights = _weights_of(heads, queries, own.keys[index])
             numbers = pointers[:, places].expand(-1, len(heads), -1)
             pointing = numbers > 0
             weights = _patches(weights[pointing], -1, num_tiles)
             loss, count = _missed_mass(weights, group.places[numbers[pointing]])
             sums.append(loss)
             counts.append(count)
-        return answer, int(predicting.sum()), torch.stack(sums), torch.stack(counts)
+        return (entropy * weight).sum(), weight.sum(), torch.stack(sums), torch.stack(counts)
 
     def shares_right(self) -> dict[str, float]:
         """Return the share of replies of each kind that were predicted whole since this was last asked."""
@@ -156,6 +169,18 @@ class Reader(nn.Module):
         """Count the replies that are right as a whole: each token predicted from the right ones before it."""
         right = ((logits.argmax(-1) == group.labels) | ~predicting).all(-1)
         self.exact.update(zip(group.kinds, right.tolist(), strict=True))
+
+
+def _weights_of(heads: list[list[int]], queries: Tensor, keys: Tensor) -> Tensor:
+    """Return the mean attention [b, len(heads), r, l] of heads that are named together, of queries [b, h, r, e].
+
+    keys [b, g, l, e] are large and stay where they are: each group is asked by those of its heads that are named.
+    """
+    shared = queries.shape[1] // keys.shape[1]
+    chosen = sorted(head for together in heads for head in together)
+    groups = sorted({head // shared for head in chosen})
+    weights = attention_weights(queries[:, chosen], keys[:, groups[0] : groups[-1] + 1])
+    return torch.stack([weights[:, [chosen.index(head) for head in together]].mean(1) for together in heads], 1)
 
 
 def _pointing(group: QuestionBatch) -> tuple[Tensor, Tensor]:
@@ -171,6 +196,10 @@ def _pointing(group: QuestionBatch) -> tuple[Tensor, Tensor]:
 def _mean_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     """Return the mean cross entropy of logits [n, classes]; zero where n is."""
     return functional.cross_entropy(logits.float(), targets.long(), reduction="sum") / max(1, len(targets))
+
+
+MAX_SEEKERS = 128
+"""Of a picture; more of them would take most of the time and memory of a step."""
 
 
 class Seekers(NamedTuple):
@@ -193,7 +222,14 @@ class Seekers(NamedTuple):
 def seekers_of(links: PatchLinks) -> Seekers:
     """Return which patches seek what."""
     seeking = (links.label > 0) | (links.label_beside > 0) | (links.label_below > 0) | (links.value_entry > 0)
-    rows = seeking.int().argsort(dim=1, descending=True, stable=True)[:, : int(seeking.sum(1).max())]
+    counts = seeking.sum(1, keepdim=True)
+    rows = seeking.int().argsort(dim=1, descending=True, stable=True)
+    num_rows = int(counts.max())
+    if num_rows > MAX_SEEKERS:
+        # Of a picture that has more, every so-many-th.
+        steps = torch.arange(MAX_SEEKERS, device=rows.device)
+        rows = rows.gather(1, steps * counts.clamp_min(MAX_SEEKERS) // MAX_SEEKERS)
+    rows = rows[:, :num_rows]
     label, beside, below, value_entry = (
         part.gather(1, rows) for part in (links.label, links.label_beside, links.label_below, links.value_entry)
     )
@@ -240,6 +276,13 @@ def _shade_loss(told: Tensor, shades: Tensor) -> Tensor:
     told, printed = told.flatten(1, 2), shades[..., 0] != NO_SHADE
     coded = shade_code(shades[printed].float() / 255) * (shades[printed][:, :1] != UNSHADED)
     return functional.mse_loss(told[printed].float() / SHADE_LOUDNESS, coded, reduction="sum") / max(1, coded.numel())
+
+
+def _magnitude_loss(told: Tensor, magnitudes: Tensor) -> Tensor:
+    """Return how far `told` [m, t, p, n], of each patch, is from the code of `magnitudes` [m, t * p]."""
+    told, known = told.flatten(1, 2), magnitudes > 0
+    coded = magnitude_code(magnitudes[known])
+    return functional.mse_loss(told[known].float() / SHADE_LOUDNESS, coded, reduction="sum") / max(1, coded.numel())
 
 
 def _same(seeker: Tensor, sought: Tensor) -> Tensor:

@@ -33,13 +33,18 @@ class Muon(torch.optim.Optimizer):
         rank, num_ranks = (torch.distributed.get_rank(), torch.distributed.get_world_size()) if several else (0, 1)
         for group in self.param_groups:
             moved = [weight for weight in group["params"] if weight.grad is not None]
-            for index, weight in enumerate(moved):
-                # Momentum is cheap: all keep all of it, so that a run can go on with another number of processes.
-                push = self._push(weight, group["momentum"])
-                if index % num_ranks == rank:
-                    weight.mul_(1 - group["lr"] * group["weight_decay"])
-                    step = group["lr"] * ADAM_RMS * math.sqrt(max(weight.shape))
-                    weight.sub_(nearest_orthogonal(push), alpha=step)
+            # Momentum is cheap: all keep all of it, so that a run can go on with another number of processes.
+            pushes = self._pushes(moved, group["momentum"])
+            by_shape: dict[torch.Size, list[int]] = {}
+            for index in range(rank, len(moved), num_ranks):
+                by_shape.setdefault(moved[index].shape, []).append(index)
+            # Those of a shape are turned together: on a GPU the calls cost more than the products.
+            for shape, indices in by_shape.items():
+                turned = nearest_orthogonal(torch.stack([pushes[index] for index in indices]))
+                weights = [moved[index] for index in indices]
+                torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
+                step = group["lr"] * ADAM_RMS * math.sqrt(max(shape))
+                torch._foreach_add_(weights, list(turned.unbind()), alpha=-step)
             waiting = [
                 torch.distributed.broadcast(weight.data, index % num_ranks, async_op=True)
                 for index, weight in enumerate(moved if several else ())
@@ -47,21 +52,26 @@ class Muon(torch.optim.Optimizer):
             for work in waiting:
                 work.wait()
 
-    def _push(self, weight: nn.Parameter, decay: float) -> Tensor:
-        """Return Nesterov's momentum of a matrix, having taken its gradient in."""
-        state = self.state[weight]
-        if not state:
-            state["momentum"] = torch.zeros_like(weight)
-        momentum = state["momentum"].lerp_(weight.grad, 1 - decay)
-        return weight.grad.lerp(momentum, decay)
+    def _pushes(self, weights: list[nn.Parameter], decay: float) -> list[Tensor]:
+        """Return Nesterov's momentum of matrices, having taken their gradients in."""
+        for weight in weights:
+            if "momentum" not in self.state[weight]:
+                self.state[weight]["momentum"] = torch.zeros_like(weight)
+        momenta = [self.state[weight]["momentum"] for weight in weights]
+        gradients = [weight.grad for weight in weights]
+        torch._foreach_lerp_(momenta, gradients, 1 - decay)
+        return list(torch._foreach_lerp(gradients, momenta, decay))
 
 
-def nearest_orthogonal(matrix: Tensor) -> Tensor:
-    """Return about the nearest matrix of orthonormal rows or columns, by a quintic Newton-Schulz iteration."""
+def nearest_orthogonal(matrices: Tensor) -> Tensor:
+    """Return about the nearest matrices of orthonormal rows or columns to [..., n, m], by a quintic Newton-Schulz
+    iteration."""
     first, third, fifth = COEFFICIENTS
-    x = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
-    x = x / x.norm().clamp_min(1e-7)
+    tall = matrices.shape[-2] > matrices.shape[-1]
+    x = matrices.reshape(-1, *matrices.shape[-2:])
+    x = x.mT if tall else x
+    x = x / torch.linalg.matrix_norm(x, keepdim=True).clamp_min(1e-7)
     for _ in range(NUM_ITERATIONS):
-        gram = x @ x.T
-        x = first * x + (third * gram + fifth * gram @ gram) @ x
-    return x.T if matrix.shape[0] > matrix.shape[1] else x
+        gram = torch.bmm(x, x.mT)
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=third, alpha=fifth), x, beta=first)
+    return (x.mT if tall else x).reshape(matrices.shape)

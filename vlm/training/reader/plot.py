@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 import numpy as np
 
-LOSSES = ("answer", "characters", "links", "partners", "shades", "pointers")
+LOSSES = ("answer", "characters", "links", "partners", "shades", "magnitudes", "pointers")
 KINDS = ("named_value", "series_value", "reverse", "highest", "largest_value", "title", "count", "comparison")
 SMOOTHED_OVER = 5
 """Log lines."""

@@ -26,9 +26,10 @@ from vision_encoder.preprocess import ImageProcessor
 from vlm.config import preset
 from vlm.training.reader.data import ReaderBatch, ReaderData
 from vlm.training.reader.folder import load_reader, save_reader, without_positions
-from vlm.training.reader.model import Reader
+from vlm.training.reader.model import Losses, Reader
 from vlm.training.reader.optimizers import optimizers_of, set_rates
 from vlm.training.reader.real_charts import RealCharts
+from vlm.training.reader.real_print import RealPrint
 from vlm.training.reader.sinusoids import retile
 from vlm.training.reader.stages import Stage
 from vlm.training.reader.start import wire_encoder
@@ -39,8 +40,8 @@ logger = logging.getLogger(__name__)
 
 ON_A_CPU = 8
 """Pictures at once, by each process."""
-BYTES_A_PICTURE = 2**29
-"""Of a GPU's memory, a sheet twice as much: 80 sheets, or 320 single tiles, fitted in 141 GB, 160 sheets did not."""
+BYTES_A_PICTURE = 2**28
+"""Of a GPU's memory, a sheet twice as much: a picture keeps 140 MB for its gradient, one of two by two tiles 460."""
 WARM_UP = 40
 """Batches in which the rates rise where a stage begins at higher ones than the last ended with."""
 SAVE_EVERY_S = 240
@@ -51,11 +52,18 @@ class Run:
     """A training run in a folder: the model, where it stands, and its log."""
 
     def __init__(
-        self, out: Path, stages: tuple[Stage, ...], seed: int, start: Path | None = None, real: Path | None = None
+        self,
+        out: Path,
+        stages: tuple[Stage, ...],
+        seed: int,
+        start: Path | None = None,
+        real: Path | None = None,
+        printed: Path | None = None,
     ):
         """Take up the run in `out`, or begin one: from nothing, or from the weights of the reader in folder `start`.
 
-        Stages that take real charts find them in folder `real`, which is in ChartQA's layout.
+        Stages that take real charts find them in folder `real`, which is in ChartQA's layout, and those with real print
+        in `printed`, which is in OpenCQA's.
         """
         self.out, self.stages, self.seed = out, stages, seed
         self.rank, self.num_ranks = join_processes()
@@ -68,6 +76,7 @@ class Run:
         self.tokenizer = reader_tokenizer()
         vision = preset("default").vision
         self.real = RealCharts(real, ImageProcessor(vision), silent=self.rank > 0) if real else None
+        self.printed = RealPrint(printed, ImageProcessor(vision), silent=self.rank > 0) if printed else None
         self.reader = (load_reader(start) if start else Reader(preset("default"))).to(self.device)
         self.optimizers = optimizers_of(self.reader)
         self.stage_index = self.batch_index = 0
@@ -108,6 +117,7 @@ class Run:
             rank=self.rank,
             num_ranks=self.num_ranks,
             real=self.real,
+            printed=self.printed,
         )
         remaining = Subset(data, range(self.batch_index * num_parts, len(data)))
         batches = DataLoader(
@@ -158,7 +168,7 @@ class Run:
 
     def _step(self, trained: nn.Module, stage: Stage, parts: Sequence[ReaderBatch]) -> dict[str, float]:
         """Take one optimizer step on a batch that comes in parts; one whose gradient is not finite is left out."""
-        done = self.batch_index / stage.num_batches
+        done = self._done(stage)
         before = self.stages[self.stage_index - 1].rates[1] if self.stage_index else 0.0
         warm = min(1.0, (self.batch_index + 1) / WARM_UP) if before < stage.rates[0] else 1.0
         share = warm * (stage.rates[0] + done * (stage.rates[1] - stage.rates[0]))
@@ -171,7 +181,9 @@ class Run:
                 losses = trained(batch.to(self.device))
             total = sum(weight * loss for weight, loss in zip(stage.weights, losses, strict=True) if weight)
             (total / len(parts)).backward()
-            means.update({name: loss.item() / len(parts) for name, loss in losses._asdict().items()})
+            # One call for all, for each waits for the GPU.
+            told = torch.stack([loss.detach().float() for loss in losses]).tolist()
+            means.update({name: loss / len(parts) for name, loss in zip(Losses._fields, told, strict=True)})
         norm = float(nn.utils.clip_grad_norm_(self._trained(), 1.0))
         if math.isfinite(norm):
             for optimizer in self.optimizers:
@@ -181,6 +193,10 @@ class Run:
         else:
             logger.warning("a step with a gradient that is not finite was left out")
         return means | {"norm": norm, "steps": 1}
+
+    def _done(self, stage: Stage) -> float:
+        """Return how much of a stage is over, from 0 to 1."""
+        return self.batch_index / stage.num_batches
 
     def _retile(self, canvas: tuple[int, int]) -> None:
         """Spare single tiles the missing ones that the model would encode beside them."""

@@ -19,6 +19,8 @@ from vlm.training.synthetic.questions.question import MANY_TEXTS, Question
 FIRST_CODE = ord(" ")
 NUM_CODES = 96
 
+IGNORED = -100
+"""The class of what is not known, and of tokens that are not to be predicted."""
 FIND, COPY, SPELL = slice(0, 2), slice(2, 4), slice(4, 5)
 """Pointers: two places to find (what the question names), two to take the answer from, and the patch of the very
 character that comes next."""
@@ -28,6 +30,8 @@ MAX_ORDER = 31
 NUM_FIRST = 4
 """Characters by which a text is known."""
 NO_SHADE, UNSHADED = -1, -2
+MAX_MAGNITUDE = 1001
+"""What the largest value of a chart is told as, the smallest being 1."""
 
 
 class PatchLinks(NamedTuple):
@@ -50,6 +54,9 @@ class PatchLinks(NamedTuple):
     """Which character of its label, value, entry or title is the first in this patch, from 1."""
     beginning: np.ndarray
     """The classes of the first characters of that label, value, entry or title, [p, NUM_FIRST]."""
+    magnitude: np.ndarray
+    """Where the value printed in this patch lies between the smallest (1) and the largest (`MAX_MAGNITUDE`) of the
+    chart, or that of a label of a single series; 0 where there is none."""
     shade: np.ndarray
     """(red, green, blue) of what a value, the start of a legend entry, or a label of a single series stands for,
     [p, 3]; NO_SHADE where none of these is printed, UNSHADED at a label of several series."""
@@ -70,7 +77,8 @@ def patch_links(chart: Chart, patch_size: float, grid: tuple[int, int]) -> Patch
     labels = {label: index for index, label in enumerate(chart.spec.labels, 1)}
     entries = {name: index for index, name in enumerate(chart.spec.series_names, 1)}
     boxes = {chart.title_box} if chart.title_box else set()
-    for mark in chart.marks:
+    magnitudes = _magnitudes(chart)
+    for mark, magnitude in zip(chart.marks, magnitudes, strict=True):
         label, entry = labels[mark.label], entries[mark.series]
         of_label = _mask(chart, mark.label_box, patch_size, grid)
         links.label[of_label] = label
@@ -82,7 +90,10 @@ def patch_links(chart: Chart, patch_size: float, grid: tuple[int, int]) -> Patch
             links.entry[_mask(chart, mark.series_box, patch_size, grid)] = entry
             links.value_entry[value] = entry
             links.shade[_start(chart, mark.series_box, patch_size, grid)] = mark.shade
+        else:
+            links.magnitude[of_label] = magnitude
         links.shade[value] = mark.shade
+        links.magnitude[value] = magnitude
         boxes |= {box for box in (mark.label_box, mark.value_box, mark.series_box) if box}
     for box in boxes:
         text, places = printed_text(chart, box)
@@ -95,12 +106,27 @@ def patch_links(chart: Chart, patch_size: float, grid: tuple[int, int]) -> Patch
     return links
 
 
+def _magnitudes(chart: Chart) -> list[int]:
+    """Return the magnitude of each mark; zeros where not all have one, or all have the same value."""
+    numbers = [mark.number for mark in chart.marks]
+    if not chart.complete or not numbers or min(numbers) == max(numbers):
+        return [0] * len(numbers)
+    lowest, spread = min(numbers), max(numbers) - min(numbers)
+    # Only the very ends are told as such.
+    between = [round(1 + (MAX_MAGNITUDE - 1) * (number - lowest) / spread) for number in numbers]
+    return [
+        1 if number == lowest else MAX_MAGNITUDE if number == lowest + spread else min(max(place, 2), MAX_MAGNITUDE - 1)
+        for number, place in zip(numbers, between, strict=True)
+    ]
+
+
 def no_links(grid: tuple[int, int]) -> PatchLinks:
     """Return the links of a picture that has none."""
-    num_patches, num_others = grid[0] * grid[1], len(PatchLinks._fields) - 2
+    num_patches, num_others = grid[0] * grid[1], len(PatchLinks._fields) - 3
     return PatchLinks(
         *np.zeros((num_others, num_patches), dtype=np.int16),
         beginning=np.zeros((num_patches, NUM_FIRST), dtype=np.int16),
+        magnitude=np.zeros(num_patches, dtype=np.int16),
         shade=np.full((num_patches, 3), NO_SHADE, dtype=np.int16),
     )
 

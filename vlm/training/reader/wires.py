@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from adapters.cross_attention import CrossAttention, GatedCrossAttentionLayer
 from vlm.model import VisionLanguageModel
 from vlm.training.reader.hold import hold
+from vlm.training.reader.targets import MAX_MAGNITUDE
 
 PLACE_SHARPNESS = 6.0
 """What the norm of the queries that look for a place starts at: next to it lie places that are all but equal to it."""
@@ -26,6 +27,7 @@ of several values the label knows but one."""
 SHADE_LOUDNESS = 6.0
 """How loud an image token tells a shade: a match of shades counts about as much as one of places."""
 NUM_SHADE_DIMS = 6
+NUM_MAGNITUDE_DIMS = 3
 SHADE_WAVES = ((0, 9), (0, 11), (1, 11))
 """The (axis, wave) of a place that give way to a shade: the longest, which tell least."""
 
@@ -58,6 +60,18 @@ def shade_code(shade: Tensor) -> Tensor:
     """Return red, green and blue [..., 3], each from 0 to 1, as [..., 6]: the more like one another, the closer."""
     angle = math.pi * shade
     return torch.cat([angle.cos(), angle.sin()], -1)
+
+
+def magnitude_dims(model: VisionLanguageModel) -> slice:
+    """Return the dims of an image token that tell how large among those of its chart the value of its patch is."""
+    end = shade_dims(model).stop
+    return slice(end, end + NUM_MAGNITUDE_DIMS)
+
+
+def magnitude_code(magnitude: Tensor) -> Tensor:
+    """Return magnitudes [...] as [..., 3]: from -1, the smallest, to 1, the largest, and whether it is either."""
+    share = (magnitude.float() - 1) / (MAX_MAGNITUDE - 1)
+    return torch.stack([2 * share - 1, (magnitude == 1).float(), (magnitude == MAX_MAGNITUDE).float()], -1)
 
 
 def shared_rows(head_dim: int) -> tuple[list[int], list[int], list[int]]:

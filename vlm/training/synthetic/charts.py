@@ -16,6 +16,7 @@ from vlm.training.synthetic.kinds import KINDS, choose_kind, dress
 from vlm.training.synthetic.questions import Question, ask
 from vlm.training.synthetic.renderer import Chart, Mark, render
 from vlm.training.synthetic.spec import draw_spec
+from vlm.training.synthetic.strange_words import with_strange_words
 from vlm.training.synthetic.style import draw_shape, draw_style
 from vlm.training.synthetic.words import Split
 
@@ -43,7 +44,9 @@ def draw_chart(
     split: Split = "train",
     several_series: bool = False,
     wide: bool = False,
+    strangeness: float = 0.0,
     font_folders: Sequence[str] = (),
+    blank: bool = False,
 ) -> Chart:
     """Draw a random chart whose longest side is `size` pixels, or one of `size` (height, width).
 
@@ -53,7 +56,9 @@ def draw_chart(
     several_series: draw two or more series of values; otherwise most charts have one.
     wide: draw from the wider variety of `kinds`, which is for training: held-out charts are measured with and stay as
         they are.
+    strangeness: in [0, 1]; of the words of a "train" chart, how many are changed to ones in no list.
     font_folders: searched for further TTF and OTF fonts, all of which must hold the ASCII characters.
+    blank: leave the picture empty, for who asks about the chart and does not show it.
     """
     random = Random(int(rng.integers(2**63)))
     kind = ""
@@ -65,10 +70,12 @@ def draw_chart(
             spec = (KINDS[kind].contents if kind else draw_spec)(random, split, difficulty, shape)
             if several_series and len(spec.series_names) == 1:
                 continue
+            if strangeness:
+                spec = with_strange_words(random, spec, strangeness)
             style = draw_style(random, spec, split, shape, difficulty, tuple(font_folders))
             if kind:
                 spec, style = dress(random, kind, spec, style)
-            return render(spec, style, random)
+            return render(spec, style, random, blank=blank)
         except DoesNotFit:
             continue
     raise ValueError(f"no chart fits in {size} pixels after {MAX_TRIES} tries; expected at least 192")

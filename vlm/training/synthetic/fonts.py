@@ -2,9 +2,10 @@
 
 import functools
 import importlib.util
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
 
+import numpy as np
 from PIL import ImageFont
 
 SYSTEM_FONTS = "/usr/share/fonts"
@@ -34,15 +35,43 @@ YanoneKaffeesatz-Regular ComicNeue-Regular Tuffy"""
 HELD_OUT_FACES = ("DejaVuSansCondensed", "DejaVuSansCondensed-Bold", "STIXGeneral", "STIXGeneralBol", "Lato-Regular")
 
 
-class Face(NamedTuple):
-    """A font at one size, with the measures that layout needs, in pixels."""
+# Without eq, and loaded when first asked for: of the faces of a look not all are printed with.
+@dataclass(eq=False)
+class Face:
+    """A font ("" for Pillow's own) at one size, with the measures that layout needs, in pixels.
 
-    font: ImageFont.FreeTypeFont
-    cap_height: float
-    ascent: float
-    descent: float
-    boldness: float
-    widths: dict[str, float]
+    It keeps the ink of its characters: hinting an outline takes longer than all else that makes a picture.
+    """
+
+    path: str
+    size: float
+    boldness: float = 0.0
+    _inks: dict[str, tuple[int, int, np.ndarray]] = field(default_factory=dict)
+    """(left, top) of a character's ink from where it begins on the baseline, and the ink, uint8 [height, width]."""
+    _kerns: dict[str, int] = field(default_factory=dict)
+    """How much further two characters stand apart, in 64ths of a pixel."""
+
+    @functools.cached_property
+    def font(self) -> ImageFont.FreeTypeFont:
+        if self.path == "":
+            return ImageFont.load_default(self.size)
+        return ImageFont.truetype(self.path, self.size, layout_engine=ImageFont.Layout.BASIC)
+
+    @functools.cached_property
+    def cap_height(self) -> float:
+        return -self.font.getbbox("H", anchor="ls")[1]
+
+    @functools.cached_property
+    def ascent(self) -> float:
+        return max(-self.font.getbbox("bdl", anchor="ls")[1], self.cap_height)
+
+    @functools.cached_property
+    def descent(self) -> float:
+        return self.font.getbbox("gpy", anchor="ls")[3]
+
+    @functools.cached_property
+    def widths(self) -> "_Widths":
+        return _Widths(self.font)
 
     @property
     def line_height(self) -> float:
@@ -50,12 +79,59 @@ class Face(NamedTuple):
 
     def width(self, text: str) -> float:
         """Return the advance of `text`, which kerning may shorten by a pixel or so."""
-        return sum([self.advance(char) for char in text])
+        return sum(map(self.widths.__getitem__, text))
 
     def advance(self, char: str) -> float:
-        if char not in self.widths:
-            self.widths[char] = self.font.getlength(char)
         return self.widths[char]
+
+    def ink(self, text: str) -> tuple[int, int, np.ndarray]:
+        """Return (left, top, ink uint8 [height, width]) of a line of text from where it begins on the baseline.
+
+        It is what Pillow draws, to the grey level, but for `boldness`, which is left out.
+        """
+        parts, reach, last, kerned = [], 0, "", _is_kerned(self.path)
+        for char in text:
+            if kerned and last:
+                reach += self._kern(last + char)
+            left, top, ink = self._glyph(char)
+            if ink.size:
+                parts.append(((reach + 32) // 64 + left, top, ink))
+            reach += round(64 * self.advance(char))
+            last = char
+        if not parts:
+            return 0, 0, np.zeros((0, 0), dtype=np.uint8)
+        x0, y0 = min([x for x, _, _ in parts]), min([y for _, y, _ in parts])
+        x1, y1 = max([x + ink.shape[1] for x, _, ink in parts]), max([y + ink.shape[0] for _, y, ink in parts])
+        total = np.zeros((y1 - y0, x1 - x0), dtype=np.uint8)
+        right = x0
+        for x, y, ink in parts:
+            under = total[y - y0 : y - y0 + ink.shape[0], x - x0 : x - x0 + ink.shape[1]]
+            under[:] = ink if x >= right else _screened(under, ink)
+            right = max(right, x + ink.shape[1])
+        return x0, y0, total
+
+    def _glyph(self, char: str) -> tuple[int, int, np.ndarray]:
+        if char not in self._inks:
+            mask, (left, top) = self.font.getmask2(char, "L", anchor="ls")
+            self._inks[char] = left, top, np.array(mask, dtype=np.uint8).reshape(mask.size[::-1])
+        return self._inks[char]
+
+    def _kern(self, pair: str) -> int:
+        if pair not in self._kerns:
+            self._kerns[pair] = round(64 * (self.font.getlength(pair) - self.width(pair)))
+        return self._kerns[pair]
+
+
+class _Widths(dict):
+    """The advance of each character that was asked for."""
+
+    def __init__(self, font: ImageFont.FreeTypeFont):
+        super().__init__()
+        self._font = font
+
+    def __missing__(self, char: str) -> float:
+        self[char] = self._font.getlength(char)
+        return self[char]
 
 
 @functools.cache
@@ -87,11 +163,22 @@ def _faces(folder: Path) -> list[Path]:
 
 @functools.lru_cache(maxsize=4096)
 def load_face(path: str, size: float, boldness: float = 0.0) -> Face:
-    """Load a font ("" for Pillow's own) at a size in pixels; `boldness` thickens its strokes by so many pixels."""
-    font = (
-        ImageFont.load_default(size)
-        if path == ""
-        else ImageFont.truetype(path, size, layout_engine=ImageFont.Layout.BASIC)
-    )
-    capital, tall, low = (font.getbbox(text, anchor="ls") for text in ("H", "bdl", "gpy"))
-    return Face(font, -capital[1], -min(tall[1], capital[1]), low[3], boldness, {})
+    """Return a font ("" for Pillow's own) at a size in pixels; `boldness` thickens its strokes by so many pixels."""
+    return Face(path, size, boldness)
+
+
+def _screened(under: np.ndarray, ink: np.ndarray) -> np.ndarray:
+    """Return what Pillow makes of the ink of a character where there is ink already."""
+    product = under.astype(np.uint32) * (255 - ink) + 128
+    return ink + (((product >> 8) + product) >> 8).astype(np.uint8)
+
+
+@functools.cache
+def _is_kerned(path: str) -> bool:
+    """Return whether a font has the only table of kerning that FreeType reads; Pillow's own ("") has none."""
+    if path == "":
+        return False
+    with open(path, "rb") as file:
+        num_tables = int.from_bytes(file.read(12)[4:6], "big")
+        tables = file.read(16 * num_tables)
+    return b"kern" in (tables[start : start + 4] for start in range(0, len(tables), 16))

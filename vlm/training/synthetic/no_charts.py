@@ -68,7 +68,7 @@ def ask_in_vain(
     rng: np.random.Generator, picture: NoChart, num_questions: int, *, split: Split = "train"
 ) -> list[Question]:
     """Return questions about some chart, all declined but those for what the picture is."""
-    chart = draw_chart(rng, ASKED_CHART, split=split, several_series=rng.random() < 0.3)
+    chart = draw_chart(rng, ASKED_CHART, split=split, several_series=rng.random() < 0.3, blank=True)
     questions = []
     for asked in ask(rng, chart, num_questions, wide=True, share_declined=0.1):
         if "describe this image" in asked.question.lower():

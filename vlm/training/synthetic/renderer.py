@@ -87,8 +87,8 @@ class Chart:
         return table
 
 
-def render(spec: ChartSpec, style: Style, random: Random) -> Chart:
-    """Draw a chart of `style.shape`; raises `DoesNotFit` before anything is drawn."""
+def render(spec: ChartSpec, style: Style, random: Random, *, blank: bool = False) -> Chart:
+    """Draw a chart of `style.shape`, or with `blank` only lay it out; raises `DoesNotFit` before anything is drawn."""
     height, width = (round(side * style.scale) for side in style.shape)
     margin = style.margin * style.scale
     sheet = Sheet(Canvas(width, height, style.background), spec, style, margin, margin, width - margin, height - margin)
@@ -102,6 +102,8 @@ def render(spec: ChartSpec, style: Style, random: Random) -> Chart:
     if sheet.bottom - sheet.top < 70 * style.scale or sheet.right - sheet.left < 90 * style.scale:
         raise DoesNotFit
     LAYOUTS[style.layout or style.kind](sheet)
+    if blank:
+        return _chart(sheet, Image.new("RGB", style.shape[::-1], style.background))
     image = sheet.canvas.finish()
     if style.scale != 1:
         image = image.resize(style.shape[::-1], style.resample)

@@ -232,7 +232,10 @@ def _colours(random: Random, split: Split, num_colours: int) -> tuple[Colour, ..
     random.shuffle(names)
     if random.random() < 0.4 and "blue" in names:
         names.insert(0, names.pop(names.index("blue")))
-    names = (names * 2)[: max(num_colours, 3)]
+    num_colours = max(num_colours, 3)
+    # The held-out charts are measured with and stay as they are.
+    times = 2 if split == "held_out" else math.ceil(num_colours / len(names))
+    names = (names * times)[:num_colours]
     shades = tuple(random.choice(COLOURS[split][name]) for name in names)
     if split == "held_out":
         return shades

@@ -146,14 +146,18 @@ def _syllables() -> tuple[list[str], ...]:
     return tuple(letters.split("|") for letters in (_ONSETS, _VOWELS, _ENDINGS))
 
 
+def is_unwelcome(word: str) -> bool:
+    """Return whether a word made by chance, in small letters, holds one that nobody wants to read."""
+    return any(part in word for part in _UNWELCOME.split("|"))
+
+
 def pseudo_word(random: Random, split: Split) -> str:
     """Return a capitalised pronounceable word of three to nine letters that is in no list but by accident."""
     onsets, vowels, endings = _syllables()
     while True:
         syllables = [random.choice(onsets) + random.choice(vowels) for _ in range(random.choice((1, 2, 2, 2, 3)))]
         word = "".join(syllables) + (random.choice(endings) if random.random() < 0.6 else "")
-        unwelcome = any(part in word for part in _UNWELCOME.split("|"))
-        if 3 <= len(word) <= 9 and not unwelcome and in_split(word, split):
+        if 3 <= len(word) <= 9 and not is_unwelcome(word) and in_split(word, split):
             return word.upper() if random.random() < 0.08 else word.capitalize()
 
 
