@@ -44,7 +44,6 @@ bench: $(VENV)/.test
 train-default: $(VENV)/.train
 	OMP_NUM_THREADS=1 $(BIN)/torchrun --nproc-per-node 2 -m vlm.training.reader --out runs/reader \
 		$(if $(REAL),--real $(REAL)) $(if $(PRINT),--print $(PRINT))
-	$(BIN)/python -m vlm.training.reader.decline --model runs/reader/model --out runs/reader/fitted
 
 clean:
 	rm -rf $(VENV)

@@ -13,7 +13,7 @@ import torch
 from click.testing import CliRunner
 from PIL import Image
 
-from vision_encoder.preprocess import ImageProcessor
+from vision_encoder.preprocess import ImageProcessor, normalise
 from vlm.config import preset
 from vlm.errors import VLMError
 from vlm.pipeline import VLM
@@ -184,8 +184,10 @@ def test_a_reader_ships_less_sure_of_the_same_replies_and_goes_on_as_it_was(tmp_
     calm = shipped.logits(messages)
     reader.model.bfloat16()
     shipped.model.load_state_dict(without_positions(reader.model), strict=False)
-    assert torch.equal(calm, shipped.logits(messages) / TEMPERATURE)
-    assert torch.equal(load_reader(tmp_path).model.decoder.norm.weight, reader.model.decoder.norm.weight.float())
+    # Weights in bfloat16 are rounded where they are divided.
+    assert torch.allclose(calm, shipped.logits(messages) / TEMPERATURE, atol=0.02 * float(calm.abs().max()))
+    again = load_reader(tmp_path).model.decoder.norm.weight
+    assert torch.allclose(again, reader.model.decoder.norm.weight.float(), rtol=2**-8)
 
 
 def test_a_batch_in_parts_is_learned_as_one(tmp_path, monkeypatch):
@@ -293,12 +295,12 @@ def test_a_real_chart_that_cannot_be_read_is_named(tmp_path):
         Run(tmp_path / "out", (SMALL,), 0, real=folder)
 
 
-def test_a_step_without_a_finite_gradient_changes_nothing(tmp_path, caplog):
+def test_a_step_without_a_finite_gradient_changes_nothing(tmp_path, caplog, monkeypatch):
     run = Run(tmp_path, (SMALL,), 0)
     vision = run.reader.model.config.vision
     batch = ReaderData(vision, TOKENIZER, SMALL.diet, num_batches=4, seed=0)[0]
     before = [weight.clone() for weight in run._trained()]
-    batch.pixels[0, 0, 0, 0, 0] = float("nan")
+    monkeypatch.setattr("vlm.training.reader.model.normalise", lambda levels: normalise(levels) * float("nan"))
     run._step(run.reader, SMALL, [batch])
     assert all(torch.equal(weight, old) for weight, old in zip(run._trained(), before, strict=True))
     assert "left out" in caplog.text

@@ -57,6 +57,8 @@ class Muon(torch.optim.Optimizer):
         for weight in weights:
             if "momentum" not in self.state[weight]:
                 self.state[weight]["momentum"] = torch.zeros_like(weight)
+        if not weights:
+            return []
         momenta = [self.state[weight]["momentum"] for weight in weights]
         gradients = [weight.grad for weight in weights]
         torch._foreach_lerp_(momenta, gradients, 1 - decay)
