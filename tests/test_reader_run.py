@@ -146,8 +146,9 @@ def small_run(folder, num_batches: int, seed: int = 0) -> Run:
 
 
 def test_a_cut_run_goes_on_as_if_it_had_not_been(tmp_path, monkeypatch):
-    whole = small_run(tmp_path / "whole", 4)
-    cut = Run(tmp_path / "cut", (SMALL,), 0)
+    whole = small_run(tmp_path / "whole", 3)
+    stages = (replace(SMALL, num_batches=3),)
+    cut = Run(tmp_path / "cut", stages, 0)
     step = cut._step
 
     def stop_in_the_second(*arguments):
@@ -158,7 +159,7 @@ def test_a_cut_run_goes_on_as_if_it_had_not_been(tmp_path, monkeypatch):
     monkeypatch.setattr(cut, "_step", stop_in_the_second)
     with pytest.raises(SystemExit):
         cut.train()
-    resumed = Run(tmp_path / "cut", (SMALL,), 0)
+    resumed = Run(tmp_path / "cut", stages, 0)
     assert resumed.batch_index == 2
     resumed.train()
     for (name, weight), again in zip(whole.reader.named_parameters(), resumed.reader.parameters(), strict=True):
