@@ -1,9 +1,9 @@
 """The benchmark's own arithmetic: what it counts, and that times are taken in turn. No time is asserted."""
 
-from contextlib import math
+import math
+from contextlib import closing
 from dataclasses import replace
 
-import closing
 import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
