@@ -105,20 +105,23 @@ class Limit:
     """What the machine can do at most, measured again and again in between: it changes from minute to minute."""
 
     def __init__(self, work: Work):
-        self.work, self.spent_s, self.count = work, 0.0, 0
+        self.work, self.times_s = work, list[float]()
         work.call()
 
     def take(self, *_) -> None:
         start = time.perf_counter()
         self.work.call()
-        self.spent_s += time.perf_counter() - start
-        self.count += 1
+        self.times_s.append(time.perf_counter() - start)
+
+    @property
+    def spent_s(self) -> float:
+        return sum(self.times_s)
 
     @property
     def per_s(self) -> float:
-        if not self.count:
+        if not self.times_s:
             self.take()
-        return self.work.amount * self.count / self.spent_s
+        return self.work.amount * len(self.times_s) / self.spent_s
 
 
 @contextmanager
@@ -239,8 +242,10 @@ def reply(vlm: VLM, encoded: EncodedImage, num_tokens: int, log: Log, limit: Lim
     count, timings = len(found.token_ids), found.timings
     log.say(f"  {count} tokens, {timings.prefill_s + timings.decode_s - limit.spent_s:.1f} s")
     # The limit is measured once after the prompt, and after each token but the last, which is not read.
-    each = limit.spent_s / limit.count
-    return timings.encode_s + timings.prefill_s - each, (count - 1) / (timings.decode_s - (limit.count - 1) * each)
+    first, *later = limit.times_s
+    # Random weights may end the reply before its second token.
+    rate = max(0, count - 1) / (timings.decode_s - sum(later)) if later else 0.0
+    return timings.encode_s + timings.prefill_s - first, rate
 
 
 def peak_bytes() -> int:

@@ -1,6 +1,5 @@
 """The benchmark's own arithmetic: what it counts, and that times are taken in turn. No time is asserted."""
 
-import math
 from contextlib import closing
 from dataclasses import replace
 
@@ -110,8 +109,7 @@ def test_the_large_model_goes_through_a_folder_and_says_where_it_is(tmp_path, ca
     monkeypatch.setattr(eleven_b, "_EVERY_S", 0)
     figures = eleven_b.measure(preset("tiny"), tmp_path / "model", (1, 1), 3, eleven_b.Log())
     assert {"first token, s", "tokens/s", "peak GB"} <= set(figures)
-    # What the limits took is taken off, which of a tiny model's microseconds may leave less than none.
-    assert all(math.isfinite(value) for value in figures.values())
+    assert all(value >= 0 for value in figures.values())
     # What any user could load, with the picture beside it.
     assert VLM.from_pretrained(tmp_path / "model").info.max_tiles == 4
     assert (tmp_path / "model" / "picture.safetensors").exists()

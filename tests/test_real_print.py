@@ -10,7 +10,8 @@ from PIL import Image, ImageDraw, ImageFont
 from vision_encoder.preprocess import ImageProcessor
 from vlm import VLMError
 from vlm.config import preset
-from vlm.training.reader.real_charts import CANVAS, RealCharts, varied
+from vlm.training.reader.real_charts import RealCharts
+from vlm.training.reader.real_pictures import CANVAS, varied
 from vlm.training.reader.real_print import IGNORED, PrintedPicture, RealPrint, characters_of, print_targets
 from vlm.training.synthetic.boxes import Character
 

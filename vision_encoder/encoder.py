@@ -87,7 +87,7 @@ class VisionEncoder(nn.Module):
         # Where counts would be all that keeps the quickest kernels away, each padding row is one.
         each = padding if not kept and _takes_no_bias(device) else 1
         slots = torch.arange(used).repeat_interleave(p).tolist() + torch.arange(used).repeat_interleave(each).tolist()
-        counts = [1] * (used * p) + [padding // max(each, 1)] * (used * each)
+        counts = [1] * (used * p) + [padding // each] * (used * each)
         for slot in range(used, used + kept):
             slots += [slot] * (p + 1)
             counts += [times] * p + [times * padding]

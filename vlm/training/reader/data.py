@@ -21,7 +21,8 @@ from vision_encoder.preprocess import ImageProcessor
 from vlm.prompt import Image, Text, Turn, encode_prompt
 from vlm.tokenizer import Tokenizer
 from vlm.training.reader.diet import Diet
-from vlm.training.reader.real_charts import CANVAS, RealCharts
+from vlm.training.reader.real_charts import RealCharts
+from vlm.training.reader.real_pictures import CANVAS
 from vlm.training.reader.real_print import RealPrint, print_targets
 from vlm.training.reader.targets import (
     IGNORED,
@@ -306,10 +307,10 @@ def _by_length(rows: list[tuple]) -> list[list[tuple]]:
 
     More groups would pad less, but a model goes through each of them anew.
     """
-    rows = sorted(rows, key=lambda row: len(row[1]))
-    lengths = [len(row[1]) for row in rows]
     if not rows:
         return []
+    rows = sorted(rows, key=lambda row: len(row[1]))
+    lengths = [len(row[1]) for row in rows]
     padded = [split * lengths[split - 1] + (len(rows) - split) * lengths[-1] for split in range(1, len(rows) + 1)]
     # The last of equals, for one group is better than two.
     split = len(padded) - padded[::-1].index(min(padded))

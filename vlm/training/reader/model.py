@@ -59,6 +59,8 @@ POINTING_HEADS = ((FIND, [[0], [1]]), (COPY, [[0, 2], [1, 3]]), (SPELL, [[0], [2
 """What which heads of each cross-attention layer look for. Of two that are named together one has to: what an answer is
 taken from is the partner of what was found (see `wires.py`), or is known by what it is, as the largest value
 is."""
+MAX_SEEKERS = 128
+"""Of a picture; more of them would take most of the time and memory of a step."""
 
 
 class Losses(NamedTuple):
@@ -196,10 +198,6 @@ def _pointing(group: QuestionBatch) -> tuple[Tensor, Tensor]:
 def _mean_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     """Return the mean cross entropy of logits [n, classes]; zero where n is."""
     return functional.cross_entropy(logits.float(), targets.long(), reduction="sum") / max(1, len(targets))
-
-
-MAX_SEEKERS = 128
-"""Of a picture; more of them would take most of the time and memory of a step."""
 
 
 class Seekers(NamedTuple):

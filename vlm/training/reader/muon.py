@@ -54,11 +54,11 @@ class Muon(torch.optim.Optimizer):
 
     def _pushes(self, weights: list[nn.Parameter], decay: float) -> list[Tensor]:
         """Return Nesterov's momentum of matrices, having taken their gradients in."""
+        if not weights:
+            return []
         for weight in weights:
             if "momentum" not in self.state[weight]:
                 self.state[weight]["momentum"] = torch.zeros_like(weight)
-        if not weights:
-            return []
         momenta = [self.state[weight]["momentum"] for weight in weights]
         gradients = [weight.grad for weight in weights]
         torch._foreach_lerp_(momenta, gradients, 1 - decay)

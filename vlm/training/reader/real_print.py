@@ -5,7 +5,6 @@ ink is as wide as their text would be, or by there being none.
 """
 
 import functools
-import json
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,7 +16,7 @@ from vision_encoder.image_input import read_image
 from vision_encoder.image_limits import ImageError
 from vision_encoder.preprocess import ImageProcessor
 from vlm.errors import VLMError, shown
-from vlm.training.reader.real_charts import CANVAS, varied
+from vlm.training.reader.real_pictures import CANVAS, read_rows, varied
 from vlm.training.reader.targets import IGNORED, character_codes
 from vlm.training.synthetic.boxes import Box, Character
 from vlm.training.synthetic.charts import patch_characters
@@ -156,14 +155,7 @@ def read_lines(path: Path, size: tuple[int, int]) -> list[tuple[str, Box]]:
 
     Raises: VLMError with `invalid_request` where the file is not as in OpenCQA or a box lies outside the picture.
     """
-    try:
-        rows = json.loads(path.read_bytes())
-    except OSError as error:
-        raise _bad(f"{path.name!s:.60} cannot be read: {error.strerror}", "check its permissions") from None
-    except (ValueError, RecursionError) as error:
-        raise _bad(f"{path.name!s:.60} is no JSON ({error!s:.80})", "download it again, or take it out") from None
-    if not isinstance(rows, list):
-        raise _bad(f"{path.name!s:.60} is {shown(rows)}", "mend it or take it out")
+    rows = read_rows(path, _bad, "mend it or take it out")
     return [_checked(row, size, f"row {place} of {path.name!s:.60}") for place, row in enumerate(rows)]
 
 

@@ -168,7 +168,7 @@ class Run:
 
     def _step(self, trained: nn.Module, stage: Stage, parts: Sequence[ReaderBatch]) -> dict[str, float]:
         """Take one optimizer step on a batch that comes in parts; one whose gradient is not finite is left out."""
-        done = self._done(stage)
+        done = self.batch_index / stage.num_batches
         before = self.stages[self.stage_index - 1].rates[1] if self.stage_index else 0.0
         warm = min(1.0, (self.batch_index + 1) / WARM_UP) if before < stage.rates[0] else 1.0
         share = warm * (stage.rates[0] + done * (stage.rates[1] - stage.rates[0]))
@@ -193,10 +193,6 @@ class Run:
         else:
             logger.warning("a step with a gradient that is not finite was left out")
         return means | {"norm": norm, "steps": 1}
-
-    def _done(self, stage: Stage) -> float:
-        """Return how much of a stage is over, from 0 to 1."""
-        return self.batch_index / stage.num_batches
 
     def _retile(self, canvas: tuple[int, int]) -> None:
         """Spare single tiles the missing ones that the model would encode beside them."""

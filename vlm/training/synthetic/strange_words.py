@@ -4,10 +4,10 @@ A few hundred listed words are soon known by heart, and a reader that knows them
 is with years: one that has seen none before 1970 reads 1942 as 1982.
 """
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from random import Random
-from re import Match, compile
 
 from vlm.training.synthetic.spec import TIME_KINDS, ChartSpec
 from vlm.training.synthetic.words import SHARED_WORDS, in_split, is_unwelcome, words
@@ -17,8 +17,8 @@ LISTS = ("country", "place", "product", "sector", "person", "group", "company", 
 LONGEST = 14
 SHIFTS = ((-300, -113), (63, 300))
 """By how many years those of training may be moved: to before the held-out ones, or to after their own."""
-_WORD = compile(r"[A-Za-z]{3,}")
-_YEAR = compile(r"(?<!\d)(?:19[7-9]|20[0-3])\d(?!\d)")
+_WORD = re.compile(r"[A-Za-z]{3,}")
+_YEAR = re.compile(r"(?<!\d)(?:19[7-9]|20[0-3])\d(?!\d)")
 
 
 def with_strange_words(random: Random, spec: ChartSpec, share: float) -> ChartSpec:
@@ -26,7 +26,7 @@ def with_strange_words(random: Random, spec: ChartSpec, share: float) -> ChartSp
     strange: dict[str, str] = {}
     moved = random.randint(*random.choice(SHIFTS)) if random.random() < share else 0
 
-    def change(match: Match) -> str:
+    def change(match: re.Match) -> str:
         word = match[0].lower()
         if word not in strange:
             changed = random.random() < share and word not in SHARED_WORDS
