@@ -206,7 +206,7 @@ def merge(model: nn.Module, *, keep_original: bool = True) -> None:
         if not isinstance(layer.weight, nn.Parameter):
             raise AdapterError(f"{place:.80} is quantised and cannot take an adapter in; merge before you quantise")
         stack.original = layer.weight.detach().to("cpu", copy=True)
-        total = layer.weight.float() + sum(adapter.delta() for adapter in stack.values())
+        total = layer.weight.float() + sum(adapter.delta().to(layer.weight.device) for adapter in stack.values())
         layer.weight.copy_(total)
         if not keep_original:
             _drop(layer)

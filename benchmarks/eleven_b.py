@@ -34,7 +34,7 @@ from vlm.checkpoint import empty_model
 from vlm.checkpoint.hf_writing import write_hf
 from vlm.config import ModelConfig, preset
 from vlm.image_cache import EncodedImage
-from vlm.quantization import QuantizedWeight, plan
+from vlm.quantization import PRECISIONS, QuantizedWeight, plan
 from vlm.tokenizer import Tokenizer
 
 MAX_BYTES = 8_000_000_000
@@ -182,14 +182,15 @@ def measure(config: ModelConfig, folder: Path, canvas: tuple[int, int], num_toke
 
 
 class RandomWeights:
-    """Random weights of a model in 4 bits, each made when it is asked for; see `hf_writing.Weights`."""
+    """Random weights of a model, each made when it is asked for; see `hf_writing.Weights`."""
 
     dtype = torch.bfloat16
 
-    def __init__(self, config: ModelConfig, progress: "Progress"):
+    def __init__(self, config: ModelConfig, progress: "Progress", precision: str = "int4"):
         plain = empty_model(config)
-        self.config, self.shapes, self.schemes = config, plain.state_dict(), plan(plain, "int4")
-        self._model, self._progress = shaped_model(config, "int4"), progress
+        self.config, self.shapes = config, plain.state_dict()
+        self.schemes = plan(plain, precision) if precision in PRECISIONS else {}
+        self._model, self._progress = shaped_model(config, precision), progress
 
     def dtype_of(self, name: str) -> torch.dtype:
         return self.dtype
@@ -207,10 +208,11 @@ class RandomWeights:
         return tuple(self.shapes[f"{layer}.weight"].shape)
 
 
-def write(config: ModelConfig, folder: Path, log: Log) -> None:
+def write(config: ModelConfig, folder: Path, log: Log, precision: str = "int4") -> None:
     """Write a folder of random weights with a tokenizer of single bytes, whole or not at all."""
     tokenizer = Tokenizer.bytes_only()
-    weights = RandomWeights(config, Progress(log, "random weights written", len(empty_model(config).state_dict())))
+    progress = Progress(log, "random weights written", len(empty_model(config).state_dict()))
+    weights = RandomWeights(config, progress, precision)
 
     def write_more(staging: Path) -> None:
         for name, content in tokenizer.files("hf").items():

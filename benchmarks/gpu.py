@@ -1,50 +1,78 @@
-"""The 11B's shape on a CUDA GPU, random weights in bfloat16: each operation as a share of what the GPU can do.
+"""The 11B's shape on a CUDA GPU, random weights: each operation as a share of what the GPU can do.
 
-    python -m benchmarks.gpu [--preset 11b-vision]
+    python -m benchmarks.gpu [--preset 11b-vision] [--rows limits shipped picture decode batch context peer]
+    python -m benchmarks.gpu --rows capped --dir FOLDER --gigabytes 24 --quantize none
 
-Needs 24 GB of GPU memory, and half a minute. A token is decoded call by call, as the model does, and once more as a
-replayed CUDA graph, which shows how much of the time is spent on giving the calls. The shipped model must answer on the
-GPU, token for token, as it does on the CPU. The last line is JSON; without a GPU it says that nothing was run.
+Needs 24 GB of GPU memory, and some minutes. `peer` is transformers with the same weights, which go through a folder of
+22 GB and take twice the memory; it is left out unless it is named. `capped` writes that folder to --dir, allows
+--gigabytes of the GPU's memory to be used, loads the model as anybody would and asks it about a picture of 4 tiles. The
+last line is JSON; without a GPU it says that nothing was run.
 """
 
 import argparse
+import gc
 import json
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from PIL import Image
 
+from adapters.cross_attention import ImageKV
+from adapters.masks import CrossMask
+from benchmarks import eleven_b
 from vlm.bench import operations
 from vlm.bench.measure import Call, machine
-from vlm.bench.random_models import weights_read
+from vlm.bench.random_models import random_model, weights_read
 from vlm.config import ModelConfig, preset
+from vlm.generate import PREFILL_CHUNK
+from vlm.kv_cache import empty_cache
 from vlm.model import VisionLanguageModel
 from vlm.pipeline import VLM
 
-CANVASES = ((1, 1), (1, 2), (2, 2))
-_CONTEXT, _PROMPT, _SIDE, _COPIED = 128, 512, 8192, 1 << 32
 EXAMPLES = Path(__file__).parent.parent / "examples"
+CANVASES = ((1, 1), (1, 2), (2, 2))
+PRECISIONS = ("bfloat16", "int8", "int4")
+BATCHES, CONTEXTS = (1, 8, 32, 64), (1024, 8192, 32768, 131071)
+# As the manufacturer says, bytes a second.
+SPECIFIED = {"H100": 3.35e12, "H200": 4.8e12, "A100-SXM4-80GB": 2.039e12, "RTX 4090": 1.008e12}
+_CONTEXT, _PROMPT, _SIDE, _COPIED, _NEW_TOKENS = 128, 512, 8192, 1 << 32, 512
+_QUESTION = "Which of the lines is the highest in the last year?"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--preset", default="11b-vision")
+    parser.add_argument("--rows", nargs="+", choices=[*ROWS, "capped"], default=list(ROWS)[:-1])
+    parser.add_argument("--dir", type=Path, help="where the weights of `capped` may lie for a while")
+    parser.add_argument("--gigabytes", type=float, default=24)
+    parser.add_argument("--quantize", choices=["none", "int8", "int4"], default="none")
     options = parser.parse_args()
     if not torch.cuda.is_available():
         print(json.dumps({"not run": "no CUDA GPU was found"}))
         return
-    about = {"gpu": torch.cuda.get_device_name(), "torch": torch.__version__, "preset": options.preset}
+    figures = machine() | {"gpu": torch.cuda.get_device_name(), "torch": torch.__version__, "preset": options.preset}
+    config = preset(options.preset)
     with torch.inference_mode():
-        figures = limits() | shipped() | shares(random_model_on_gpu(preset(options.preset)))
-    for name, value in figures.items():
-        print(f"{name:44}{value:14.4g}")
-    print(json.dumps(machine() | about | figures))
+        for name in options.rows:
+            row = (
+                ROWS[name](config) if name in ROWS else capped(config, options.dir, options.gigabytes, options.quantize)
+            )
+            for what, value in row.items():
+                print(f"{what:56}{value:14.4g}", flush=True)
+            figures |= row
+            gc.collect()
+            torch.cuda.empty_cache()
+    print(json.dumps(figures))
 
 
 def seconds(call: Call, *, times: int = 20) -> float:
     """Return the shortest of some times of a call, its work on the device included."""
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    call()
+    # More often than a decode step is done before it is recorded.
+    for _ in range(6):
+        call()
     found = []
     for _ in range(times):
         start.record()
@@ -55,18 +83,25 @@ def seconds(call: Call, *, times: int = 20) -> float:
     return min(found)
 
 
-def limits() -> dict[str, float]:
+def specified_bandwidth() -> float:
+    """Return what the manufacturer says of the GPU's memory, in bytes a second; NaN of a GPU that is not known here."""
+    name = torch.cuda.get_device_name()
+    return next((speed for part, speed in SPECIFIED.items() if part in name), float("nan"))
+
+
+def limits(_: ModelConfig) -> dict[str, float]:
     """Return what the GPU does at most: bytes read and written, and bfloat16 products of large matrices."""
     source = torch.ones(_COPIED // 2, dtype=torch.bfloat16, device="cuda")
     target = torch.empty_like(source)
     a, b = (torch.randn(_SIDE, _SIDE, dtype=torch.bfloat16, device="cuda") for _ in range(2))
     return {
+        "specified, bytes/s": specified_bandwidth(),
         "copied, bytes/s read and written": 2 * source.nbytes / seconds(lambda: target.copy_(source)),
         "bfloat16, operations/s": 2 * _SIDE**3 / seconds(lambda: a @ b),
     }
 
 
-def shipped() -> dict[str, float]:
+def shipped(_: ModelConfig) -> dict[str, float]:
     """Return how many answers of the shipped model are the same on the GPU as on the CPU."""
     here, there = (VLM.from_pretrained(device=device, dtype=torch.float32) for device in ("cpu", "cuda"))
     asked = same = 0
@@ -78,51 +113,141 @@ def shipped() -> dict[str, float]:
     return {"shipped model: questions": asked, "shipped model: same tokens as on the CPU": same}
 
 
-def random_model_on_gpu(config: ModelConfig) -> VisionLanguageModel:
-    """Return a model in bfloat16 with torch's own start and open gates."""
-    torch.set_default_dtype(torch.bfloat16)
-    with torch.device("cuda"):
-        model = VisionLanguageModel(config)
-    torch.set_default_dtype(torch.float32)
-    for name, weight in model.named_parameters():
-        if name.endswith("gate"):
-            weight.fill_(0.5)
-    return model.eval().requires_grad_(False)
-
-
-def shares(model: VisionLanguageModel) -> dict[str, float]:
-    """Return the seconds of each operation, and what it does a second."""
-    config, found = model.config, {}
+def picture(config: ModelConfig) -> dict[str, float]:
+    """Return how long pictures take to be encoded and a prompt to be read, as shares of matrix products."""
+    model, most, found = model_on_gpu(config), limits(config)["bfloat16, operations/s"], {}
     for canvas in CANVASES:
         tiles = canvas[0] * canvas[1]
         pixels = operations.random_pixels(config, canvas).to("cuda", torch.bfloat16)
         taken = seconds(lambda pixels=pixels, canvas=canvas: model.encoder(pixels, [canvas]), times=5)
         found[f"{tiles} tiles encoded, s"] = taken
-        found[f"{tiles} tiles encoded, operations/s"] = operations.encode_operations(config, tiles) / taken
+        found[f"{tiles} tiles encoded, share"] = operations.encode_operations(config, tiles) / taken / most
     taken = seconds(operations.prefill(model, _PROMPT))
     found[f"{_PROMPT} tokens read, s"] = taken
-    found[f"{_PROMPT} tokens read, operations/s"] = operations.prefill_operations(model, _PROMPT) / taken
-    step = operations.decode_step(model, _CONTEXT, 4 * config.vision.tokens_per_tile)
-    read = weights_read(model, with_image=True)
-    for name, call in (("a token", step), ("a token, CUDA graph", captured(step))):
-        taken = seconds(call, times=50)
-        found[f"{name}, s"] = taken
-        found[f"{name}, bytes of weights/s"] = read / taken
+    found[f"{_PROMPT} tokens read, share"] = operations.prefill_operations(model, _PROMPT) / taken / most
+    return found
+
+
+def decode(config: ModelConfig) -> dict[str, float]:
+    """Return how long a token takes with a picture of 4 tiles, as a share of the specified bandwidth."""
+    found = {}
+    for precision in PRECISIONS:
+        model = model_on_gpu(config, precision)
+        taken = seconds(operations.decode_step(model, _CONTEXT, 4 * config.vision.tokens_per_tile), times=50)
+        found[f"a token, {precision}, s"] = taken
+        share = weights_read(model, with_image=True) / taken / specified_bandwidth()
+        found[f"a token, {precision}, share"] = share
+        found[f"a token, {precision}, recorded"] = len(model.decoder._graphs._found)
+        del model
+        torch.cuda.empty_cache()
+    return found
+
+
+def batch(config: ModelConfig) -> dict[str, float]:
+    """Return pictures of one tile a second, each with 64 tokens of prompt and 512 of reply, several at once."""
+    model, found = model_on_gpu(config), {}
+    pixels = operations.random_pixels(config, (1, 1)).to("cuda", torch.bfloat16)
+    for size in BATCHES:
+        encoded = seconds(
+            lambda size=size: model.encoder(pixels.expand(size, -1, -1, -1, -1), [(1, 1)] * size), times=3
+        )
+        step, read = rows_step(model, size, 64 + _NEW_TOKENS // 2), rows_prefill(model, size, 64)
+        taken = encoded + seconds(read, times=3) + _NEW_TOKENS * seconds(step)
+        found[f"{size} at once, pictures/s"] = size / taken
     return found | {"peak bytes": torch.cuda.max_memory_allocated()}
 
 
-def captured(call: Call) -> Call:
-    """Return the replay of a call as a CUDA graph."""
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(3):
-            call()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        call()
-    return graph.replay
+def context(config: ModelConfig) -> dict[str, float]:
+    """Return how long a token takes after long texts, beside reading weights and cache at the specified bandwidth."""
+    model, found = model_on_gpu(config), {}
+    weights = weights_read(model, with_image=False)
+    for dtype in (torch.bfloat16, torch.int8):
+        for length in CONTEXTS:
+            taken = seconds(operations.decode_step(model, length, cache_dtype=dtype), times=10)
+            kept = operations.cache_bytes(config.decoder, length, dtype)
+            name = f"after {length}, {str(dtype).removeprefix('torch.')} cache"
+            found |= {f"{name}, s": taken, f"{name}, share": (weights + kept) / taken / specified_bandwidth()}
+            torch.cuda.empty_cache()
+    return found
+
+
+def peer(config: ModelConfig) -> dict[str, float]:
+    """Return how long transformers takes for a token after 128 others, and how many times ours that is."""
+    from vlm.bench import transformers_peer
+
+    model = model_on_gpu(config)
+    ours = seconds(operations.decode_step(model, _CONTEXT))
+    other = transformers_peer.peer_of(model, device=torch.device("cuda"))
+    taken = seconds(transformers_peer.decode_step(other, _CONTEXT))
+    return {"a token, transformers, s": taken, "a token, transformers / ours": taken / ours}
+
+
+def capped(config: ModelConfig, folder: Path | None, gigabytes: float, quantize: str) -> dict[str, float]:
+    """Return how a model of random weights from a folder answers in less memory than the GPU has."""
+    with tempfile.TemporaryDirectory(dir=folder) as place:
+        eleven_b.write(config, Path(place) / "model", eleven_b.Log(), precision="bfloat16")
+        total = torch.cuda.get_device_properties(0).total_memory
+        torch.cuda.set_per_process_memory_fraction(gigabytes * 2**30 / total)
+        vlm = VLM.from_pretrained(
+            str(Path(place) / "model"), device="cuda", quantize=None if quantize == "none" else quantize
+        )
+        side = 2 * config.vision.tile_size
+        noise = torch.randint(0, 256, (side, side, 3), dtype=torch.uint8)
+        reply = vlm.answer(Image.fromarray(noise.numpy()), _QUESTION, max_new_tokens=64)
+    name = f"{gigabytes:g} GB, {quantize}"
+    times = reply.timings
+    return {
+        f"{name}, first token, s": times.encode_s + times.prefill_s,
+        f"{name}, tokens/s": times.tokens_per_s,
+        f"{name}, peak bytes": torch.cuda.max_memory_reserved(),
+    }
+
+
+def model_on_gpu(config: ModelConfig, precision: str = "bfloat16") -> VisionLanguageModel:
+    """Return a model of random weights, in which pictures count."""
+    model = random_model(config, precision).to("cuda")
+    for name, weight in model.named_parameters():
+        if name.endswith("gate"):
+            weight.fill_(0.5)
+    return model
+
+
+def rows_step(model: VisionLanguageModel, size: int, length: int) -> Call:
+    """Return a function that decodes a token in each of `size` rows after `length` others, each with a picture."""
+    config, ids = model.config, torch.ones(size, 1, dtype=torch.int64, device="cuda")
+    cache = empty_cache(config.decoder, size, length + 1, dtype=torch.bfloat16, device=ids.device)
+    cache = cache._replace(lengths=cache.lengths + length, max_length=length)
+    image = pictures_of(model, size)
+    return lambda: model.decoder.logits(model.decoder(ids, cache, image, CrossMask(None, None)).hidden).argmax(-1)
+
+
+def rows_prefill(model: VisionLanguageModel, size: int, length: int) -> Call:
+    """Return a function that reads `length` tokens in each of `size` rows, each with a picture."""
+    ids, image = torch.ones(size, length, dtype=torch.int64, device="cuda"), pictures_of(model, size)
+    settings = {"dtype": torch.bfloat16, "device": ids.device}
+
+    def call() -> torch.Tensor:
+        cache = empty_cache(model.config.decoder, size, min(length, PREFILL_CHUNK), **settings)
+        return model.decoder(ids, cache, image, CrossMask(None, None)).hidden
+
+    return call
+
+
+def pictures_of(model: VisionLanguageModel, size: int) -> ImageKV:
+    config = model.config
+    tokens = torch.randn(1, config.vision.tokens_per_tile, config.decoder.width, device="cuda", dtype=torch.bfloat16)
+    return ImageKV(*(part.repeat(1, size, 1, 1, 1) for part in model.decoder.image_kv(tokens)))
+
+
+ROWS: dict[str, Callable[[ModelConfig], dict[str, float]]] = {
+    "limits": limits,
+    "shipped": shipped,
+    "picture": picture,
+    "decode": decode,
+    "batch": batch,
+    "context": context,
+    "peer": peer,
+}
 
 
 if __name__ == "__main__":

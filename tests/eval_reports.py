@@ -113,3 +113,11 @@ def some_differ(number: int) -> dict:
         4: {"prediction": "FINAL ANSWER: 14", "confidence": 0.6},
     }
     return by_number.get(number, {})
+
+
+def write_two_runs(folder: Path) -> Path:
+    """Write twelve questions on four pictures, a run with a bit of everything, and one that is right but for one."""
+    write_questions(folder / "data", 12)
+    write_run(folder / "first", folder / "data", differs=some_differ)
+    write_run(folder / "second", folder / "data", differs=lambda number: {"prediction": "0"} if number == 5 else {})
+    return folder

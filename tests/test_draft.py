@@ -6,51 +6,18 @@ from dataclasses import replace
 
 import pytest
 import torch
-from click.testing import CliRunner
 
 from tests.conftest import random_model
-from tests.conversations import END_OF_TURN, MIXED, SMALL, changed_logits, refusal, user
-from vlm import VLM, GenerationConfig, ModelConfig, Tokenizer, VLMError, draft, native, preset
-from vlm.cli import main
-from vlm.draft import Draft, Proposer, decode_ahead, draft_price, worthwhile
+from tests.conversations import END_OF_TURN, MIXED, changed_logits, refusal, user
+from tests.draft_models import LONG, same, text_model, text_twin, writing_bytes
+from vlm import VLM, GenerationConfig, Tokenizer, VLMError, draft, native, preset
+from vlm.draft import decode_ahead
 from vlm.generate import Step, decode, prefill
 from vlm.model import VisionLanguageModel
-from vlm.quantization import quantize_model, quantized_layers
-from vlm.reply import Reply
+from vlm.quantization import quantize_model
 from vlm.sampling import Sampler
-from vlm.tokenizer_files.llama3 import meta_special_ids
 
-LARGE = replace(preset("tiny").decoder, width=128, mlp_dim=256, num_extra_embeddings=0)
-LONG = GenerationConfig(max_new_tokens=24)
 needs_native = pytest.mark.skipif(native.library() is None, reason="not run: gcc, or a processor with AVX-512 VNNI")
-
-
-def text_twin(model: VisionLanguageModel, **changes) -> VisionLanguageModel:
-    """Return the model without what looks at pictures: right about every token of a text."""
-    config = replace(model.config.decoder, num_extra_embeddings=0, **changes)
-    twin = random_model(ModelConfig(decoder=config)).to(model.decoder.embedding.weight.dtype)
-    own = [layer for layer in model.decoder.layers if not hasattr(layer, "attention_gate")]
-    for layer, source in zip(twin.decoder.layers, own, strict=True):
-        layer.load_state_dict(source.state_dict())
-    twin.decoder.norm.load_state_dict(model.decoder.norm.state_dict())
-    twin.decoder.head.load_state_dict(model.decoder.head.state_dict())
-    with torch.no_grad():
-        twin.decoder.embedding.weight.copy_(model.decoder.embedding.weight[: config.vocab_size])
-    return twin
-
-
-def writing_bytes(model: VisionLanguageModel, draft: VLM | None = None) -> VLM:
-    """Return a pipeline whose model writes bytes alone, so that every reply has as many tokens as it may."""
-    vlm = VLM(model, Tokenizer.bytes_only(), draft=draft)
-    given = vlm.model.decoder.logits
-    vlm.model.decoder.logits = lambda hidden: given(hidden) - 1e4 * (torch.arange(512) >= 256)
-    return vlm
-
-
-def text_model(seed: int = 1, **changes) -> VLM:
-    """Return a random text-only model with the tests' vocabulary."""
-    config = replace(preset("tiny").decoder, num_extra_embeddings=0, num_layers=1, **changes)
-    return VLM(random_model(ModelConfig(decoder=config), seed), Tokenizer.bytes_only())
 
 
 @pytest.fixture(scope="module")
@@ -118,15 +85,6 @@ def chosen(vlm: VLM, messages: list[dict], count: int = 24) -> list[int]:
         sampler = Sampler(GenerationConfig(), [], torch.device("cpu"))
         steps = decode(vlm.model, batch, prefilled, [sampler], [count], set())
         return [step.token_id for step in steps if isinstance(step, Step)]
-
-
-def same(found: Reply, expected: Reply) -> None:
-    assert (found.token_ids, found.text, found.finish_reason) == (
-        expected.token_ids,
-        expected.text,
-        expected.finish_reason,
-    )
-    assert found.confidence == pytest.approx(expected.confidence, abs=1e-5)
 
 
 # The same reply
@@ -356,209 +314,3 @@ def test_a_draft_that_gives_no_numbers_breaks_nothing(plain, monkeypatch):
         damaged.model.decoder.norm.weight.fill_(float("nan"))
     vlm = VLM(plain.model, Tokenizer.bytes_only(), draft=damaged)
     same(vlm.chat(MIXED[1], config=LONG), plain.chat(MIXED[1], config=LONG))
-
-
-# What is proposed
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_a_proposer_goes_on_as_one_that_has_read_the_same_anew(monkeypatch, seed):
-    """Whatever held of what it proposed before; so its cache holds what was written, and nothing else."""
-    counts = iter([3, 7, 1, 2, 0, 5, 4, 7, 1, 6])
-    monkeypatch.setattr(draft, "worthwhile", lambda likelihood, price: fixed)
-    model = text_twin(random_model(preset("tiny"), seed))
-    generator = torch.Generator().manual_seed(seed)
-    with torch.inference_mode():
-        ids = [1, 2, 3]
-        proposer = Proposer(model, ids, 100, 0.1)
-        for fixed in counts:
-            proposed = proposer.propose(100)
-            assert proposed == Proposer(model, ids, 100, 0.1).propose(100)
-            assert len(proposed) == fixed
-            right = int(torch.randint(0, fixed + 1, (), generator=generator))
-            written = [*proposed[:right], (proposed[right] + 1) % 256 if right < fixed else 9]
-            proposer.take(written)
-            ids = [*ids, *written]
-
-
-def test_a_draft_is_given_the_text_without_the_pictures(plain, drafted):
-    marker = plain.tokenizer.image_marker_id
-    ids = plain.prompt_ids(MIXED[2])
-    assert ids.count(marker) == 2
-    assert drafted._draft.begin(ids, 5)._ids == [token_id for token_id in ids if token_id != marker]
-    bare = VLM(plain.model, Tokenizer.bytes_only(), draft=text_model())
-    assert bare.complete([SMALL], config=LONG).token_ids == plain.complete([SMALL], config=LONG).token_ids
-
-
-@pytest.mark.parametrize("room", [-3, -1, 0, 1, 2, 5, 11])
-def test_a_draft_ends_with_its_own_context(plain, monkeypatch, room):
-    monkeypatch.setattr(draft, "worthwhile", lambda likelihood, price: 4)
-    context = len(plain.prompt_ids(MIXED[0])) + room
-    twin = VLM(text_twin(plain.model, max_context=context), Tokenizer.bytes_only())
-    vlm = VLM(plain.model, Tokenizer.bytes_only(), draft=twin)
-    ends = []
-    twin.model.decoder.register_forward_pre_hook(
-        lambda _, inputs: ends.append(inputs[1].max_length + inputs[0].shape[1])
-    )
-    same(vlm.chat(MIXED[0], config=LONG), plain.chat(MIXED[0], config=LONG))
-    assert max(ends, default=0) == (context if room > 0 else 0)
-
-
-def test_what_pays_is_proposed():
-    assert worthwhile(0.0, 0.1) == worthwhile(0.3, 0.3) == 0
-    assert worthwhile(1.0, 0.3) == draft.MAX_PROPOSED
-    counts = [worthwhile(likelihood / 20, 0.25) for likelihood in range(21)]
-    assert counts == sorted(counts)
-    assert set(counts) == set(range(draft.MAX_PROPOSED + 1))
-    assert worthwhile(0.8, 0.1) > worthwhile(0.8, 0.45) > 0
-
-
-def test_the_price_is_what_the_draft_reads_and_what_is_computed():
-    """In 4 bits there is less to read, and as much to compute."""
-    large, small = (random_model(ModelConfig(decoder=replace(LARGE, num_layers=layers))) for layers in (8, 1))
-    expected = draft.DRAFT_SHARE * read_by(small) / read_by(large) + draft.POSITION_BITS / 32
-    assert draft_price(small, large) == pytest.approx(expected)
-    quantize_model(large, "int4")
-    assert draft_price(small, large) > 4 * expected
-
-
-def read_by(model: VisionLanguageModel) -> int:
-    decoder = model.decoder
-    return sum(weight.nbytes for part in (decoder.layers, decoder.norm, decoder.head) for weight in part.parameters())
-
-
-def test_a_draft_that_is_wrong_is_asked_seldom_and_one_that_becomes_right_again():
-    """With proposals at a quarter of a token 300 tokens take less than a tenth more where none is right."""
-    proposer = Proposer(text_model().model, [1, 2, 3], 1000, 0.25)
-    proposed, held = [], []
-    with torch.inference_mode():
-        for place in range(700):
-            found = proposer.propose(100)
-            if place < 300:
-                proposed.append(len(found))
-                proposer.take([(found[0] + 1) % 256 if found else 5])
-            else:
-                held.append(len(found))
-                proposer.take([*found, 5])
-            if sum(held) > 50:
-                break
-    assert 0 < 0.25 * sum(proposed) < 30
-    assert max(held) == draft.MAX_PROPOSED
-
-
-# Where it is used
-
-
-def test_others_are_decoded_without(plain, drafted, monkeypatch):
-    def begin(*_):
-        raise AssertionError("the draft was asked")
-
-    monkeypatch.setattr(Draft, "begin", begin)
-    for config in (replace(LONG, temperature=0.5, seed=3), replace(LONG, repetition_penalty=1.2)):
-        same(drafted.chat(MIXED[1], config=config), plain.chat(MIXED[1], config=config))
-    for found, expected in zip(*(vlm.chat_many(MIXED, config=LONG) for vlm in (drafted, plain)), strict=True):
-        same(found, expected)
-    with pytest.raises(AssertionError):
-        drafted.chat(MIXED[1], config=LONG)
-
-
-def test_a_schema_is_decoded_without(plain, drafted, monkeypatch):
-    pytest.importorskip("llguidance")
-    monkeypatch.setattr(Draft, "begin", None)
-    config = replace(LONG, schema={"type": "array", "items": {"type": "integer"}, "maxItems": 2})
-    same(drafted.chat(MIXED[1], config=config), plain.chat(MIXED[1], config=config))
-
-
-@pytest.fixture(scope="module")
-def folders(plain, tmp_path_factory) -> dict[str, str]:
-    """Folders of a vision model and of a text model with its vocabulary."""
-    place = tmp_path_factory.mktemp("models")
-    VLM(plain.model, Tokenizer.bytes_only()).save_pretrained(place / "large")
-    text_model().save_pretrained(place / "draft")
-    return {name: str(place / name) for name in ("large", "draft")}
-
-
-def test_a_draft_is_loaded_by_name_in_the_precision_of_the_model(folders):
-    assert VLM.from_pretrained(folders["large"])._draft is None
-    for given in (folders["draft"], VLM.from_pretrained(folders["draft"])):
-        vlm = VLM.from_pretrained(folders["large"], draft=given)
-        assert vlm._draft.model.config.vision is None
-    vlm = VLM.from_pretrained(folders["large"], draft=folders["draft"], quantize="int8")
-    assert VLM(vlm._draft.model, vlm.tokenizer).info.quantize == "int8"
-
-
-@pytest.mark.parametrize("command", ["ask", "caption", "chat"])
-def test_the_commands_take_a_draft(folders, monkeypatch, command):
-    given = []
-    monkeypatch.setattr(VLM, "from_pretrained", lambda source, **named: given.append(named["draft"]) or 1 / 0)
-    words = {"ask": ["examples/commute.png", "?"], "caption": ["examples/commute.png"], "chat": []}[command]
-    CliRunner().invoke(main, [command, *words, "--model", folders["large"], "--draft", folders["draft"]])
-    CliRunner().invoke(main, [command, *words, "--model", folders["large"]])
-    assert given == [folders["draft"], None]
-
-
-# What is refused
-
-
-def test_a_vision_model_is_no_draft(plain, folders, monkeypatch):
-    from vlm import checkpoint
-
-    error = refusal(VLM, plain.model, plain.tokenizer, draft=VLM(plain.model, plain.tokenizer))
-    monkeypatch.setattr(checkpoint, "load_model", None)
-    same_error = refusal(VLM.from_pretrained, folders["large"], draft=folders["large"])
-    assert error.message == same_error.message
-    assert error.code == "invalid_request"
-    assert "the draft is a vision model; expected a text-only one" in error.message
-
-
-def test_a_draft_comes_in_the_models_dtype_and_as_quantised_as_it_is(folders, tmp_path):
-    in_half = VLM.from_pretrained(folders["large"], dtype="bfloat16", draft=folders["draft"])
-    assert in_half._draft.model.decoder.embedding.weight.dtype == torch.bfloat16
-    VLM.from_pretrained(folders["draft"], quantize="int8").save_pretrained(tmp_path / "int8")
-    in_four = VLM.from_pretrained(folders["large"], quantize="int4", draft=tmp_path / "int8")
-    assert {layer.scheme.bits for layer in quantized_layers(in_four._draft.model).values()} == {8}
-    in_four = VLM.from_pretrained(folders["large"], quantize="int4", draft=folders["draft"])
-    assert quantized_layers(in_four._draft.model)
-
-
-def test_a_draft_has_as_many_tokens(plain):
-    smaller = text_model(vocab_size=520)
-    error = refusal(VLM, plain.model, plain.tokenizer, draft=smaller)
-    assert (error.code, "the draft has 520 tokens and the model 512" in error.message) == ("invalid_request", True)
-
-
-@pytest.mark.parametrize("name", ["a byte", "an end", "a header", "an added word"])
-def test_a_draft_has_the_same_ids(plain, name):
-    ranks = {bytes([value]): value for value in range(256)}
-    special_ids, text_ids = meta_special_ids(256), {}
-    if name == "a byte":
-        ranks[b"a"], ranks[b"b"] = ranks[b"b"], ranks[b"a"]
-    elif name == "an added word":
-        text_ids["<word>"] = special_ids.pop("<|reserved_special_token_5|>")
-    else:
-        first = "<|eot_id|>" if name == "an end" else "<|start_header_id|>"
-        other = "<|reserved_special_token_5|>"
-        special_ids[first], special_ids[other] = special_ids[other], special_ids[first]
-    tokenizer = Tokenizer(ranks, special_ids, text_ids=text_ids)
-    error = refusal(VLM, plain.model, plain.tokenizer, draft=VLM(text_model().model, tokenizer))
-    assert error.code == "invalid_request"
-    assert "the draft's tokenizer has other ids than the model's" in error.message
-    assert len(error.report) <= 300
-
-
-def test_names_that_are_reserved_may_differ(plain):
-    special_ids = meta_special_ids(256)
-    special_ids["<|other|>"] = special_ids.pop("<|reserved_special_token_5|>")
-    tokenizer = Tokenizer({bytes([value]): value for value in range(256)}, special_ids)
-    VLM(plain.model, plain.tokenizer, draft=VLM(text_model().model, tokenizer))
-
-
-@pytest.mark.parametrize("bad", ["a/folder", 5, object()])
-def test_what_is_no_model_is_no_draft(plain, bad):
-    error = refusal(VLM, plain.model, plain.tokenizer, draft=bad)
-    assert error.code == "invalid_request"
-    assert error.message.startswith("draft is ")
-
-
-def test_a_folder_that_is_not_there_is_no_draft(folders):
-    assert refusal(VLM.from_pretrained, folders["large"], draft="no/folder/here").code == "checkpoint_invalid"

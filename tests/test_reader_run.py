@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from vision_encoder.preprocess import ImageProcessor, normalise
-from vlm.config import preset
+from vlm.config import PRESETS, preset
 from vlm.errors import VLMError
 from vlm.pipeline import VLM
 from vlm.training.reader.__main__ import main
@@ -32,6 +32,7 @@ from vlm.training.reader.wires import cross_attentions
 
 TOKENIZER = reader_tokenizer()
 SMALL = replace(STAGES[-1], num_batches=4, diet=Diet(num_images=2, share_pages=0.3, num_questions=2))
+TILE_SIZE = 152
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -40,6 +41,16 @@ def no_denormals():
     torch.set_flush_denormal(True)
     yield
     torch.set_flush_denormal(False)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def smaller_tiles():
+    """The recipe as it is on a quarter of the patches, so that a step takes a third of the time."""
+    model = preset("default")
+    smaller = replace(model, vision=replace(model.vision, tile_size=TILE_SIZE))
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setitem(PRESETS, "default", lambda: smaller)
+        yield
 
 
 def _write_over_positions(model):
@@ -139,16 +150,16 @@ def test_a_gpu_is_given_as_many_pictures_at_once_as_its_memory_holds(tmp_path, m
         assert run._pictures_at_once() == pictures
 
 
-def small_run(folder, num_batches: int, seed: int = 0) -> Run:
-    run = Run(folder, (replace(SMALL, num_batches=num_batches),), seed)
+@pytest.fixture(scope="module")
+def whole(smaller_tiles, no_denormals, tmp_path_factory) -> Run:
+    """A run of three batches from beginning to end."""
+    run = Run(tmp_path_factory.mktemp("whole"), (replace(SMALL, num_batches=3),), 0)
     run.train()
     return run
 
 
-def test_a_cut_run_goes_on_as_if_it_had_not_been(tmp_path, monkeypatch):
-    whole = small_run(tmp_path / "whole", 3)
-    stages = (replace(SMALL, num_batches=3),)
-    cut = Run(tmp_path / "cut", stages, 0)
+def test_a_cut_run_goes_on_as_if_it_had_not_been(whole, tmp_path, monkeypatch):
+    cut = Run(tmp_path / "cut", whole.stages, 0)
     step = cut._step
 
     def stop_in_the_second(*arguments):
@@ -159,20 +170,21 @@ def test_a_cut_run_goes_on_as_if_it_had_not_been(tmp_path, monkeypatch):
     monkeypatch.setattr(cut, "_step", stop_in_the_second)
     with pytest.raises(SystemExit):
         cut.train()
-    resumed = Run(tmp_path / "cut", stages, 0)
+    resumed = Run(tmp_path / "cut", whole.stages, 0)
     assert resumed.batch_index == 2
     resumed.train()
     for (name, weight), again in zip(whole.reader.named_parameters(), resumed.reader.parameters(), strict=True):
         assert torch.equal(weight, again), name
 
 
-def test_a_run_leaves_a_model_that_answers(tmp_path):
-    small_run(tmp_path, 1)
-    model = VLM.from_pretrained(tmp_path / "model")
+def test_a_run_leaves_a_model_that_answers(whole, tmp_path):
+    # Its batches are of single tiles, which are seen without missing ones.
+    assert whole.reader.model.config.vision.max_tiles == 1
+    model = VLM.from_pretrained(whole.out / "model")
     assert model.info.max_tiles == preset("default").vision.max_tiles
     reply = model.answer(Image.new("RGB", (300, 200), "white"), "What is the title?")
     assert reply.finish_reason in ("stop", "length")
-    further = Run(tmp_path / "further", (SMALL,), 1, start=tmp_path / "model")
+    further = Run(tmp_path / "further", (SMALL,), 1, start=whole.out / "model")
     for name, weight in further.reader.model.named_parameters():
         calmed = TEMPERATURE if name == "decoder.norm.weight" else 1
         assert torch.equal(weight.bfloat16(), calmed * model.model.get_parameter(name)), name
@@ -279,7 +291,7 @@ def test_a_batch_with_real_charts_is_a_function_of_its_index_and_of_its_process(
 
 @pytest.mark.parametrize(
     ("sizes", "said"),
-    [({}, "holds no questions"), ({"tall.png": (30, 200)}, "give charts larger than 304 pixels both ways")],
+    [({}, "holds no questions"), ({"tall.png": (30, 200)}, f"give charts larger than {TILE_SIZE} pixels both ways")],
 )
 def test_a_folder_without_charts_that_can_be_learned_from_is_told_without_a_traceback(tmp_path, sizes, said):
     folder = _charts(tmp_path / "charts", sizes)

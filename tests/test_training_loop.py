@@ -1,12 +1,8 @@
 """The loop: steps that are exact, runs that go on bit for bit, and accidents that end nothing else."""
 
 import copy
-import itertools
-import json
 import logging
 import math
-import os
-import shutil
 import subprocess
 import sys
 import time
@@ -14,73 +10,20 @@ from pathlib import Path
 
 import pytest
 import torch
-from click.testing import CliRunner
 
-from tests.conftest import random_model
 from tests.nearness import difference
-from tests.training_rows import draw_pictures, same_state, write_jsonl
-from vlm import VLM, Tokenizer, VLMError, preset
-from vlm.cli import main
+from tests.training_rows import same_state, write_jsonl
+from tests.training_runs import ROOT, TOML, log_of, lora, settings, weights_of, write_model_and_talk
+from vlm import VLM, VLMError
 from vlm.training import checkpoints
 from vlm.training.checkpoints import CheckpointFolder
-from vlm.training.config import Parallel, TrainConfig
-from vlm.training.deterministic import deterministic_algorithms
 from vlm.training.journal import Lines, read_lines
 from vlm.training.loop import Training
-from vlm.training.objectives import DirectPreference
-from vlm.training.parallel.world import DIMS, World
-from vlm.training.settings import build
-
-ROOT = Path(__file__).parent.parent
-TIMES = ("elapsed_s",)
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory) -> Path:
-    """A tiny checkpoint with open gates, and samples of unequal length with and without images, one of them poison."""
-    folder = tmp_path_factory.mktemp("training")
-    VLM(random_model(preset("tiny")), Tokenizer.bytes_only()).save_pretrained(folder / "model")
-    draw_pictures(folder, {"a.png": 30, "b.png": 200})
-    rows = []
-    for number in range(9):
-        text = f"say {number} " * (1 + number % 3)
-        content = [{"type": "text", "text": text}]
-        if number % 2:
-            content.insert(0, {"type": "image", "image": "ab"[number % 4 // 2] + ".png"})
-        if number == 5:
-            content.insert(0, {"type": "image", "image": "missing.png"})
-        reply = {"role": "assistant", "content": f"{number}" * (1 + number % 4)}
-        rows.append({"id": f"talk-{number}", "messages": [{"role": "user", "content": content}, reply]})
-    write_jsonl(folder / "talk.jsonl", rows)
-    write_jsonl(folder / "more.jsonl", [dict(row, id=f"more-{place}") for place, row in enumerate(rows[:3])])
-    return folder
-
-
-def settings(place: Path, out: Path, **changes) -> TrainConfig:
-    values = {
-        "out": str(out),
-        "model": {"source": str(place / "model")},
-        "data": [{"path": str(place / "talk.jsonl")}, {"path": str(place / "more.jsonl"), "weight": 4}],
-        "optimizer": {"lr": 2e-3},
-        "schedule": {"name": "cosine", "warmup_steps": 2},
-        "checkpoints": {"every": 3, "keep": 2},
-        "steps": 10,
-        "batch_size": 4,
-    }
-    return build(TrainConfig, values | changes)
-
-
-def lora(dropout: float = 0.3) -> dict:
-    return {"trained": {"lora": {"rank": 2, "dropout": dropout, "targets": ["q_proj", "v_proj"]}}}
-
-
-def log_of(out: Path) -> list[dict]:
-    """Return the log without what the clock says."""
-    return [{name: value for name, value in row.items() if name not in TIMES} for row in read_lines(out / "log.jsonl")]
-
-
-def weights_of(training: Training) -> dict[str, torch.Tensor]:
-    return {name: weight.detach().clone() for name, weight in training.weights.items()}
+    return write_model_and_talk(tmp_path_factory.mktemp("training"))
 
 
 def gradients(training: Training, share: float = 1.0) -> dict[str, torch.Tensor]:
@@ -349,177 +292,3 @@ def test_half_a_line_spoils_no_later_one(tmp_path):
     path.write_text('{"id": "a"}\n{"id":')
     Lines(path).add({"id": "c"})
     assert read_lines(path) == [{"id": "a"}, {"id": "c"}]
-
-
-# The command
-
-TOML = """
-out = "{out}"
-steps = 6
-batch_size = 4
-[model]
-source = "{place}/model"
-[[data]]
-path = "{place}/talk.jsonl"
-[trained.lora]
-rank = 4
-targets = ["*_proj"]
-[optimizer]
-lr = 0.02
-"""
-
-
-def test_the_command_trains_an_adapter_that_ask_takes(place, tmp_path):
-    config = tmp_path / "run.toml"
-    config.write_text(TOML.format(out=tmp_path / "run", place=place))
-    done = CliRunner().invoke(main, ["train", str(config), "steps=8", "--json"])
-    assert done.exit_code == 0, done.output
-    report = json.loads(done.stdout.splitlines()[-1])
-    assert (report["steps"], report["poison"]) == (8, 1)
-    arguments = ["ask", str(place / "a.png"), "say", "--model", str(place / "model"), "--max-new-tokens", "4"]
-    plain, adapted = (CliRunner().invoke(main, [*arguments, *more]) for more in ((), ("--adapter", report["result"])))
-    assert adapted.exit_code == plain.exit_code == 0
-    assert adapted.stdout != plain.stdout
-    again = CliRunner().invoke(main, ["train", str(config), "steps=8"])
-    assert "going on after step 8 of 8" in again.stdout
-    wrong = CliRunner().invoke(main, ["train", str(config), "stepz=8", "--json"])
-    assert wrong.exit_code == 1
-    assert "did you mean steps?" in json.loads(wrong.stdout.splitlines()[-1])["error"]["message"]
-
-
-def test_a_model_from_nothing_and_a_preference_run(place, tmp_path):
-    rows = [{"prompt": "q", "chosen": "a", "rejected": "b"}] * 3
-    write_jsonl(tmp_path / "pairs.jsonl", rows)
-    changes = {
-        "model": {"preset": "tiny"},
-        "data": [{"path": str(tmp_path / "pairs.jsonl")}],
-        "objective": {"name": "dpo", "beta": 1.0},
-        "steps": 4,
-    }
-    report = Training(settings(place, tmp_path / "run", **changes)).train()
-    losses = [row["loss"] for row in log_of(tmp_path / "run")]
-    assert losses[0] == pytest.approx(math.log(2), abs=1e-4)
-    assert losses[-1] < losses[0]
-    kept = (tmp_path / "run" / "reference.json").read_text()
-    shutil.rmtree(report.result)
-    assert Training(settings(place, tmp_path / "run", **changes)).train().result.exists()
-    assert (tmp_path / "run" / "reference.json").read_text() == kept
-
-
-def test_a_deterministic_run_repeats_itself_bit_for_bit(place, tmp_path, monkeypatch):
-    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
-    runs = []
-    for name, on in (("once", True), ("again", True), ("plain", False)):
-        runs.append(Training(settings(place, tmp_path / name, deterministic=on, **lora())))
-        held, loss_of = set(), runs[-1].objective.loss
-
-        def watched(*args, held=held, loss_of=loss_of):
-            held.add((torch.are_deterministic_algorithms_enabled(), os.environ.get("CUBLAS_WORKSPACE_CONFIG")))
-            return loss_of(*args)
-
-        runs[-1].objective.loss = watched
-        runs[-1].train()
-        assert held == {(on, ":4096:8")}
-        assert not torch.are_deterministic_algorithms_enabled()
-    assert log_of(tmp_path / "once") == log_of(tmp_path / "again")
-    assert same_state(weights_of(runs[0]), weights_of(runs[1]))
-    Training(settings(place, tmp_path / "once", deterministic=False, **lora()))
-
-
-def test_what_no_deterministic_algorithm_computes_is_told(place, tmp_path):
-    training = Training(settings(place, tmp_path / "run", deterministic=True))
-    training.objective.loss = lambda *_: torch.zeros(2).put_(torch.tensor([1]), torch.ones(1)).sum()
-    with pytest.raises(VLMError, match=r"deterministic is true .*: put_ does not have .*; set deterministic = false"):
-        training.train()
-    assert not torch.are_deterministic_algorithms_enabled()
-
-
-def test_cublas_that_was_begun_before_is_told_apart():
-    said = "enabled with `torch.use_deterministic_algorithms(True)`, but it uses CuBLAS; set CUBLAS_WORKSPACE_CONFIG"
-    told = r"cuBLAS was begun .* none; set it to :4096:8 before the program starts"
-    with pytest.raises(VLMError, match=told), deterministic_algorithms(True):
-        raise RuntimeError(said)
-    with pytest.raises(RuntimeError, match=r"^another$"), deterministic_algorithms(True):
-        raise RuntimeError("another")
-    assert not torch.are_deterministic_algorithms_enabled()
-
-
-def test_the_reference_of_preferences_is_computed_under_the_settings_of_the_run(place, tmp_path, monkeypatch):
-    row = {"messages": [{"role": "user", "content": "q"}], "chosen": "b", "rejected": "c"}
-    write_jsonl(tmp_path / "pairs.jsonl", [row])
-    held, margins = [], DirectPreference.margins
-    monkeypatch.setattr(
-        DirectPreference,
-        "margins",
-        lambda *args: held.append(torch.are_deterministic_algorithms_enabled()) or margins(*args),
-    )
-    pairs = {"data": [{"path": str(tmp_path / "pairs.jsonl")}], "objective": {"name": "dpo"}}
-    Training(settings(place, tmp_path / "run", deterministic=True, **pairs))
-    assert held == [True]
-
-
-def test_preferences_begin_at_ln_2_in_bf16_too(place, tmp_path):
-    """The reference is computed as the loss is: in float32 it would be another model's."""
-    row = {"prompt": "say", "chosen": "abcdefgh" * 9, "rejected": "12345678" * 9}
-    changes = {
-        "data": [{"path": str(write_jsonl(tmp_path / "pairs.jsonl", [row]))}],
-        "objective": {"name": "dpo", "beta": 1.0},
-        "precision": "bf16",
-        "batch_size": 1,
-        "steps": 1,
-    }
-    Training(settings(place, tmp_path / "run", **changes)).train()
-    assert log_of(tmp_path / "run")[0]["loss"] == pytest.approx(math.log(2), abs=1e-6)
-
-
-def test_those_who_share_a_layer_draw_the_same_and_all_others_their_own(place, tmp_path):
-    training = Training(settings(place, tmp_path / "run"))
-    examples, seeds = training.data[0].examples, {}
-
-    class Place(World):
-        """Of a process in a grid of two stages, two shares of the data and two parts of each layer."""
-
-        def __init__(self, *places):
-            super().__init__(Parallel(), training.world.device, size=1)
-            self.places = dict(zip(DIMS, places, strict=True))
-
-        def place(self, dim):
-            return self.places[dim]
-
-        def extent(self, dim):
-            return 2
-
-        def gather(self, value, dim=None):
-            return [value]
-
-    class Noting:
-        def gradients(self, parts, weight):
-            seeds[tuple(training.world.places.values())] = torch.initial_seed()
-            return 0.0
-
-    training.learner = Noting()
-    for places in itertools.product(range(2), repeat=3):
-        training.world = Place(*places)
-        training.step(examples, 1.0)
-    assert len(seeds) == 8
-    assert all(seeds[stage, data, 0] == seeds[stage, data, 1] for stage, data, _ in seeds)
-    assert len(set(seeds.values())) == 4
-
-
-def test_the_first_commands_of_the_documentation_work(tmp_path):
-    text = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
-    script = text.split("```bash\n")[1].split("```")[0]
-    for old, new in (("/tmp/first", str(tmp_path)), ("steps = 40", "steps = 2")):
-        assert old in script
-        script = script.replace(old, new)
-    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
-    done = subprocess.run(["bash", "-e", "-c", script], capture_output=True, text=True, env=environment, timeout=300)
-    assert done.returncode == 0, done.stderr
-    assert "wrote run/adapter" in done.stdout
-    assert {"adapter_config.json", "adapter_model.safetensors"} <= {
-        path.name for path in (tmp_path / "run" / "adapter").iterdir()
-    }
-    merging = text.split("```py\n")[1].split("```")[0]
-    done = subprocess.run([sys.executable, "-c", merging], cwd=tmp_path, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    assert (tmp_path / "run" / "merged" / "config.json").exists()

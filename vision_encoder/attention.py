@@ -1,13 +1,21 @@
 """Attention where it is soonest done: in C, or by torch in the dtype that suits the processor."""
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from vision_encoder.native import attend_many, lacks_amx
 
 # Queries from which turning keys and values into float32 is sooner won back than it takes.
 _MIN_FOR_FLOAT32 = 384
+# Queries from which a plan of cuDNN's is worth being made, and its kernel first among torch's.
+_MIN_FOR_CUDNN = 1024
+_CUDNN_FIRST = [
+    SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH
+]  # fmt: skip
 
 
 def attend(
@@ -39,15 +47,29 @@ def attend(
     if bias is not None and q.device.type == "cuda":
         return attend_with_bias_as_columns(q, k, v, bias)
     dtype = attention_dtype(q)
-    out = functional.scaled_dot_product_attention(
-        q.to(dtype),
-        k.to(dtype),
-        v.to(dtype),
-        attn_mask=mask if bias is None else bias[None, None, None].to(torch.promote_types(q.dtype, torch.float32)),
-        is_causal=causal,
-        enable_gqa=bool(k.shape[1] != q.shape[1]),
-    )
+    if bias is not None:
+        mask = bias[None, None, None].to(torch.promote_types(q.dtype, torch.float32))
+    with _quickest_first(q, k) if mask is None and not causal else nullcontext():
+        out = functional.scaled_dot_product_attention(
+            q.to(dtype),
+            k.to(dtype),
+            v.to(dtype),
+            attn_mask=mask,
+            is_causal=causal,
+            enable_gqa=bool(k.shape[1] != q.shape[1]),
+        )
     return out.to(q.dtype)
+
+
+def _quickest_first(q: Tensor, k: Tensor) -> AbstractContextManager:
+    """Return where torch tries cuDNN's kernel first: on a GPU the quickest for a picture's many rows.
+
+    It makes a plan for each shape, and pictures of a model have few; not where one trains, with a shape a batch.
+    """
+    fits = q.device.type == "cuda" and q.dtype in (torch.bfloat16, torch.float16) and q.shape[2] >= _MIN_FOR_CUDNN
+    if not fits or k.shape[1] != q.shape[1] or torch.is_grad_enabled():
+        return nullcontext()
+    return sdpa_kernel(_CUDNN_FIRST, set_priority=True)
 
 
 def attend_with_bias_as_columns(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
@@ -61,13 +83,14 @@ def attend_with_bias_as_columns(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -
     high = wanted.to(k.dtype)
     columns = functional.pad(torch.stack([high, (wanted - high.float()).to(k.dtype)], -1), (0, padded - width - 2))
     ones = functional.pad(q.new_ones(2), (0, padded - width - 2))
-    out = functional.scaled_dot_product_attention(
-        torch.cat([q, ones.expand(*q.shape[:-1], -1)], -1),
-        torch.cat([k, columns.expand(*k.shape[:-1], -1)], -1),
-        functional.pad(v, (0, padded - width)),
-        scale=width**-0.5,
-        enable_gqa=bool(k.shape[1] != q.shape[1]),
-    )
+    with _quickest_first(q, k):
+        out = functional.scaled_dot_product_attention(
+            torch.cat([q, ones.expand(*q.shape[:-1], -1)], -1),
+            torch.cat([k, columns.expand(*k.shape[:-1], -1)], -1),
+            functional.pad(v, (0, padded - width)),
+            scale=width**-0.5,
+            enable_gqa=bool(k.shape[1] != q.shape[1]),
+        )
     return out[..., :width]
 
 

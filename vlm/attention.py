@@ -11,6 +11,7 @@ from einops import einsum, rearrange
 from torch import Tensor
 
 from vision_encoder import attention
+from vlm import gpu
 from vlm.kv_cache import dequantize_vectors
 from vlm.native import MAX_ROWS, attend_one
 
@@ -30,6 +31,8 @@ def attend(
     where a key may be seen. `causal`, which needs s <= l and no mask: the queries are the last of the positions, and
     each sees the keys up to its own.
     """
+    if q.shape[2] == 1 and gpu.attends(q, k, v, scales, mask):
+        return gpu.attend_one(q, k, v, scales, mask=mask)
     if mask is None and q.shape[2] <= MAX_ROWS and (out := _one_by_one(q, k, v, scales, causal)) is not None:
         return out
     if scales is not None:

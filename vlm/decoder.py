@@ -3,6 +3,7 @@
 Source: llama-models models/llama3/model.py (text) and models/llama3/multimodal/model.py, CrossAttentionTransformerText.
 """
 
+import functools
 from typing import NamedTuple
 
 import torch
@@ -14,6 +15,7 @@ from adapters.cross_attention import GatedCrossAttentionLayer, ImageKV, LayerPar
 from adapters.masks import CrossMask
 from vlm.attention import attend
 from vlm.config import DecoderConfig
+from vlm.gpu import Kept, StepGraphs, ready_layers, run_layers, serves
 from vlm.kv_cache import KVCache, LayerKV
 from vlm.native import (
     AllLayersKV,
@@ -25,6 +27,7 @@ from vlm.native import (
     linear,
     rotate_in_place,
     side_by_side,
+    weights_state,
 )
 from vlm.rope import Rotation, rotate, rotation
 
@@ -62,6 +65,7 @@ class TextDecoder(nn.Module):
         self.norm = RMSNorm(config.width, eps=config.norm_eps)
         self.head = None if config.tied else Linear(config.width, config.vocab_size)
         self._step: DecodeStep | None = None
+        self._graphs = StepGraphs()
 
     def forward(
         self,
@@ -78,15 +82,23 @@ class TextDecoder(nn.Module):
         `s` ids are real; what stands at the others means nothing. Without a cache `ids` are the whole text, or with
         `packing` several whole texts a row.
         """
-        if packing is not None:
-            positions, seen = packing
-        else:
-            positions = _positions(cache, ids)
-            seen = _length_mask(cache, positions)
-        context = _SelfContext(cache, positions, rotation(self.config, positions), seen)
         x = self.embedding(ids)
+        if cache is not None and ids.shape[1] == 1 and (out := self._replayed(x, cache, image, mask)) is not None:
+            return DecoderOutput(self.norm(out), cache.advanced(num_new, 1))
+        context = self._context(cache, _positions(cache, ids) if packing is None else packing.positions)
+        if packing is not None:
+            context = context._replace(mask=packing.mask)
         if ids.shape == (1, 1) and (out := self._in_one_call(x, context, image, mask)) is not None:
             return DecoderOutput(self.norm(out), cache.advanced(num_new, 1))
+        x = self._one_by_one(x, context, image, mask)
+        return DecoderOutput(self.norm(x), None if cache is None else cache.advanced(num_new, ids.shape[1]))
+
+    def _context(self, cache: KVCache | None, positions: Tensor) -> "_SelfContext":
+        """Return what all self-attention layers share when they read the tokens at `positions` [b or 1, s]."""
+        return _SelfContext(cache, positions, rotation(self.config, positions), _length_mask(cache, positions))
+
+    def _one_by_one(self, x: Tensor, context: "_SelfContext", image: ImageKV | None, mask: CrossMask | None) -> Tensor:
+        """Return what the layers make of x [b, s, d], each called as it is."""
         num_self = num_cross = 0
         for layer in self.layers:
             if isinstance(layer, SelfAttentionLayer):
@@ -95,13 +107,45 @@ class TextDecoder(nn.Module):
             elif image is not None:
                 x = layer(x, image.layer(num_cross), mask)
                 num_cross += 1
-        cache = None if cache is None else cache.advanced(num_new, ids.shape[1])
-        return DecoderOutput(self.norm(x), cache)
+        return x
+
+    def _replayed(self, x: Tensor, cache: KVCache, image: ImageKV | None, mask: CrossMask | None) -> Tensor | None:
+        """Return what the layers make of a token a row, x [b, 1, d], by one recorded call of a GPU; None where that is
+        not had.
+
+        It knows no numbers, only tensors: it has the whole cache before it, and a mask says how far that is filled.
+        """
+        if not serves(x):
+            return None
+        masks = mask or CrossMask(None, None)
+
+        def context_of(lengths: Tensor) -> _SelfContext:
+            whole = cache._replace(lengths=lengths, max_length=cache.capacity - 1, is_bound=True)
+            return self._context(whole, whole.positions(1))
+
+        def by_layers(x: Tensor, lengths: Tensor, *masks: Tensor | None) -> Tensor:
+            return self._one_by_one(x, context_of(lengths), image, CrossMask(*masks))
+
+        def by_kernels(x: Tensor, lengths: Tensor, *masks: Tensor | None) -> Tensor:
+            text, pictures = Kept(cache.keys, cache.values, cache.scales), image and Kept(*image)
+            fits = len(x) == 1 and masks == (None, None)
+            layers = ready_layers(self.layers, text, pictures) if fits else None
+            if layers is None:
+                return by_layers(x, lengths, *masks)
+            context = context_of(lengths)
+            return run_layers(layers, x, text, context.mask, lengths, context.rotation, pictures)
+
+        def as_usual() -> Tensor:
+            return self._one_by_one(x, self._context(cache, cache.positions(1)), image, mask)
+
+        memory = (*cache.parts, *(image or ()))
+        state = functools.partial(weights_state, self.layers)
+        return self._graphs.run(by_kernels, as_usual, (x, cache.lengths, *masks), memory, state)
 
     def _in_one_call(
         self, x: Tensor, context: "_SelfContext", image: ImageKV | None, mask: CrossMask | None
     ) -> Tensor | None:
-        """Return what the layers make of a single token x [1, 1, d]; None where they have to be run one by one."""
+        """Return what the layers make of a single token x [1, 1, d] by C; None where they have to be run one by one."""
         cache = context.cache
         if cache is None or context.mask is not None or (image is not None and mask != (None, None)):
             return None
@@ -231,11 +275,11 @@ def _positions(cache: KVCache | None, ids: Tensor) -> Tensor:
 
 def _length_mask(cache: KVCache | None, positions: Tensor) -> Tensor | None:
     """Return which cached keys the tokens at `positions` [b or 1, s] may see, [b, 1, s, l]; None where each sees
-    those up to its own: in a single row, which is never padded.
+    those up to its own.
 
     No larger than one chunk of the prompt; a decode step has s = 1.
     """
-    if cache is None or cache.max_length == 0 or len(positions) == 1:
+    if cache is None or cache.max_length == 0 or cache.is_even:
         return None
     index = torch.arange(cache.max_length + positions.shape[1], device=positions.device)
     return index <= positions[:, None, :, None]

@@ -99,7 +99,10 @@ class VLM:
         cache_bytes: bound of the memory in which encoded pictures are kept for the next question.
         low_memory: on a CPU, leave the vision tower and the embedding in their safetensors files, mapped, and their
             pages in memory only while a picture is encoded, where they are stored in the model's dtype; None does so
-            where memory is short. The files must then stay as they are while the model is used.
+            where memory is short. The files must then stay as they are while the model is used. On a GPU, leave the
+            layers of the vision tower in the CPU's memory, and of those of the decoder that are not quantised as many
+            as have to, copied to the GPU whenever they are wanted; None leaves no more there than has to be, False
+            nothing.
         progress: called with the number of weights read so far and of all, as they are read.
         draft: a small text-only model of the same vocabulary (a folder, a Hub name, or one that is loaded) that
             proposes tokens, which this one checks several at a time: long replies come sooner and stay its own. It is

@@ -15,20 +15,22 @@ from vlm.bench.operations import random_pixels
 from vlm.model import VisionLanguageModel
 from vlm.verify.transformers_oracle import OracleModel, load
 
+CPU = torch.device("cpu")
 
-def peer_of(model: VisionLanguageModel) -> OracleModel:
+
+def peer_of(model: VisionLanguageModel, device: torch.device = CPU) -> OracleModel:
     """Return transformers' model with the weights of `model`."""
     with tempfile.TemporaryDirectory() as folder:
         checkpoint.save_model(model, Path(folder) / "model", format="hf")
         has_vision = model.config.vision is not None
-        return load(Path(folder) / "model", has_vision=has_vision, dtype=torch.bfloat16, device=torch.device("cpu"))
+        return load(Path(folder) / "model", has_vision=has_vision, dtype=torch.bfloat16, device=device)
 
 
 def decode_step(peer: OracleModel, context: int) -> Call:
     """Return a function that decodes one token after `context` others."""
     cache = DynamicCache(config=peer.config.get_text_config())
-    peer(input_ids=torch.ones(1, context, dtype=torch.long), past_key_values=cache, logits_to_keep=1)
-    ids = torch.tensor([[1]])
+    ids = torch.ones(1, 1, dtype=torch.long, device=peer.device)
+    peer(input_ids=ids.expand(-1, context), past_key_values=cache, logits_to_keep=1)
 
     def call() -> torch.Tensor:
         logits = peer(input_ids=ids, past_key_values=cache).logits

@@ -11,7 +11,8 @@ from torch import Tensor
 from vlm.checkpoint import hf_config, ollama
 from vlm.checkpoint.files import invalid
 from vlm.checkpoint.mapped import MappedWeights
-from vlm.checkpoint.memory import check_memory, is_short_of_memory
+from vlm.checkpoint.memory import check_memory, gpu_free_bytes, is_short_of_memory
+from vlm.checkpoint.offload import Offload, choose, stream
 from vlm.checkpoint.opened import OpenCheckpoint, format_of
 from vlm.checkpoint.stored import MappedTensor
 from vlm.config import ModelConfig
@@ -21,6 +22,7 @@ from vlm.quantization.linear import arrange_layers, put_quantized_layers
 
 logger = logging.getLogger(__name__)
 
+_CPU = torch.device("cpu")
 _CHUNK = 1 << 22
 
 
@@ -65,7 +67,8 @@ def load_model(
 
     low_memory: on a CPU the encoder, the projector and an embedding that is no output head stay in their safetensors
         files as long as the model is used, where they are stored in its dtype; these files must not be written into.
-        None: so where the model would leave too little memory free.
+        None: so where the model would leave too little memory free. On a GPU the encoder's layers stay in the CPU's
+        memory, and as many of the decoder's as have to. None: as few of either as have to; see `offload.py`.
     progress: called with the number of weights read by then and of all.
 
     Raises VLMError whose `report` lists every missing, unexpected and misshapen tensor.
@@ -77,11 +80,8 @@ def load_model(
         schemes = source.schemes(quantize, group_size)
         dtype, model = source.dtype(dtype), source.model
         put_quantized_layers(model, schemes)
-        shapes = model.state_dict()
-        is_wanted = is_short_of_memory(shapes, dtype) if low_memory is None else low_memory
-        mapped = _map(source, dtype) if is_wanted and device.type == "cpu" else {}
-        check_memory({name: shape for name, shape in shapes.items() if name not in mapped}, dtype, device)
-        state = _read(source, schemes, dtype, device, mapped, progress or (lambda *_: None))
+        mapped, offload = _elsewhere(source, dtype, device, low_memory)
+        state = _read(source, schemes, dtype, device, mapped, offload, progress or (lambda *_: None))
     if check_finite:
         _check_finite(folder, state)
     model.load_state_dict(state, strict=True, assign=True)
@@ -91,9 +91,12 @@ def load_model(
     if mapped:
         logger.info("%d weights stay in their files, to save memory", len(mapped))
         model.release = MappedWeights(model, mapped).release
+    elif any(offload):
+        stream(model, offload, device)
     elif low_memory:
         logger.warning(
             "low_memory changes nothing here: only safetensors files can stay on disk, on a CPU, in the dtype they have"
+            "; for a GPU an encoder can stay in the CPU's memory"
         )
     return model.eval()
 
@@ -106,6 +109,24 @@ def readable(folder: Path) -> Iterator[None]:
     except OSError as error:
         why = error.strerror or type(error).__name__
         raise invalid(f"{folder.name} cannot be read: {why}; check its permissions and the disk") from None
+
+
+def _elsewhere(
+    source: OpenCheckpoint, dtype: torch.dtype, device: torch.device, low_memory: bool | None
+) -> tuple[dict[str, MappedTensor], Offload]:
+    """Return, mapped, what stays in its file, and what stays in the CPU's memory for a GPU.
+
+    Raises VLMError where there is too little memory for the rest.
+    """
+    shapes, free = source.model.state_dict(), gpu_free_bytes(device)
+    if free is not None:
+        offload = choose(source.model, dtype, free, low_memory)
+        check_memory({name: shape for name, shape in shapes.items() if offload.holds(name)}, dtype, _CPU)
+        return {}, offload
+    is_wanted = is_short_of_memory(shapes, dtype) if low_memory is None else low_memory
+    mapped = _map(source, dtype) if is_wanted and device.type == "cpu" else {}
+    check_memory({name: shape for name, shape in shapes.items() if name not in mapped}, dtype, device)
+    return mapped, Offload()
 
 
 def _map(source: OpenCheckpoint, dtype: torch.dtype) -> dict[str, MappedTensor]:
@@ -123,6 +144,7 @@ def _read(
     dtype: torch.dtype,
     device: torch.device,
     mapped: Mapping[str, MappedTensor],
+    offload: Offload,
     progress: Callable[[int, int], None],
 ) -> dict[str, Tensor]:
     """Read all tensors, the largest first: what one needs for itself while it is turned then never adds to the peak."""
@@ -136,7 +158,9 @@ def _read(
             parts = zip(weight._fields, weight, strict=True)
             state |= {f"{layer}.{part}": tensor.to(device) for part, tensor in parts if tensor is not None}
         else:
-            state[name] = source.read(name, dtype, device, stays=True)
+            # What stays in the CPU's memory is moved once more there, to where the GPU reads by itself.
+            is_moved = offload.holds(name)
+            state[name] = source.read(name, dtype, _CPU if is_moved else device, stays=not is_moved)
         done += sizes[name]
         progress(done, total)
     return state

@@ -1,5 +1,6 @@
 """Whether a model fits the memory that is free, before the first weight is read."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -14,14 +15,14 @@ _BESIDES = 1.25
 def is_short_of_memory(shapes: dict[str, Tensor], dtype: torch.dtype) -> bool:
     """Return whether weights on the CPU would leave too little memory free to be used."""
     free = free_bytes()
-    return free is not None and _BESIDES * _num_bytes(shapes, dtype) > free
+    return free is not None and _BESIDES * num_bytes(shapes, dtype) > free
 
 
 def check_memory(shapes: dict[str, Tensor], dtype: torch.dtype, device: torch.device) -> None:
     """Raise VLMError where the weights cannot fit; better than being killed halfway."""
     if device.type != "cpu":
         return
-    needed, free = _num_bytes(shapes, dtype), free_bytes()
+    needed, free = num_bytes(shapes, dtype), free_bytes()
     if free is not None and needed > free:
         raise VLMError(
             "device_unavailable",
@@ -30,7 +31,8 @@ def check_memory(shapes: dict[str, Tensor], dtype: torch.dtype, device: torch.de
         )
 
 
-def _num_bytes(shapes: dict[str, Tensor], dtype: torch.dtype) -> int:
+def num_bytes(shapes: Mapping[str, Tensor], dtype: torch.dtype) -> int:
+    """Return what weights of these shapes take in `dtype`."""
     # Whole numbers are quantised weights, which stay as they are.
     return sum(
         tensor.numel() * (dtype if tensor.is_floating_point() else tensor.dtype).itemsize for tensor in shapes.values()
@@ -52,3 +54,14 @@ def free_bytes() -> int | None:
     except (OSError, ValueError, KeyError):
         return free
     return min(free, max(limit - used, 0))
+
+
+def gpu_free_bytes(device: torch.device) -> int | None:
+    """Return what this process can still take of a GPU's memory; None for other devices."""
+    if device.type != "cuda":
+        return None
+    free, total = torch.cuda.mem_get_info(device)
+    used = torch.cuda.memory_allocated(device)
+    # What torch keeps for tensors to come is taken over there, and a cap on this process is not known.
+    free += torch.cuda.memory_reserved(device) - used
+    return max(0, min(free, int(torch.cuda.get_per_process_memory_fraction(device) * total) - used))

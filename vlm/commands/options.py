@@ -39,7 +39,8 @@ low_memory_option = click.option(
     "--low-memory/--in-memory",
     default=None,
     help="Leave the vision tower and the embedding in their files but while a picture is encoded (on a CPU, of "
-    "safetensors files in the dtype they have). [default: where memory is short]",
+    "safetensors files in the dtype they have); for a GPU, the tower and what else has to in the CPU's memory. "
+    "[default: where memory is short]",
 )
 draft_option = click.option(
     "--draft",

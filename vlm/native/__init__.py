@@ -15,7 +15,7 @@ from vlm.native.functions import (
     rotate_in_place,
     side_by_side,
 )
-from vlm.native.step import AllLayersKV, DecodeStep, decode_step
+from vlm.native.step import AllLayersKV, DecodeStep, decode_step, weights_state
 
 __all__ = [
     "MAX_ROWS",
@@ -34,4 +34,5 @@ __all__ = [
     "product",
     "rotate_in_place",
     "side_by_side",
+    "weights_state",
 ]

@@ -79,9 +79,7 @@ class DecodeStep:
 
 def decode_step(layers: nn.ModuleList, x: Tensor, last: DecodeStep | None) -> DecodeStep | None:
     """Return `layers` made ready for x [1, 1, d]: `last`, where that still holds; None where torch has to."""
-    if not is_plain(x) or library() is None or torch.is_grad_enabled() or _has_any_global_hook():
-        return None
-    if (state := _state_of(layers)) is None:
+    if not is_plain(x) or library() is None or torch.is_grad_enabled() or (state := weights_state(layers)) is None:
         return None
     if last is not None and last.state == state:
         return last
@@ -93,8 +91,10 @@ def decode_step(layers: nn.ModuleList, x: Tensor, last: DecodeStep | None) -> De
     return DecodeStep(state, ready)
 
 
-def _state_of(layers: nn.ModuleList) -> list | None:
+def weights_state(layers: nn.ModuleList) -> list | None:
     """Return what tells whether weights are still what and where they were; None where hooks would be passed over."""
+    if _has_any_global_hook():
+        return None
     state = []
     for layer in layers:
         for part in _parts(layer):

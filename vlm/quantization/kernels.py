@@ -1,6 +1,6 @@
 """Products with quantised weights: which one is right where. Of torch's own, how they want the weights arranged.
 
-Source: pytorch aten/src/ATen/native/cpu/int8mm_kernel.cpp and int4mm_kernel.cpp, aten/src/ATen/native/cuda/int4mm.cu.
+Source: pytorch aten/src/ATen/native/cpu/int8mm_kernel.cpp and int4mm_kernel.cpp.
 """
 
 import functools
@@ -8,6 +8,7 @@ import functools
 import torch
 from torch import Tensor
 
+from vlm.quantization.gpu_product import TritonKernel
 from vlm.quantization.kernel import Kernel
 from vlm.quantization.product import OwnKernel
 from vlm.quantization.scheme import Scheme
@@ -25,22 +26,24 @@ def find_kernel(scheme: Scheme, weight: QuantizedWeight) -> Kernel | None:
     At 8 bits and 16-bit floats the CPU's kernel reads 16 columns at a time and does not look where a row ends
     (torch 2.14: wrong numbers, or a crash), so rows must be multiples of 32.
     """
-    device, dtype, (rows, groups) = weight.scales.device, weight.scales.dtype, weight.scales.shape
+    device, dtype, (rows, groups) = weight.scales.device.type, weight.scales.dtype, weight.scales.shape
     cols = weight.codes.shape[1] * 8 // scheme.bits
-    if device.type not in ("cpu", "cuda") or dtype not in (torch.float32, *_HALF) or rows == 0 or cols % 32:
+    if dtype not in (torch.float32, *_HALF) or rows == 0 or cols % 32:
         return None
-    if device.type == "cpu" and (kernel := OwnKernel.of(scheme, weight)) is not None:
+    if (kernel := TritonKernel.of(scheme, weight)) is not None or device != "cpu":
         return kernel
-    kinds = _KINDS[scheme.bits, device.type]
-    if not all(torch._C._dispatch_has_kernel_for_dispatch_key(f"aten::{name}", kinds.KEY) for name in kinds.NAMES):
+    if (kernel := OwnKernel.of(scheme, weight)) is not None:
+        return kernel
+    kind = _KINDS[scheme.bits]
+    if not all(torch._C._dispatch_has_kernel_for_dispatch_key(f"aten::{name}", "CPU") for name in kind.NAMES):
         return None
-    return kinds.of(scheme, rows, cols, groups, dtype)
+    return kind.of(scheme, rows, cols, groups, dtype)
 
 
 class _Int8(Kernel):
     """8 bits and a scale a row."""
 
-    NAMES, KEY = ("_weight_int8pack_mm",), "CPU"
+    NAMES = ("_weight_int8pack_mm",)
 
     def __init__(self, max_rows: int):
         self.max_rows = max_rows
@@ -59,21 +62,10 @@ class _Int8(Kernel):
         return _OPS._weight_int8pack_mm(x, codes, scales)
 
 
-class _Int8Cuda(_Int8):
-    """The same on a GPU."""
-
-    KEY = "CUDA"
-
-    @classmethod
-    def of(cls, scheme: Scheme, rows: int, cols: int, groups: int, dtype: torch.dtype) -> "Kernel | None":
-        fits = groups == 1 and scheme.symmetric and dtype == torch.bfloat16 and rows % 8 == 0
-        return cls(32) if fits else None
-
-
 class _Int4(Kernel):
     """4 bits in groups; zero points come as what is added after scaling."""
 
-    NAMES, KEY = ("_convert_weight_to_int4pack_for_cpu", "_weight_int4pack_mm_for_cpu"), "CPU"
+    NAMES = ("_convert_weight_to_int4pack_for_cpu", "_weight_int4pack_mm_for_cpu")
 
     def __init__(self, max_rows: int):
         self.max_rows = max_rows
@@ -115,30 +107,7 @@ class _Int4(Kernel):
         return halves[:, 0::2].bitwise_or_(halves[:, 1::2] << 4).reshape(-1, cols // 2)
 
 
-class _Int4Cuda(_Int4):
-    """The same on a GPU, whose tensor cores take 16 columns times `tiles`."""
-
-    NAMES, KEY = ("_convert_weight_to_int4pack", "_weight_int4pack_mm"), "CUDA"
-
-    def __init__(self, max_rows: int, tiles: int):
-        super().__init__(max_rows)
-        self.tiles = tiles
-
-    @classmethod
-    def of(cls, scheme: Scheme, rows: int, cols: int, groups: int, dtype: torch.dtype) -> "Kernel | None":
-        tiles = next((tiles for tiles in (8, 4, 2) if cols % (16 * tiles) == 0), None)
-        fits = scheme.group_size in (32, 64, 128, 256) and rows % 8 == 0 and dtype == torch.bfloat16
-        return cls(32, tiles) if fits and tiles and torch.cuda.get_device_capability() >= (8, 0) else None
-
-    def pack(self, codes: Tensor) -> Tensor:
-        # Here the number of the even column is in the upper half.
-        return _OPS._convert_weight_to_int4pack(codes << 4 | codes >> 4, self.tiles)
-
-    def product(self, x: Tensor, codes: Tensor, scales: Tensor, scheme: Scheme) -> Tensor:
-        return _OPS._weight_int4pack_mm(x, codes, scheme.group_size, scales)
-
-
-_KINDS = {(8, "cpu"): _Int8, (8, "cuda"): _Int8Cuda, (4, "cpu"): _Int4, (4, "cuda"): _Int4Cuda}
+_KINDS = {8: _Int8, 4: _Int4}
 
 
 def _halves(codes: Tensor) -> Tensor:

@@ -8,8 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from vlm.gpu import Weights
 from vlm.model import VisionLanguageModel
 from vlm.native import Linear, NativeWeights, product
+from vlm.quantization.gpu_product import TritonKernel
 from vlm.quantization.kernels import Kernel, find_kernel
 from vlm.quantization.product import OwnKernel
 from vlm.quantization.scheme import GROUP_SIZES, Scheme, plan, quantized_config
@@ -65,6 +67,12 @@ class QuantizedLinear(nn.Module):
         if not fits or (torch.is_grad_enabled() and x.requires_grad):
             return None
         return self.kernel.native_weights(self.codes, self.scales, self.scheme)
+
+    def gpu_weights(self) -> Weights | None:
+        """Return the weights as the kernels of a decode step on a GPU take them; None where they do not."""
+        if not isinstance(self.kernel, TritonKernel):
+            return None
+        return self.kernel.weights(self.codes, self.scales, self.scheme)
 
     def expanded_product(self, x: Tensor) -> Tensor:
         """Return x [rows, in] times the weights, a part of them expanded at a time."""

@@ -176,7 +176,8 @@ class Run:
         self.reader.zero_grad(set_to_none=True)
         means: Counter[str] = Counter()
         for batch in parts:
-            self._retile(batch.canvas)
+            # torch's loader makes lists of tuples.
+            self._retile(tuple(batch.canvas))
             with torch.autocast("cuda", torch.bfloat16, enabled=self.device.type == "cuda"):
                 losses = trained(batch.to(self.device))
             total = sum(weight * loss for weight, loss in zip(stage.weights, losses, strict=True) if weight)

@@ -2,9 +2,9 @@
 
 from random import Random
 
-from vlm.training.synthetic.words import Split, pseudo_word, words
+from vlm.training.synthetic.words import WORD_KINDS, Split, pseudo_word, words
 
-LISTS = ("country", "place", "product", "sector", "group", "measure", "counted", "rated")
+LISTS = tuple(kind for kind in WORD_KINDS if kind not in ("person", "company"))
 LINKS = ("of", "in", "by", "to", "the", "a", "of the", "in the")
 
 

@@ -10,10 +10,9 @@ from dataclasses import replace
 from random import Random
 
 from vlm.training.synthetic.spec import TIME_KINDS, ChartSpec
-from vlm.training.synthetic.words import SHARED_WORDS, in_split, is_unwelcome, words
+from vlm.training.synthetic.words import SHARED_WORDS, WORD_KINDS, in_split, is_unwelcome, words
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
-LISTS = ("country", "place", "product", "sector", "person", "group", "company", "measure", "counted", "rated")
 LONGEST = 14
 SHIFTS = ((-300, -113), (63, 300))
 """By how many years those of training may be moved: to before the held-out ones, or to after their own."""
@@ -64,7 +63,7 @@ def _new_word(random: Random, word: str, spec: ChartSpec, taken: set[str]) -> st
 
 def _spliced(random: Random, word: str) -> str:
     """Return how the word begins and how another one ends."""
-    other = random.choice(random.choice(words(random.choice(LISTS), "train")).split()).lower()
+    other = random.choice(random.choice(words(random.choice(WORD_KINDS), "train")).split()).lower()
     return word[: random.randint(1, len(word) - 1)] + other[random.randint(0, len(other) - 1) :]
 
 

@@ -8,9 +8,9 @@ from PIL import Image
 from vlm.training.synthetic.canvas import Canvas, Character, Colour, DoesNotFit, age
 from vlm.training.synthetic.fonts import Face, find_fonts, load_face
 from vlm.training.synthetic.spec import draw_number_format
-from vlm.training.synthetic.words import YEARS, Split, in_split, pseudo_word, random_string, words
+from vlm.training.synthetic.words import WORD_KINDS, YEARS, Split, in_split, pseudo_word, random_string, words
 
-LISTS = ("country", "place", "product", "sector", "person", "group", "company", "measure", "counted", "rated", "month")
+LISTS = (*WORD_KINDS, "month")
 PAPERS: tuple[Colour, ...] = ((255, 255, 255),) * 5 + ((244, 244, 240), (235, 242, 250), (30, 34, 50), (166, 9, 9))
 INKS: tuple[Colour, ...] = ((0, 0, 0), (0, 0, 0), (60, 60, 60), (100, 100, 100), (40, 118, 221), (166, 9, 9))
 PALE_INKS: tuple[Colour, ...] = ((255, 255, 255), (235, 235, 235))

@@ -108,6 +108,8 @@ _LISTS = {
     "weekday": WEEKDAYS,
     "source": SOURCES,
 }
+WORD_KINDS = ("country", "place", "product", "sector", "person", "group", "company", "measure", "counted", "rated")
+"""Those of `words` that say what a chart is about. In this order everything is drawn: another draws other pictures."""
 
 _ONSETS = "b|c|d|f|g|h|j|k|l|m|n|p|r|s|t|v|w|z|br|ch|cl|cr|dr|fl|fr|gl|gr|pl|pr|qu|sc|sh|sk|sl|sp|st|th|tr|x|y"
 _VOWELS = "a|e|i|o|u|a|e|i|o|u|ai|au|ea|ee|ie|oa|oo|ou|y"
