@@ -72,9 +72,7 @@ def serves(*tensors: Tensor | None) -> bool:
     plain = all(x.device.type == DEVICE and type(x) in (Tensor, nn.Parameter) for x in tensors if x is not None)
     if not plain or torch.is_grad_enabled() or torch.is_autocast_enabled(DEVICE):
         return False
-    # What several processes share is exchanged between kernels.
-    shared = torch.distributed.is_available() and torch.distributed.is_initialized()
-    return not shared and triton_kernels() is not None
+    return triton_kernels() is not None
 
 
 def product(

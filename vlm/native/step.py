@@ -92,7 +92,8 @@ def decode_step(layers: nn.ModuleList, x: Tensor, last: DecodeStep | None) -> De
 
 
 def weights_state(layers: nn.ModuleList) -> list | None:
-    """Return what tells whether weights are still what and where they were; None where hooks would be passed over."""
+    """Return what tells whether weights are still what and where they were; None where hooks would be passed over, or
+    processes share them."""
     if _has_any_global_hook():
         return None
     state = []
@@ -106,6 +107,8 @@ def weights_state(layers: nn.ModuleList) -> list | None:
             for tensors in (part._parameters, part._buffers):
                 for tensor in tensors.values():
                     if tensor is not None:
+                        if type(tensor) not in (Tensor, nn.Parameter):
+                            return None
                         state += (tensor.data_ptr(), tensor.dtype, tensor.shape)
     return state
 
