@@ -149,16 +149,41 @@ def test_what_the_kernel_does_not_take_is_left_to_torch(change):
         assert not functions.attends(q, k, k, None, mask)
 
 
-def test_without_triton_torch_serves_and_that_is_said_once(monkeypatch, caplog):
-    monkeypatch.setitem(sys.modules, "vlm.gpu.kernels", None)
-    monkeypatch.delattr("vlm.gpu.kernels", raising=False)
-    functions.triton_kernels.cache_clear()
-    try:
-        q, k = randn(1, 2, 1, 16), randn(1, 2, 9, 16)
-        assert not any(functions.attends(q, k, k, None, None) for _ in range(2))
-        assert caplog.text.count("install triton") == 1
-    finally:
-        functions.triton_kernels.cache_clear()
+@pytest.fixture
+def asked_anew():
+    functions.is_usable.cache_clear()
+    yield
+    functions.is_usable.cache_clear()
+
+
+def test_without_triton_torch_serves_and_that_is_said_once(asked_anew, monkeypatch, caplog):
+    monkeypatch.setitem(sys.modules, "vlm.gpu.probe", None)
+    q, k = randn(1, 2, 1, 16), randn(1, 2, 9, 16)
+    assert not any(functions.attends(q, k, k, None, None) for _ in range(2))
+    assert caplog.text.count("install triton") == 1
+
+
+@pytest.mark.parametrize("name", ["attend_one", "product", "product_of_rows"])
+def test_kernels_that_are_wrong_here_are_not_used(name, asked_anew, monkeypatch, caplog):
+    from vlm.gpu import probe
+
+    real = getattr(probe, name)
+    monkeypatch.setattr(probe, name, lambda *given, **named: 1.1 * real(*given, **named))
+    assert not functions.is_usable()
+    assert "other numbers than torch's" in caplog.text
+
+
+def test_a_lack_of_memory_is_not_for_ever(asked_anew, monkeypatch):
+    from vlm.gpu import probe
+
+    def lacks(device):
+        raise torch.OutOfMemoryError("out of memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(probe, "find_fault", lacks)
+        with pytest.raises(torch.OutOfMemoryError):
+            functions.is_usable()
+    assert functions.is_usable()
 
 
 @pytest.mark.slow

@@ -160,6 +160,28 @@ def test_a_change_of_the_weights_is_noticed_between_two_tokens(change, request):
     assert _is_close(_replies(model, each=lambda step: change(model) if step == 3 else None), plain)
 
 
+def test_a_change_between_two_replies_is_noticed_before_anything_is_replayed(recorded, monkeypatch):
+    model = _model()
+    memory = empty_cache(model.config.decoder, 1, 24, dtype=torch.float32, device=torch.device(DEVICE))
+    monkeypatch.setattr("tests.test_gpu_step.empty_cache", lambda *_, **__: memory)
+    _replies(model, image=False)
+    _other_memory(model)
+    replayed = graph.Recorded.run
+    monkeypatch.setattr(graph.Recorded, "run", lambda *given: pytest.fail("replayed"))
+    monkeypatch.setattr("tests.test_gpu_step.NUM_STEPS", 1)
+    _replies(model, image=False)
+    monkeypatch.setattr(graph.Recorded, "run", replayed)
+
+
+def test_a_full_cache_is_not_written_past_its_end(on_gpu):
+    model = _model()
+    cache = empty_cache(model.config.decoder, 1, 4, dtype=torch.float32, device=torch.device(DEVICE))
+    _, cache = model.decoder(torch.tensor([[1, 2, 3, 4]], device=DEVICE), cache)
+    for _ in range(3):
+        with pytest.raises(RuntimeError):
+            model.decoder(torch.tensor([[5]], device=DEVICE), cache)
+
+
 def test_a_copy_and_another_process_begin_anew(recorded):
     model = _model()
     found = _replies(model)

@@ -13,9 +13,6 @@ from vision_encoder.native import attend_many, lacks_amx
 _MIN_FOR_FLOAT32 = 384
 # Queries from which a plan of cuDNN's is worth being made, and its kernel first among torch's.
 _MIN_FOR_CUDNN = 1024
-_CUDNN_FIRST = [
-    SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH
-]  # fmt: skip
 
 
 def attend(
@@ -69,7 +66,15 @@ def _quickest_first(q: Tensor, k: Tensor) -> AbstractContextManager:
     fits = q.device.type == "cuda" and q.dtype in (torch.bfloat16, torch.float16) and q.shape[2] >= _MIN_FOR_CUDNN
     if not fits or k.shape[1] != q.shape[1] or torch.is_grad_enabled():
         return nullcontext()
-    return sdpa_kernel(_CUDNN_FIRST, set_priority=True)
+    # What a caller has switched off stays off.
+    backends = torch.backends.cuda
+    kinds = {
+        SDPBackend.CUDNN_ATTENTION: backends.cudnn_sdp_enabled(),
+        SDPBackend.FLASH_ATTENTION: backends.flash_sdp_enabled(),
+        SDPBackend.EFFICIENT_ATTENTION: backends.mem_efficient_sdp_enabled(),
+        SDPBackend.MATH: backends.math_sdp_enabled(),
+    }
+    return sdpa_kernel([kind for kind, is_on in kinds.items() if is_on], set_priority=True)
 
 
 def attend_with_bias_as_columns(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from adapters.cross_attention import GatedCrossAttentionLayer, ImageKV, LayerPar
 from adapters.masks import CrossMask
 from vlm.attention import attend
 from vlm.config import DecoderConfig
-from vlm.gpu import Kept, StepGraphs, ready_layers, run_layers, serves
+from vlm.gpu import WIDTHS, Kept, StepGraphs, ready_layers, run_layers, serves
 from vlm.kv_cache import KVCache, LayerKV
 from vlm.native import (
     AllLayersKV,
@@ -83,6 +83,8 @@ class TextDecoder(nn.Module):
         `packing` several whole texts a row.
         """
         x = self.embedding(ids)
+        if ids.shape[1] > 1:
+            self._graphs.looks_first = True
         if cache is not None and ids.shape[1] == 1 and (out := self._replayed(x, cache, image, mask)) is not None:
             return DecoderOutput(self.norm(out), cache.advanced(num_new, 1))
         context = self._context(cache, _positions(cache, ids) if packing is None else packing.positions)
@@ -115,7 +117,7 @@ class TextDecoder(nn.Module):
 
         It knows no numbers, only tensors: it has the whole cache before it, and a mask says how far that is filled.
         """
-        if not serves(x):
+        if self.config.head_dim not in WIDTHS or cache.max_length >= cache.capacity or not serves(x):
             return None
         masks = mask or CrossMask(None, None)
 

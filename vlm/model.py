@@ -13,6 +13,8 @@ from vlm.config import ModelConfig
 from vlm.decoder import TextDecoder
 from vlm.kv_cache import KVCache, empty_cache
 
+_POSITIONS_A_STEP = 256
+
 
 class VisionLanguageModel(nn.Module):
     """A model of the Llama 3.2 Vision kind; without `config.vision` the text-only family."""
@@ -42,6 +44,9 @@ class VisionLanguageModel(nn.Module):
     def empty_cache(self, batch_size: int, capacity: int) -> KVCache:
         """Return a cache for the decoder with room for `capacity` positions in each of `batch_size` rows."""
         weight = self.decoder.embedding.weight
+        if weight.device.type == "cuda":
+            # So that the memory of one reply serves the next, and with it what was recorded there.
+            capacity = -(-capacity // _POSITIONS_A_STEP) * _POSITIONS_A_STEP
         dtype = self.kv_cache_dtype or weight.dtype
         return empty_cache(self.config.decoder, batch_size, capacity, dtype=dtype, device=weight.device)
 

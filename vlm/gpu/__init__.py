@@ -3,11 +3,12 @@
 Products of prompts and of many rows, and the encoder, are torch's own. Without Triton all is, and that is said once.
 """
 
-from vlm.gpu.functions import Weights, attend_one, attends, product, product_of_rows, serves
+from vlm.gpu.functions import WIDTHS, Weights, attend_one, attends, product, product_of_rows, serves
 from vlm.gpu.graph import StepGraphs
 from vlm.gpu.step import Kept, ready_layers, run_layers
 
 __all__ = [
+    "WIDTHS",
     "Kept",
     "StepGraphs",
     "Weights",

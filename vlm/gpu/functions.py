@@ -2,7 +2,8 @@
 
 import functools
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from types import ModuleType
 from typing import NamedTuple
 
@@ -52,29 +53,46 @@ class Weights(NamedTuple):
 
 
 @functools.cache
-def triton_kernels() -> ModuleType | None:
-    """Return the module of the kernels; None, and say why once, where Triton cannot be had."""
+def is_usable() -> bool:
+    """Return whether the kernels can be had and are right on this machine; if not it is said why, once."""
     try:
-        from vlm.gpu import kernels
+        from vlm.gpu.probe import find_fault
 
-        # A first call shows whether there is all that Triton needs: a C compiler, for one.
-        one, none = torch.ones(1, 1, 16, device=DEVICE), torch.zeros(1, 1, device=DEVICE)
-        kernels.join_parts[(1,)](one, none, none + 1, one, 1, PARTS=1, WIDTH=16)
+        fault = find_fault(DEVICE)
+    except torch.OutOfMemoryError:
+        # Another time there may be more.
+        raise
+    except ImportError:
+        fault = "install triton"
     except Exception as error:  # noqa: BLE001 (compilers and drivers have errors of their own)
-        why = "install triton" if isinstance(error, ImportError) else str(error)[:200]
-        logger.warning("without Triton torch's own functions serve on the GPU, which takes longer: %s", why)
-        return None
-    return kernels
+        fault = str(error)[:200]
+    if fault is not None:
+        logger.warning(
+            "without our kernels in Triton torch's own functions serve on the GPU, which takes longer, most of all in "
+            "8 and 4 bits: %s",
+            fault,
+        )
+    return fault is None
 
 
 def serves(*tensors: Tensor | None) -> bool:
     """Return whether the kernels may be used: for plain tensors on a GPU, without gradients."""
     plain = all(x.device.type == DEVICE and type(x) in (Tensor, nn.Parameter) for x in tensors if x is not None)
-    if not plain or torch.is_grad_enabled() or torch.is_autocast_enabled(DEVICE):
-        return False
-    return triton_kernels() is not None
+    return plain and not torch.is_grad_enabled() and not torch.is_autocast_enabled(DEVICE) and is_usable()
 
 
+def on_its_gpu(function: Callable) -> Callable:
+    """Return a function that launches kernels, on the GPU of its first tensor and not on the current one."""
+
+    @functools.wraps(function)
+    def launched(x: Tensor, *given, **named) -> Tensor:
+        with torch.cuda.device(x.device) if x.device.type == "cuda" else nullcontext():
+            return function(x, *given, **named)
+
+    return launched
+
+
+@on_its_gpu
 def product(
     x: Tensor,
     weights: Sequence[Weights],
@@ -97,7 +115,7 @@ def product(
     places = [part for each in (*weights, *[None] * (3 - len(weights))) for part in _places(each)]
     blocks = -(-rows[0] // rows_each) if gated else sum(-(-count // rows_each) for count in rows)
     norm_weight, eps = norm or (None, 0.0)
-    triton_kernels().product_of_one_row[(blocks,)](
+    _kernels().product_of_one_row[(blocks,)](
         x, norm_weight, eps, *places, *rows, *[0] * (3 - len(rows)), residual, gate, out,
         BITS=first.bits, GROUP=first.group_size, COLS=x.shape[0], GATED=gated, ROWS_EACH=rows_each,
         COLS_EACH=cols_each, num_warps=4,
@@ -105,19 +123,21 @@ def product(
     return out
 
 
+@on_its_gpu
 def product_of_rows(x: Tensor, weights: Weights) -> Tensor:
     """Return x [rows, cols] times quantised weights, [rows, n]."""
     out = x.new_empty(len(x), weights.num_rows)
     cols, group = x.shape[1], weights.group_size or x.shape[1]
     x_each, rows_each, cols_each = 16 if len(x) <= 16 else 32, 32, 128
     grid = (-(-weights.num_rows // rows_each), -(-len(x) // x_each))
-    triton_kernels().product_of_rows[grid](
+    _kernels().product_of_rows[grid](
         x, weights.codes, weights.scales, weights.zeros, out, len(x), weights.num_rows,
         BITS=weights.bits, GROUP=group, COLS=cols, X_EACH=x_each, ROWS_EACH=rows_each, COLS_EACH=cols_each, num_warps=4,
     )  # fmt: skip
     return out
 
 
+@on_its_gpu
 def rotate_and_keep(
     heads: Tensor,
     angles: tuple[Tensor, Tensor],
@@ -134,7 +154,7 @@ def rotate_and_keep(
     num_queries = heads.shape[0] - 2 * groups
     queries = heads.new_empty(1, num_queries, 1, width)
     key_scales, value_scales = scales or (None, None)
-    triton_kernels().rotate_and_keep[(len(heads),)](
+    _kernels().rotate_and_keep[(len(heads),)](
         heads, *angles, position, queries, keys, values, key_scales, value_scales,
         keys.stride(1), keys.stride(2), 0 if scales is None else key_scales.stride(1),
         NUM_QUERIES=num_queries, NUM_KEYS=groups, WIDTH=width, num_warps=1,
@@ -156,6 +176,7 @@ def attends(q: Tensor, k: Tensor, v: Tensor, scales: tuple[Tensor, Tensor] | Non
     return fits
 
 
+@on_its_gpu
 def attend_one(
     q: Tensor,
     k: Tensor,
@@ -178,17 +199,24 @@ def attend_one(
     key_scales, value_scales = scales or (None, None)
     by_scales = (0, 0) if scales is None else key_scales.stride()[:2]
     norm_weight, eps = norm or (None, 0.0)
-    triton_kernels().attend_in_parts[(num_rows, groups, parts)](
+    _kernels().attend_in_parts[(num_rows, groups, parts)](
         q, norm_weight, eps, k, v, key_scales, value_scales, mask, sums, tops, totals, length, width**-0.5,
         *q.stride()[:2], *k.stride()[:3], *by_scales, 0 if mask is None or len(mask) == 1 else mask.stride(0),
         REPEATS=num_heads // groups, QUERIES_EACH=max(_LEAST_QUERIES, _power_of_two(num_heads // groups)),
         WIDTH=width, PART=part, KEYS_EACH=_KEYS_EACH, num_warps=4,
     )  # fmt: skip
     out = q.new_empty(num_rows, num_heads, 1, width)
-    triton_kernels().join_parts[(num_rows * num_heads,)](
+    _kernels().join_parts[(num_rows * num_heads,)](
         sums, tops, totals, out, parts, PARTS=_power_of_two(parts), WIDTH=width, num_warps=4
     )
     return out
+
+
+def _kernels() -> ModuleType:
+    """Return the module of the kernels: Triton is imported when they are wanted."""
+    from vlm.gpu import kernels
+
+    return kernels
 
 
 def _places(weights: Weights | None) -> tuple[Tensor | None, Tensor | None, Tensor | None]:

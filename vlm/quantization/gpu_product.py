@@ -15,7 +15,7 @@ _WORD = 8
 class TritonKernel(Kernel):
     """8 bits with a scale a row, and 4 bits in groups."""
 
-    max_rows = 32
+    max_rows = 64
 
     @classmethod
     def of(cls, scheme: Scheme, weight: QuantizedWeight) -> "TritonKernel | None":
