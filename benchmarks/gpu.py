@@ -3,10 +3,10 @@
     python -m benchmarks.gpu [--preset 11b-vision] [--rows limits shipped picture decode batch context peer]
     python -m benchmarks.gpu --rows capped --dir FOLDER --gigabytes 24 --quantize none
 
-Needs some minutes, 24 GB of GPU memory, and for `batch` and `context` 60; a row that fails says so. `peer` is transformers
-with the same weights, which go through a folder of 22 GB and take twice the memory; it is left out unless it is named.
-`capped` writes that folder to --dir, allows --gigabytes of the GPU's memory to be used, loads the model as anybody would
-and asks it about a picture of 4 tiles. The last line is JSON; without a GPU it says that nothing was run.
+Needs some minutes, 24 GB of GPU memory, and for `batch` and `context` 60; a row that fails says so. `peer` is
+transformers with the same weights, which go through a folder of 22 GB and take twice the memory; it is left out unless
+it is named. `capped` writes that folder to --dir, allows --gigabytes of the GPU's memory to be used, loads the model as
+anybody would and asks it about a picture of 4 tiles. The last line is JSON; without a GPU it says that nothing was run.
 """
 
 import argparse
