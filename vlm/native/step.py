@@ -15,6 +15,8 @@ from vision_encoder.native import is_plain
 from vlm.native.binding import library, product_table
 from vlm.native.functions import RMSNorm, is_untouched, vectors, weights_of
 
+_PLAIN = (nn.Parameter, Tensor)
+
 
 class AllLayersKV(NamedTuple):
     """Keys and values of all layers of a kind."""
@@ -107,7 +109,7 @@ def weights_state(layers: nn.ModuleList) -> list | None:
             for tensors in (part._parameters, part._buffers):
                 for tensor in tensors.values():
                     if tensor is not None:
-                        if type(tensor) not in (Tensor, nn.Parameter):
+                        if type(tensor) not in _PLAIN:
                             return None
                         state += (tensor.data_ptr(), tensor.dtype, tensor.shape)
     return state
