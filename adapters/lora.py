@@ -206,6 +206,7 @@ def merge(model: nn.Module, *, keep_original: bool = True) -> None:
         if not isinstance(layer.weight, nn.Parameter):
             raise AdapterError(f"{place:.80} is quantised and cannot take an adapter in; merge before you quantise")
         stack.original = layer.weight.detach().to("cpu", copy=True)
+        # A layer that is streamed lies on the CPU, its adapters on the GPU.
         total = layer.weight.float() + sum(adapter.delta().to(layer.weight.device) for adapter in stack.values())
         layer.weight.copy_(total)
         if not keep_original:

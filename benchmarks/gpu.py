@@ -20,23 +20,18 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from adapters.cross_attention import ImageKV
-from adapters.masks import CrossMask
 from benchmarks import eleven_b
 from vlm.bench import operations
 from vlm.bench.measure import Call, machine
-from vlm.bench.random_models import random_tensor, shaped_model, weights_read
+from vlm.bench.random_models import random_model, weights_read
 from vlm.config import ModelConfig, preset
-from vlm.generate import PREFILL_CHUNK
 from vlm.gpu.graph import Recorded
-from vlm.kv_cache import empty_cache
 from vlm.model import VisionLanguageModel
 from vlm.pipeline import VLM
-from vlm.quantization.linear import arrange_layers
+from vlm.quantization import PRECISIONS
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 CANVASES = ((1, 1), (1, 2), (2, 2))
-PRECISIONS = ("bfloat16", "int8", "int4")
 BATCHES, CONTEXTS = (1, 8, 32, 64), (1024, 8192, 32768, 131071)
 # As the manufacturer says, bytes a second.
 SPECIFIED = {"H100": 3.35e12, "H200": 4.8e12, "A100-SXM4-80GB": 2.039e12, "RTX 4090": 1.008e12}
@@ -47,7 +42,9 @@ _QUESTION = "Which of the lines is the highest in the last year?"
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--preset", default="11b-vision")
-    parser.add_argument("--rows", nargs="+", choices=[*ROWS, "capped"], default=list(ROWS)[:-1])
+    parser.add_argument(
+        "--rows", nargs="+", choices=[*ROWS, "capped"], default=[name for name in ROWS if name != "peer"]
+    )
     parser.add_argument("--dir", type=Path, help="where the weights of `capped` may lie for a while")
     parser.add_argument("--gigabytes", type=float, default=24)
     parser.add_argument("--quantize", choices=["none", "int8", "int4"], default="none")
@@ -59,6 +56,7 @@ def main() -> None:
     config = preset(options.preset)
     with torch.inference_mode():
         for name in options.rows:
+            torch.cuda.reset_peak_memory_stats()
             try:
                 row = capped(config, options) if name == "capped" else ROWS[name](config)
             except Exception as error:  # noqa: BLE001 (the other rows are worth having)
@@ -93,6 +91,7 @@ def specified_bandwidth() -> float:
     return next((speed for part, speed in SPECIFIED.items() if part in name), float("nan"))
 
 
+@functools.cache
 def limits(_: ModelConfig) -> dict[str, float]:
     """Return what the GPU does at most: bytes read and written, and bfloat16 products of large matrices."""
     source = torch.ones(_COPIED // 2, dtype=torch.bfloat16, device="cuda")
@@ -135,7 +134,7 @@ def picture(config: ModelConfig) -> dict[str, float]:
 def decode(config: ModelConfig) -> dict[str, float]:
     """Return how long a token takes with a picture of 4 tiles, as a share of the specified bandwidth."""
     found = {}
-    for precision in PRECISIONS:
+    for precision in ("bfloat16", *PRECISIONS):
         model = model_on_gpu(config, precision)
         taken = seconds(operations.decode_step(model, _CONTEXT, 4 * config.vision.tokens_per_tile), times=50)
         found[f"a token, {precision}, s"] = taken
@@ -153,7 +152,8 @@ def batch(config: ModelConfig) -> dict[str, float]:
         encoded = seconds(
             lambda size=size: model.encoder(pixels.expand(size, -1, -1, -1, -1), [(1, 1)] * size), times=3
         )
-        step, read = rows_step(model, size, 64 + _NEW_TOKENS // 2), rows_prefill(model, size, 64)
+        step = operations.decode_step(model, 64 + _NEW_TOKENS // 2, config.vision.tokens_per_tile, num_rows=size)
+        read = operations.prefill(model, 64, config.vision.tokens_per_tile, num_rows=size)
         taken = encoded + seconds(read, times=3) + _NEW_TOKENS * seconds(step)
         found[f"{size} at once, pictures/s"] = size / taken
     found["recorded steps in all"] = num_recorded(model)
@@ -188,6 +188,8 @@ def peer(config: ModelConfig) -> dict[str, float]:
 def capped(config: ModelConfig, options: argparse.Namespace) -> dict[str, float]:
     """Return how a model of random weights from a folder answers in less memory than the GPU has."""
     gigabytes, quantize = options.gigabytes, options.quantize
+    model_on_gpu.cache_clear()
+    torch.cuda.empty_cache()
     with tempfile.TemporaryDirectory(dir=options.dir) as place:
         eleven_b.write(config, Path(place) / "model", eleven_b.Log(), precision="bfloat16")
         total = torch.cuda.get_device_properties(0).total_memory
@@ -210,46 +212,16 @@ def capped(config: ModelConfig, options: argparse.Namespace) -> dict[str, float]
 @functools.lru_cache(maxsize=1)
 def model_on_gpu(config: ModelConfig, precision: str = "bfloat16") -> VisionLanguageModel:
     """Return a model of random weights, in which pictures count."""
-    model = shaped_model(config, precision)
-    state = {name: random_tensor(model, name).to("cuda") for name in model.state_dict()}
-    model.load_state_dict(state, strict=True, assign=True)
-    arrange_layers(model)
+    model = random_model(config, precision, "cuda")
     for name, weight in model.named_parameters():
         if name.endswith("gate"):
             weight.fill_(0.5)
-    return model.eval().requires_grad_(False)
+    return model
 
 
 def num_recorded(model: VisionLanguageModel) -> int:
     """Return how many decode steps are replayed: where none is, figures are those of a step call by call."""
     return sum(isinstance(found, Recorded) for found in model.decoder._graphs._found.values())
-
-
-def rows_step(model: VisionLanguageModel, size: int, length: int) -> Call:
-    """Return a function that decodes a token in each of `size` rows after `length` others, each with a picture."""
-    config, ids = model.config, torch.ones(size, 1, dtype=torch.int64, device="cuda")
-    cache = empty_cache(config.decoder, size, length + 1, dtype=torch.bfloat16, device=ids.device)
-    cache = cache._replace(lengths=cache.lengths + length, max_length=length)
-    image = pictures_of(model, size)
-    return lambda: model.decoder.logits(model.decoder(ids, cache, image, CrossMask(None, None)).hidden).argmax(-1)
-
-
-def rows_prefill(model: VisionLanguageModel, size: int, length: int) -> Call:
-    """Return a function that reads `length` tokens in each of `size` rows, each with a picture."""
-    ids, image = torch.ones(size, length, dtype=torch.int64, device="cuda"), pictures_of(model, size)
-    settings = {"dtype": torch.bfloat16, "device": ids.device}
-
-    def call() -> torch.Tensor:
-        cache = empty_cache(model.config.decoder, size, min(length, PREFILL_CHUNK), **settings)
-        return model.decoder(ids, cache, image, CrossMask(None, None)).hidden
-
-    return call
-
-
-def pictures_of(model: VisionLanguageModel, size: int) -> ImageKV:
-    config = model.config
-    tokens = torch.randn(1, config.vision.tokens_per_tile, config.decoder.width, device="cuda", dtype=torch.bfloat16)
-    return ImageKV(*(part.repeat(1, size, 1, 1, 1) for part in model.decoder.image_kv(tokens)))
 
 
 ROWS: dict[str, Callable[[ModelConfig], dict[str, float]]] = {

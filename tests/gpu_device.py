@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from vlm.gpu import functions, graph
+from vlm.gpu import functions, graph, support
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -14,7 +14,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 def take_cpu_for_gpu(patch: pytest.MonkeyPatch) -> None:
     """Have the code for a GPU serve tensors on the CPU, where there is no GPU."""
     if DEVICE == "cpu":
-        patch.setattr(functions, "DEVICE", "cpu")
+        patch.setattr(support, "DEVICE", "cpu")
         patch.setattr(graph, "record", _called_again)
         # The interpreter runs one program after the other.
         patch.setattr(functions, "_ROWS_EACH", 32)

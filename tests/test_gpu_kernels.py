@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from tests.gpu_device import DEVICE, take_cpu_for_gpu
 from vlm.attention import blockwise_attention
-from vlm.gpu import functions
+from vlm.gpu import functions, support
 from vlm.kv_cache import dequantize_vectors, quantize_vectors
 from vlm.quantization import QuantizedLinear, Scheme, dequantize, quantize
 from vlm.quantization.gpu_product import TritonKernel
@@ -135,7 +135,7 @@ def test_many_keys_go_in_larger_parts():
 @pytest.mark.parametrize("change", ["two positions", "width", "mask", "dtype", "gradients"])
 def test_what_the_kernel_does_not_take_is_left_to_torch(change):
     q, k = randn(1, 2, 1, 16), randn(1, 2, 9, 16)
-    assert functions.attends(q, k, k, None, None)
+    assert support.attends(q, k, k, None, None)
     mask = None
     if change == "two positions":
         q = randn(1, 2, 2, 16)
@@ -146,44 +146,41 @@ def test_what_the_kernel_does_not_take_is_left_to_torch(change):
     if change == "dtype":
         q = q.half()
     with torch.set_grad_enabled(change == "gradients"):
-        assert not functions.attends(q, k, k, None, mask)
+        assert not support.attends(q, k, k, None, mask)
 
 
 @pytest.fixture
 def asked_anew():
-    functions.is_usable.cache_clear()
+    support.is_usable.cache_clear()
     yield
-    functions.is_usable.cache_clear()
+    support.is_usable.cache_clear()
 
 
 def test_without_triton_torch_serves_and_that_is_said_once(asked_anew, monkeypatch, caplog):
-    monkeypatch.setitem(sys.modules, "vlm.gpu.probe", None)
+    monkeypatch.setitem(sys.modules, "vlm.gpu.kernels", None)
+    monkeypatch.delattr("vlm.gpu.kernels", raising=False)
     q, k = randn(1, 2, 1, 16), randn(1, 2, 9, 16)
-    assert not any(functions.attends(q, k, k, None, None) for _ in range(2))
+    assert not any(support.attends(q, k, k, None, None) for _ in range(2))
     assert caplog.text.count("install triton") == 1
 
 
 @pytest.mark.parametrize("name", ["attend_one", "product", "product_of_rows"])
 def test_kernels_that_are_wrong_here_are_not_used(name, asked_anew, monkeypatch, caplog):
-    from vlm.gpu import probe
-
-    real = getattr(probe, name)
-    monkeypatch.setattr(probe, name, lambda *given, **named: 1.1 * real(*given, **named))
-    assert not functions.is_usable()
+    real = getattr(support, name)
+    monkeypatch.setattr(support, name, lambda *given, **named: 1.1 * real(*given, **named))
+    assert not support.is_usable()
     assert "other numbers than torch's" in caplog.text
 
 
 def test_a_lack_of_memory_is_not_for_ever(asked_anew, monkeypatch):
-    from vlm.gpu import probe
-
     def lacks(device):
         raise torch.OutOfMemoryError("out of memory")
 
     with monkeypatch.context() as patch:
-        patch.setattr(probe, "find_fault", lacks)
+        patch.setattr(support, "find_fault", lacks)
         with pytest.raises(torch.OutOfMemoryError):
-            functions.is_usable()
-    assert functions.is_usable()
+            support.is_usable()
+    assert support.is_usable()
 
 
 @pytest.mark.slow

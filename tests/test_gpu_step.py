@@ -59,11 +59,11 @@ def recorded(monkeypatch, on_gpu) -> list[bool]:
 
 
 def _model(precision: str | None = None):
-    """Return a decoder of 3 layers in float32, the second of which looks at pictures, its gates open."""
+    """Return a decoder of 4 layers in float32, the second and the last of which look at pictures, their gates open."""
     config = preset("11b-vision")
     text = replace(config.decoder, num_layers=2, width=64, num_heads=4, num_kv_heads=2, mlp_dim=96, vocab_size=64)
     config = replace(
-        config, decoder=text, adapter=replace(config.adapter, cross_layers=(1,)), vision=preset("tiny").vision
+        config, decoder=text, adapter=replace(config.adapter, cross_layers=(1, 3)), vision=preset("tiny").vision
     )
     model = random_model(config).to(DEVICE)
     if precision:

@@ -15,7 +15,7 @@ from adapters.cross_attention import GatedCrossAttentionLayer, ImageKV, LayerPar
 from adapters.masks import CrossMask
 from vlm.attention import attend
 from vlm.config import DecoderConfig
-from vlm.gpu import WIDTHS, Kept, StepGraphs, ready_layers, run_layers, serves
+from vlm.gpu import WIDTHS, StepGraphs, ready_layers, run_layers, serves
 from vlm.kv_cache import KVCache, LayerKV
 from vlm.native import (
     AllLayersKV,
@@ -84,6 +84,7 @@ class TextDecoder(nn.Module):
         """
         x = self.embedding(ids)
         if ids.shape[1] > 1:
+            # Another prompt: weights may have gone elsewhere since the last reply.
             self._graphs.looks_first = True
         if cache is not None and ids.shape[1] == 1 and (out := self._replayed(x, cache, image, mask)) is not None:
             return DecoderOutput(self.norm(out), cache.advanced(num_new, 1))
@@ -129,13 +130,12 @@ class TextDecoder(nn.Module):
             return self._one_by_one(x, context_of(lengths), image, CrossMask(*masks))
 
         def by_kernels(x: Tensor, lengths: Tensor, *masks: Tensor | None) -> Tensor:
-            text, pictures = Kept(cache.keys, cache.values, cache.scales), image and Kept(*image)
             fits = len(x) == 1 and masks == (None, None)
-            layers = ready_layers(self.layers, text, pictures) if fits else None
+            layers = ready_layers(self.layers, cache, image) if fits else None
             if layers is None:
                 return by_layers(x, lengths, *masks)
             context = context_of(lengths)
-            return run_layers(layers, x, text, context.mask, lengths, context.rotation, pictures)
+            return run_layers(layers, x, cache, context.mask, lengths, context.rotation, image)
 
         def as_usual() -> Tensor:
             return self._one_by_one(x, self._context(cache, cache.positions(1)), image, mask)

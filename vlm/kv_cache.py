@@ -19,6 +19,8 @@ from vlm.native import in_large_pages
 # As wide in range as float32, and codes are chosen for the scale as it is after rounding: nothing is lost by it.
 SCALE_DTYPE = torch.bfloat16
 _MAX_CODE = 127
+# Positions by which room grows where it is to serve again, so that what is a little longer needs no new memory.
+CAPACITY_STEP = 256
 
 
 class LayerKV(NamedTuple):

@@ -11,9 +11,7 @@ from adapters.projector import VisionProjector
 from vision_encoder.encoder import VisionEncoder
 from vlm.config import ModelConfig
 from vlm.decoder import TextDecoder
-from vlm.kv_cache import KVCache, empty_cache
-
-_POSITIONS_A_STEP = 256
+from vlm.kv_cache import CAPACITY_STEP, KVCache, empty_cache
 
 
 class VisionLanguageModel(nn.Module):
@@ -46,7 +44,7 @@ class VisionLanguageModel(nn.Module):
         weight = self.decoder.embedding.weight
         if weight.device.type == "cuda":
             # So that the memory of one reply serves the next, and with it what was recorded there.
-            capacity = -(-capacity // _POSITIONS_A_STEP) * _POSITIONS_A_STEP
+            capacity = -(-capacity // CAPACITY_STEP) * CAPACITY_STEP
         dtype = self.kv_cache_dtype or weight.dtype
         return empty_cache(self.config.decoder, batch_size, capacity, dtype=dtype, device=weight.device)
 

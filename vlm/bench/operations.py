@@ -4,6 +4,7 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
+from adapters.cross_attention import ImageKV
 from adapters.masks import CrossMask
 from vlm.bench.measure import Call
 from vlm.config import DecoderConfig, ModelConfig
@@ -14,21 +15,23 @@ from vlm.sampling import GenerationConfig
 
 
 def decode_step(
-    model: VisionLanguageModel, context: int, image_tokens: int = 0, cache_dtype: torch.dtype = torch.bfloat16
+    model: VisionLanguageModel,
+    context: int,
+    image_tokens: int = 0,
+    cache_dtype: torch.dtype = torch.bfloat16,
+    num_rows: int = 1,
 ) -> Call:
-    """Return a function that decodes one token after `context` others, with a picture of `image_tokens` if any."""
+    """Return a function that decodes one token in each row after `context` others, with a picture each of
+    `image_tokens` if any."""
     decoder, config, device = model.decoder, model.config.decoder, device_of(model)
     # The same place is written again and again, so that each step takes the same.
-    cache = empty_cache(config, 1, context + 1, dtype=cache_dtype, device=device)
+    cache = empty_cache(config, num_rows, context + 1, dtype=cache_dtype, device=device)
     # Zeros that were never written are one page of memory, however many they are.
     for part in cache.parts:
         part.fill_(1)
     cache = cache._replace(lengths=cache.lengths + context, max_length=context)
-    image = mask = None
-    if image_tokens:
-        tokens = torch.randn(1, image_tokens, config.width).to(device, torch.bfloat16)
-        image, mask = decoder.image_kv(tokens), CrossMask(None, None)
-    ids = torch.tensor([[1]], device=device)
+    image, mask = _pictures(model, image_tokens, num_rows)
+    ids = torch.ones(num_rows, 1, dtype=torch.int64, device=device)
     return lambda: decoder.logits(decoder(ids, cache, image, mask).hidden).argmax(-1)
 
 
@@ -44,17 +47,28 @@ def cache_bytes(config: DecoderConfig, context: int, dtype: torch.dtype = torch.
     return 2 * config.num_layers * config.num_kv_heads * vector_bytes * (context + 1)
 
 
-def prefill(model: VisionLanguageModel, num_tokens: int) -> Call:
-    """Return a function that reads a text prompt into a fresh cache and gives the logits of its last token."""
-    ids = torch.arange(num_tokens, device=device_of(model))[None] % model.config.decoder.vocab_size
+def prefill(model: VisionLanguageModel, num_tokens: int, image_tokens: int = 0, num_rows: int = 1) -> Call:
+    """Return a function that reads a prompt in each row into a fresh cache and gives the logits of its last token."""
+    ids = torch.arange(num_tokens, device=device_of(model)).expand(num_rows, -1) % model.config.decoder.vocab_size
     decoder = model.decoder
+    image, mask = _pictures(model, image_tokens, num_rows)
     settings = {"dtype": torch.bfloat16, "device": ids.device}
 
     def call() -> Tensor:
-        cache = empty_cache(model.config.decoder, 1, num_tokens, **settings)
-        return decoder.logits(decoder(ids, cache).hidden[:, -1])
+        cache = empty_cache(model.config.decoder, num_rows, num_tokens, **settings)
+        return decoder.logits(decoder(ids, cache, image, mask).hidden[:, -1])
 
     return call
+
+
+def _pictures(
+    model: VisionLanguageModel, image_tokens: int, num_rows: int
+) -> tuple[ImageKV, CrossMask] | tuple[None, None]:
+    """Return the keys and values of a picture a row, all of which may be seen; (None, None) without tokens."""
+    if not image_tokens:
+        return None, None
+    tokens = torch.randn(num_rows, image_tokens, model.config.decoder.width).to(device_of(model), torch.bfloat16)
+    return model.decoder.image_kv(tokens), CrossMask(None, None)
 
 
 def encode(model: VisionLanguageModel, canvas: tuple[int, int]) -> Call:

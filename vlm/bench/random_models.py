@@ -13,10 +13,11 @@ from vlm.quantization.linear import arrange_layers, put_quantized_layers
 _BLOCK = 1 << 20
 
 
-def random_model(config: ModelConfig, precision: str = "bfloat16") -> VisionLanguageModel:
+def random_model(config: ModelConfig, precision: str = "bfloat16", device: str = "cpu") -> VisionLanguageModel:
     """Return a model in bfloat16, its decoder quantised where `precision` says so."""
     model = shaped_model(config, precision)
-    model.load_state_dict({name: random_tensor(model, name) for name in model.state_dict()}, strict=True, assign=True)
+    state = {name: random_tensor(model, name).to(device) for name in model.state_dict()}
+    model.load_state_dict(state, strict=True, assign=True)
     arrange_layers(model)
     return model.eval().requires_grad_(False)
 

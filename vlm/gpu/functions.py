@@ -1,18 +1,13 @@
-"""What the kernels do, called with tensors. Each says None, or has a sister that says so, where torch has to do it."""
+"""What the kernels do, called with tensors. Whether they may be is said by `support.py`."""
 
 import functools
-import logging
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from types import ModuleType
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
-
-DEVICE = "cuda"
-
-logger = logging.getLogger(__name__)
+from torch import Tensor
 
 # Of the weights a program multiplies a row with, at a time.
 _ROWS_EACH, _COLS_EACH = 4, 1024
@@ -50,35 +45,6 @@ class Weights(NamedTuple):
     def kind(self) -> tuple:
         """Equal where weights can be multiplied in one call."""
         return self.codes.dtype, self.group_size, self.zeros is None
-
-
-@functools.cache
-def is_usable() -> bool:
-    """Return whether the kernels can be had and are right on this machine; if not it is said why, once."""
-    try:
-        from vlm.gpu.probe import find_fault
-
-        fault = find_fault(DEVICE)
-    except torch.OutOfMemoryError:
-        # Another time there may be more.
-        raise
-    except ImportError:
-        fault = "install triton"
-    except Exception as error:  # noqa: BLE001 (compilers and drivers have errors of their own)
-        fault = str(error)[:200]
-    if fault is not None:
-        logger.warning(
-            "without our kernels in Triton torch's own functions serve on the GPU, which takes longer, most of all in "
-            "8 and 4 bits: %s",
-            fault,
-        )
-    return fault is None
-
-
-def serves(*tensors: Tensor | None) -> bool:
-    """Return whether the kernels may be used: for plain tensors on a GPU, without gradients."""
-    plain = all(x.device.type == DEVICE and type(x) in (Tensor, nn.Parameter) for x in tensors if x is not None)
-    return plain and not torch.is_grad_enabled() and not torch.is_autocast_enabled(DEVICE) and is_usable()
 
 
 def on_its_gpu(function: Callable) -> Callable:
@@ -160,20 +126,6 @@ def rotate_and_keep(
         NUM_QUERIES=num_queries, NUM_KEYS=groups, WIDTH=width, num_warps=1,
     )  # fmt: skip
     return queries
-
-
-def attends(q: Tensor, k: Tensor, v: Tensor, scales: tuple[Tensor, Tensor] | None, mask: Tensor | None) -> bool:
-    """Return whether `attend_one` takes these, shaped as it says."""
-    if not serves(q, k, v, mask, *(scales or ())):
-        return False
-    fits = q.shape[2] == 1 and k.shape[3] in WIDTHS and k.shape[2] > 0 and k.stride() == v.stride()
-    fits = fits and q.stride(3) == k.stride(3) == 1 and (scales is not None or q.dtype == k.dtype)
-    # Of a mask a row of keys for each row is read.
-    fits = fits and (mask is None or (mask.dtype == torch.bool and mask.shape[1:3] == (1, 1) and mask.stride(3) == 1))
-    fits = fits and (mask is None or mask.shape[3] == k.shape[2])
-    if scales is not None:
-        fits = fits and scales[0].stride() == scales[1].stride() and scales[0].stride(2) == 1
-    return fits
 
 
 @on_its_gpu

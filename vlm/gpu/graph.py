@@ -61,7 +61,7 @@ class StepGraphs:
                *(None if x is None else (x.shape, x.dtype) for x in inputs))  # fmt: skip
         if self.looks_first:
             now, self.looks_first = state(), False
-            self._found = OrderedDict((key, each) for key, each in self._found.items() if _still_holds(each, now))
+            self._found = OrderedDict((of, each) for of, each in self._found.items() if _still_holds(each, now))
         found = self._found.pop(key, 0)
         if isinstance(found, int) and found < _STEPS_BEFORE:
             found += 1

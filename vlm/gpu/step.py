@@ -1,12 +1,14 @@
 """What all layers of a decoder make of one token on a GPU: five or six kernels a layer, each of which reads its weights
-once, instead of some twenty. `None` everywhere says that torch has to do it, layer by layer."""
+once, instead of some twenty. None everywhere says that torch has to do it, layer by layer."""
 
 from collections.abc import Iterable
 from typing import NamedTuple
 
 from torch import Tensor, nn
 
+from adapters.cross_attention import ImageKV
 from vlm.gpu.functions import WIDTHS, Weights, attend_one, product, rotate_and_keep
+from vlm.kv_cache import KVCache
 from vlm.native.functions import Linear, RMSNorm
 
 
@@ -26,17 +28,7 @@ class ReadyLayer(NamedTuple):
     mlp_gate: Tensor | None
 
 
-class Kept(NamedTuple):
-    """Keys and values of all layers of a kind."""
-
-    keys: Tensor
-    """[layers, 1, g, l, e]"""
-    values: Tensor
-    scales: tuple[Tensor, Tensor] | None = None
-    """[layers, 1, g, l] of the keys and of the values; None unless these are int8."""
-
-
-def ready_layers(layers: Iterable[nn.Module], text: Kept, pictures: Kept | None) -> list[ReadyLayer] | None:
+def ready_layers(layers: Iterable[nn.Module], text: KVCache, pictures: ImageKV | None) -> list[ReadyLayer] | None:
     """Return the layers of a decoder made ready; None where something is not what the kernels take."""
     width = text.keys.shape[-1]
     fits = width in WIDTHS and text.keys.stride() == text.values.stride()
@@ -50,11 +42,11 @@ def ready_layers(layers: Iterable[nn.Module], text: Kept, pictures: Kept | None)
 def run_layers(
     layers: list[ReadyLayer],
     x: Tensor,
-    text: Kept,
+    text: KVCache,
     mask: Tensor,
     position: Tensor,
     angles: tuple[Tensor, Tensor],
-    pictures: Kept | None,
+    pictures: ImageKV | None,
 ) -> Tensor:
     """Return what `layers` make of x [1, 1, d]; its keys and values are written to `position` [1] of `text`.
 
@@ -66,26 +58,20 @@ def run_layers(
     width = text.keys.shape[-1]
     for layer in layers:
         if layer.query_norm is None:
-            kv = _layer_of(text, num_self)
+            kv = text.read(num_self, text.capacity)
             num_self += 1
             heads = product(x, layer.projections, norm=layer.norm).view(-1, width)
             attended = attend_one(rotate_and_keep(heads, angles, position, *kv), *kv, mask=mask)
         elif pictures is None:
             continue
         else:
-            kv = _layer_of(pictures, num_cross)
-            num_cross += 1
             queries = product(x, layer.projections, norm=layer.norm).view(1, -1, 1, width)
-            attended = attend_one(queries, *kv, norm=layer.query_norm)
+            attended = attend_one(queries, *pictures.layer(num_cross), norm=layer.query_norm)
+            num_cross += 1
         x = product(attended.flatten(), [layer.out], residual=x, gate=layer.attention_gate)
         hidden = product(x, layer.gate_and_up, norm=layer.mlp_norm, gated=True)
         x = product(hidden, [layer.down], residual=x, gate=layer.mlp_gate)
     return x.view(shape)
-
-
-def _layer_of(kept: Kept, index: int) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor] | None]:
-    scales = None if kept.scales is None else (kept.scales[0][index], kept.scales[1][index])
-    return kept.keys[index], kept.values[index], scales
 
 
 def _ready(layer: nn.Module) -> ReadyLayer | None:

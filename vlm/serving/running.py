@@ -9,13 +9,10 @@ from adapters.cross_attention import ImageKV
 from adapters.masks import CrossMask, cross_mask
 from vlm.batch import Batch, DecoderPrompt, JoinedImages
 from vlm.generate import Prefilled
-from vlm.kv_cache import KVCache, close_up
+from vlm.kv_cache import CAPACITY_STEP, KVCache, close_up
 from vlm.model import VisionLanguageModel
 from vlm.reply import ReplyText
 from vlm.sampling import Sampler
-
-CAPACITY_STEP = 256
-"""Positions by which the memory grows, so that a newcomer that is a little longer needs no new one."""
 
 
 @dataclass(eq=False, kw_only=True)
