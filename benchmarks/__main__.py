@@ -1,5 +1,6 @@
 """Every benchmark in turn: `make bench`. Each prints its own table and can be run alone, the first as `vlm bench`."""
 
+import argparse
 import subprocess
 import sys
 
@@ -7,6 +8,7 @@ BENCHMARKS = ("parity", "attention_memory", "load_memory")
 
 
 def main() -> int:
+    argparse.ArgumentParser(description=__doc__).parse_args()
     failed = []
     for name, command in (("speed", ["vlm", "bench"]), *((name, [f"benchmarks.{name}"]) for name in BENCHMARKS)):
         print(f"\n== {name} ==\n", flush=True)

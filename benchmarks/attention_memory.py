@@ -8,10 +8,10 @@ of width 64 in float32, causal.
 
 import argparse
 import json
-import platform
-import resource
 import subprocess
 import sys
+
+from vlm.machine import peak_bytes, processor
 
 NUM_HEADS, NUM_KV_HEADS, HEAD_DIM = 4, 2, 64
 KINDS = {
@@ -37,9 +37,9 @@ def measure(kind: str, length: int) -> int:
     }
     small = (x[:, :, :64] for x in (q, k, v))
     functions[kind](*small)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak_bytes()
     functions[kind](q, k, v)
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
+    return peak_bytes() - before
 
 
 def naive_attention(q, k, v):
@@ -61,7 +61,7 @@ def main() -> None:
     if arguments.child:
         print(measure(arguments.child[0], int(arguments.child[1])))
         return
-    print(f"peak memory of attention in MB, {platform.machine()}, float32\n")
+    print(f"peak memory of attention in MB, {processor()}, float32\n")
     print(f"{'length':>8}" + "".join(f"{title:>22}" for title in KINDS.values()))
     rows = []
     for length in arguments.lengths:

@@ -11,7 +11,6 @@ peak is above 8.0 GB.
 
 import argparse
 import json
-import resource
 import shutil
 import sys
 import tempfile
@@ -23,19 +22,17 @@ from pathlib import Path
 
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import nn
 
 from vlm import VLM, GenerationConfig
 from vlm.bench.limits import Work, product, reading
 from vlm.bench.measure import machine
 from vlm.bench.operations import encode_operations
-from vlm.bench.random_models import random_tensor, shaped_model, weights_read
-from vlm.checkpoint import empty_model
-from vlm.checkpoint.hf_writing import write_hf
+from vlm.bench.random_folder import num_tensors, write_random
+from vlm.bench.random_models import weights_read
 from vlm.config import ModelConfig, preset
 from vlm.image_cache import EncodedImage
-from vlm.quantization import PRECISIONS, QuantizedWeight, plan
-from vlm.tokenizer import Tokenizer
+from vlm.machine import peak_bytes
 
 MAX_BYTES = 8_000_000_000
 CANVASES = {1: (1, 1), 2: (1, 2), 4: (2, 2)}
@@ -149,7 +146,8 @@ def shortened(config: ModelConfig, num_layers: int) -> ModelConfig:
 def measure(config: ModelConfig, folder: Path, canvas: tuple[int, int], num_tokens: int, log: Log) -> dict[str, float]:
     """Return the figures of one picture and one reply."""
     if not (folder / "config.json").exists():
-        write(config, folder, log)
+        written = Progress(log, "random weights written", num_tensors(config))
+        write_random(config, folder, "int4", written.step)
     start, progress = time.perf_counter(), Progress(log, "weights read and arranged")
     vlm = VLM.from_pretrained(folder, device="cpu", low_memory=True, progress=progress.reach)
     loaded_s, loaded_peak = time.perf_counter() - start, peak_bytes()
@@ -181,46 +179,6 @@ def measure(config: ModelConfig, folder: Path, canvas: tuple[int, int], num_toke
     }
 
 
-class RandomWeights:
-    """Random weights of a model, each made when it is asked for; see `hf_writing.Weights`."""
-
-    dtype = torch.bfloat16
-
-    def __init__(self, config: ModelConfig, progress: "Progress", precision: str = "int4"):
-        plain = empty_model(config)
-        self.config, self.shapes = config, plain.state_dict()
-        self.schemes = plan(plain, precision) if precision in PRECISIONS else {}
-        self._model, self._progress = shaped_model(config, precision), progress
-
-    def dtype_of(self, name: str) -> torch.dtype:
-        return self.dtype
-
-    def read(self, name: str) -> Tensor:
-        self._progress.step()
-        return random_tensor(self._model, name)
-
-    def read_quantized(self, layer: str) -> QuantizedWeight:
-        self._progress.step()
-        parts = {part: random_tensor(self._model, f"{layer}.{part}") for part in ("codes", "scales")}
-        return QuantizedWeight(**parts)
-
-    def size(self, layer: str) -> tuple[int, int]:
-        return tuple(self.shapes[f"{layer}.weight"].shape)
-
-
-def write(config: ModelConfig, folder: Path, log: Log, precision: str = "int4") -> None:
-    """Write a folder of random weights with a tokenizer of single bytes, whole or not at all."""
-    tokenizer = Tokenizer.bytes_only()
-    progress = Progress(log, "random weights written", len(empty_model(config).state_dict()))
-    weights = RandomWeights(config, progress, precision)
-
-    def write_more(staging: Path) -> None:
-        for name, content in tokenizer.files("hf").items():
-            (staging / name).write_bytes(content)
-
-    write_hf(weights, folder, 5e9, write_more, tokenizer)
-
-
 def encode(vlm: VLM, canvas: tuple[int, int], log: Log, limit: Limit) -> EncodedImage:
     """Return a random picture of just the tiles of `canvas`, encoded."""
     encoder, side = vlm.model.encoder, vlm.model.config.vision.tile_size
@@ -248,11 +206,6 @@ def reply(vlm: VLM, encoded: EncodedImage, num_tokens: int, log: Log, limit: Lim
     # Random weights may end the reply before its second token.
     rate = max(0, count - 1) / (timings.decode_s - sum(later)) if later else 0.0
     return timings.encode_s + timings.prefill_s - first, rate
-
-
-def peak_bytes() -> int:
-    """Return the most memory this process ever held, mapped files counted."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 if __name__ == "__main__":

@@ -43,6 +43,7 @@ from eval.runner import RunSettings, run
 from eval.selection import Selection
 from vision_encoder.preprocess import MEAN, STD
 from vlm import VLM, GenerationConfig
+from vlm.machine import hardware
 from vlm.pipeline import DEFAULT_MODEL
 from vlm.request import question_about
 from vlm.verify import transformers_oracle
@@ -185,11 +186,11 @@ def main() -> None:
     task = tasks.find("chartqa")
     samples = list(task.load(CHARTS, limit=arguments.questions))
     num, max_new_tokens = len(samples), task.prompt(samples[0]).max_new_tokens
-    machine = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
-    print(f"{machine}, {os.cpu_count()} CPUs, {torch.get_num_threads()} threads, torch {torch.__version__}, ", end="")
+    device = hardware()
+    print(f"{device}, {os.cpu_count()} CPUs, {torch.get_num_threads()} threads, torch {torch.__version__}, ", end="")
     print(f"transformers {transformers.__version__}, Python {platform.python_version()}, {arguments.dtype}")
     print(f"{num} questions about {len({each.cluster for each in samples})} charts, at most {max_new_tokens} tokens")
-    figures = {"questions": num, "max_new_tokens": max_new_tokens, "dtype": arguments.dtype, "device": machine}
+    figures = {"questions": num, "max_new_tokens": max_new_tokens, "dtype": arguments.dtype, "device": device}
     seconds = {}
     for side, num_differ in measured(arguments.model, arguments.dtype, samples, max_new_tokens):
         seconds[side.name] = side.seconds

@@ -20,16 +20,16 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from benchmarks import eleven_b
+from vlm import VLM, GenerationConfig
 from vlm.bench import operations
 from vlm.bench.measure import Call, machine
+from vlm.bench.random_folder import write_random
 from vlm.bench.random_models import random_model, weights_read
 from vlm.config import ModelConfig, preset
-from vlm.gpu.graph import Recorded
 from vlm.model import VisionLanguageModel
-from vlm.pipeline import VLM
 from vlm.quantization import PRECISIONS
 
+DEVICE = "cuda"
 EXAMPLES = Path(__file__).parent.parent / "examples"
 CANVASES = ((1, 1), (1, 2), (2, 2))
 BATCHES, CONTEXTS = (1, 8, 32, 64), (1024, 8192, 32768, 131071)
@@ -94,9 +94,9 @@ def specified_bandwidth() -> float:
 @functools.cache
 def limits(_: ModelConfig) -> dict[str, float]:
     """Return what the GPU does at most: bytes read and written, and bfloat16 products of large matrices."""
-    source = torch.ones(_COPIED // 2, dtype=torch.bfloat16, device="cuda")
+    source = torch.ones(_COPIED // 2, dtype=torch.bfloat16, device=DEVICE)
     target = torch.empty_like(source)
-    a, b = (torch.randn(_SIDE, _SIDE, dtype=torch.bfloat16, device="cuda") for _ in range(2))
+    a, b = (torch.randn(_SIDE, _SIDE, dtype=torch.bfloat16, device=DEVICE) for _ in range(2))
     return {
         "specified, bytes/s": specified_bandwidth(),
         "copied, bytes/s read and written": 2 * source.nbytes / seconds(lambda: target.copy_(source)),
@@ -106,7 +106,7 @@ def limits(_: ModelConfig) -> dict[str, float]:
 
 def shipped(_: ModelConfig) -> dict[str, float]:
     """Return how many answers of the shipped model are the same on the GPU as on the CPU."""
-    here, there = (VLM.from_pretrained(device=device, dtype=torch.float32) for device in ("cpu", "cuda"))
+    here, there = (VLM.from_pretrained(device=device, dtype=torch.float32) for device in ("cpu", DEVICE))
     asked = same = 0
     for entry in json.loads((EXAMPLES / "questions.json").read_text()):
         with Image.open(EXAMPLES / entry["image"]) as picture:
@@ -121,7 +121,7 @@ def picture(config: ModelConfig) -> dict[str, float]:
     model, most, found = model_on_gpu(config), limits(config)["bfloat16, operations/s"], {}
     for canvas in CANVASES:
         tiles = canvas[0] * canvas[1]
-        pixels = operations.random_pixels(config, canvas).to("cuda", torch.bfloat16)
+        pixels = operations.random_pixels(config, canvas).to(DEVICE, torch.bfloat16)
         taken = seconds(lambda pixels=pixels, canvas=canvas: model.encoder(pixels, [canvas]), times=5)
         found[f"{tiles} tiles encoded, s"] = taken
         found[f"{tiles} tiles encoded, share"] = operations.encode_operations(config, tiles) / taken / most
@@ -140,14 +140,14 @@ def decode(config: ModelConfig) -> dict[str, float]:
         found[f"a token, {precision}, s"] = taken
         share = weights_read(model, with_image=True) / taken / specified_bandwidth()
         found[f"a token, {precision}, share"] = share
-        found[f"a token, {precision}, recorded"] = num_recorded(model)
+        found[f"a token, {precision}, recorded"] = model.decoder.num_recorded_steps
     return found
 
 
 def batch(config: ModelConfig) -> dict[str, float]:
     """Return pictures of one tile a second, each with 64 tokens of prompt and 512 of reply, several at once."""
     model, found = model_on_gpu(config), {}
-    pixels = operations.random_pixels(config, (1, 1)).to("cuda", torch.bfloat16)
+    pixels = operations.random_pixels(config, (1, 1)).to(DEVICE, torch.bfloat16)
     for size in BATCHES:
         encoded = seconds(
             lambda size=size: model.encoder(pixels.expand(size, -1, -1, -1, -1), [(1, 1)] * size), times=3
@@ -156,7 +156,7 @@ def batch(config: ModelConfig) -> dict[str, float]:
         read = operations.prefill(model, 64, config.vision.tokens_per_tile, num_rows=size)
         taken = encoded + seconds(read, times=3) + _NEW_TOKENS * seconds(step)
         found[f"{size} at once, pictures/s"] = size / taken
-    found["recorded steps in all"] = num_recorded(model)
+    found["recorded steps in all"] = model.decoder.num_recorded_steps
     return found | {"peak bytes": torch.cuda.max_memory_allocated()}
 
 
@@ -180,7 +180,7 @@ def peer(config: ModelConfig) -> dict[str, float]:
 
     model = model_on_gpu(config)
     ours = seconds(operations.decode_step(model, _CONTEXT))
-    other = transformers_peer.peer_of(model, device=torch.device("cuda"))
+    other = transformers_peer.peer_of(model, device=torch.device(DEVICE))
     taken = seconds(transformers_peer.decode_step(other, _CONTEXT))
     return {"a token, transformers, s": taken, "a token, transformers / ours": taken / ours}
 
@@ -191,15 +191,14 @@ def capped(config: ModelConfig, options: argparse.Namespace) -> dict[str, float]
     model_on_gpu.cache_clear()
     torch.cuda.empty_cache()
     with tempfile.TemporaryDirectory(dir=options.dir) as place:
-        eleven_b.write(config, Path(place) / "model", eleven_b.Log(), precision="bfloat16")
+        write_random(config, Path(place) / "model", "bfloat16")
         total = torch.cuda.get_device_properties(0).total_memory
         torch.cuda.set_per_process_memory_fraction(gigabytes * 2**30 / total)
-        vlm = VLM.from_pretrained(
-            str(Path(place) / "model"), device="cuda", quantize=None if quantize == "none" else quantize
-        )
+        folder, precision = Path(place) / "model", None if quantize == "none" else quantize
+        vlm = VLM.from_pretrained(folder, device=DEVICE, quantize=precision)
         side = 2 * config.vision.tile_size
         noise = torch.randint(0, 256, (side, side, 3), dtype=torch.uint8)
-        reply = vlm.answer(Image.fromarray(noise.numpy()), _QUESTION, max_new_tokens=64)
+        reply = vlm.answer(Image.fromarray(noise.numpy()), _QUESTION, config=GenerationConfig(max_new_tokens=64))
     name = f"{gigabytes:g} GB, {quantize}"
     times = reply.timings
     return {
@@ -212,16 +211,11 @@ def capped(config: ModelConfig, options: argparse.Namespace) -> dict[str, float]
 @functools.lru_cache(maxsize=1)
 def model_on_gpu(config: ModelConfig, precision: str = "bfloat16") -> VisionLanguageModel:
     """Return a model of random weights, in which pictures count."""
-    model = random_model(config, precision, "cuda")
+    model = random_model(config, precision, DEVICE)
     for name, weight in model.named_parameters():
         if name.endswith("gate"):
             weight.fill_(0.5)
     return model
-
-
-def num_recorded(model: VisionLanguageModel) -> int:
-    """Return how many decode steps are replayed: where none is, figures are those of a step call by call."""
-    return sum(isinstance(found, Recorded) for found in model.decoder._graphs._found.values())
 
 
 ROWS: dict[str, Callable[[ModelConfig], dict[str, float]]] = {

@@ -1,6 +1,6 @@
 """Put every file of a folder through the image gate, each in a fresh worker under limits, and count the verdicts.
 
-    python benchmarks/image_corpus.py FOLDER [--timeout-s 5] [--memory-mib 1024] [--show]
+    python -m benchmarks.image_corpus FOLDER [--timeout-s 5] [--memory-mib 1024] [--show]
 
 OK is a picture, REJECT is an ImageError that keeps its promises, FAIL is all else. MUST-ACCEPT are the files that plain
 Pillow decodes without an error in the gate's formats and within its pixel limit: a gate that refuses one is too strict.
@@ -11,8 +11,6 @@ import argparse
 import collections
 import io
 import json
-import os
-import platform
 import re
 import sys
 import time
@@ -25,6 +23,7 @@ from PIL import Image
 from vision_encoder.decode_worker import DecodeWorker
 from vision_encoder.image_container import FORMATS
 from vision_encoder.image_limits import CODES, MAX_MESSAGE_CHARS, ImageError, ImageLimits
+from vlm.machine import peak_bytes, processor
 
 LIMITS = ImageLimits()
 LEAK = re.compile(r"0x[0-9a-f]{6,}|Traceback|<_io|\.py\b|(?:/\w+){2,}")
@@ -43,9 +42,9 @@ def main() -> int:
     num_must_accept, start = 0, time.perf_counter()
     for path in files:
         with DecodeWorker(timeout_s=options.timeout_s, max_memory_bytes=options.memory_mib * 2**20) as worker:
-            verdict, wall_s, peak_bytes = judge(path, worker)
+            verdict, wall_s, peak = judge(path, worker)
         verdicts[verdict] += 1
-        slowest, largest = max(slowest, (wall_s, path.name)), max(largest, (peak_bytes, path.name))
+        slowest, largest = max(slowest, (wall_s, path.name)), max(largest, (peak, path.name))
         plain = plain_pillow(path)
         num_must_accept += plain == "reads"
         if plain == "reads" and verdict != "OK":
@@ -53,11 +52,9 @@ def main() -> int:
         if plain == "over limit":
             over_limit.append(path.name)
         if options.show or verdict.startswith("FAIL"):
-            print(f"{verdict:28} {wall_s:6.2f} s {peak_bytes / 2**20:6.0f} MiB  plain Pillow: {plain:10} {path.name}")
+            print(f"{verdict:28} {wall_s:6.2f} s {peak / 2**20:6.0f} MiB  plain Pillow: {plain:10} {path.name}")
     num_failed = sum(count for verdict, count in verdicts.items() if verdict.startswith("FAIL"))
-    print(
-        f"{platform.machine()}, {os.cpu_count()} cores, Pillow {PIL.__version__}, {time.perf_counter() - start:.0f} s"
-    )
+    print(f"{processor()}, Pillow {PIL.__version__}, {time.perf_counter() - start:.0f} s")
     for verdict, count in sorted(verdicts.items()):
         print(f"{count:6}  {verdict}")
     print(f"slowest {slowest[0]:.2f} s of {options.timeout_s:g} s ({slowest[1]}), starting the worker included")
@@ -94,16 +91,7 @@ def judge(path: Path, worker: DecodeWorker) -> tuple[str, float, int]:
             verdict = "FAIL worker lost"
     except Exception as error:  # noqa: BLE001 - any other exception is what this looks for
         verdict = f"FAIL {type(error).__name__}"
-    return verdict, time.perf_counter() - start, peak_bytes(worker.pid)
-
-
-def peak_bytes(pid: int | None) -> int:
-    """Return the peak resident memory of process `pid`, 0 where the system does not tell."""
-    try:
-        status = Path(f"/proc/{pid}/status").read_text()
-    except OSError:
-        return 0
-    return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) * 1024
+    return verdict, time.perf_counter() - start, 0 if worker.pid is None else peak_bytes(worker.pid)
 
 
 def plain_pillow(path: Path) -> str:

@@ -1,6 +1,6 @@
 """Peak memory of loading a checkpoint of more than 1 GB, in a fresh process each, beside its limit (fault row C10).
 
-    python benchmarks/load_memory.py [--gigabytes 1.2] [--folder /tmp]
+    python -m benchmarks.load_memory [--gigabytes 1.2] [--folder /tmp]
 
 Peak is the highest resident memory of the process less what it held after `import vlm.checkpoint`. The limit is 1.15
 of the model's bytes for one file of the same dtype, and the model and its largest file otherwise.
@@ -15,6 +15,8 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+
+from vlm.machine import peak_bytes, processor, resident_bytes
 
 CASES = {
     # name: (folder, dtype)
@@ -38,7 +40,7 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
         _build(Path(folder), arguments.gigabytes)
-        print(f"{platform.processor() or platform.machine()}, Python {platform.python_version()}")
+        print(f"{processor()}, Python {platform.python_version()}")
         print(f"{'case':28}{'model GB':>10}{'peak GB':>10}{'ratio':>8}{'limit':>8}{'seconds':>9}")
         for name, (layout, dtype) in CASES.items():
             command = [sys.executable, __file__, "--child", str(Path(folder) / layout), dtype]
@@ -58,12 +60,11 @@ def _load(folder: Path, dtype: str) -> dict:
 
     import vlm.checkpoint
 
-    before = _status_bytes("VmRSS")
+    before = resident_bytes()
     start = time.perf_counter()
     model = vlm.checkpoint.load_model(folder, dtype=getattr(torch, dtype))
     seconds = time.perf_counter() - start
-    # Not ru_maxrss, which a child process takes over from its parent.
-    peak = _status_bytes("VmHWM")
+    peak = peak_bytes()
     weights = [path for path in folder.iterdir() if path.suffix in (".safetensors", ".pth")]
     return {
         "model_bytes": sum(parameter.nbytes for parameter in model.parameters()),
@@ -71,11 +72,6 @@ def _load(folder: Path, dtype: str) -> dict:
         "largest_file_bytes": max(path.stat().st_size for path in weights),
         "seconds": seconds,
     }
-
-
-def _status_bytes(name: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
 
 
 def _build(folder: Path, gigabytes: float) -> None:

@@ -15,13 +15,14 @@ from pathlib import Path
 import torch
 
 from tests.parallel_runs import PROCESSES, STEPS, run_modes, worst_difference, write_inputs
+from vlm.machine import processor
 
 LIMIT = 1e-5
 
 
 def main() -> int:
     argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
-    kind = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "CPU, gloo"
+    kind = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else f"{processor()}, gloo"
     print(
         f"largest difference from one process over {STEPS} steps; limit {LIMIT:g}; torch {torch.__version__}, {kind}\n"
     )

@@ -1,12 +1,14 @@
-"""Memory of one QLoRA step on the shape of the 11B model: `python -m benchmarks.qlora_memory [preset]`.
+"""Memory of one QLoRA step on the shape of the 11B model.
+
+    python -m benchmarks.qlora_memory [preset]
 
 Computed on the meta device, not measured: the step is taken with tensors that have sizes and no values, and the bytes
 that are alive are added up, so that it runs anywhere, in about a minute. Left out are what an allocator rounds up and
 what a library keeps for itself. Each row is begun when it is computed; the last line is JSON.
 """
 
+import argparse
 import json
-import sys
 import weakref
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -21,7 +23,7 @@ from torch.utils._pytree import tree_map_only
 from adapters.lora import LoRAConfig
 from vision_encoder.preprocess import ProcessedImage
 from vlm.checkpoint import empty_model
-from vlm.config import ModelConfig, preset
+from vlm.config import PRESETS, ModelConfig, preset
 from vlm.model import VisionLanguageModel
 from vlm.quantization import plan
 from vlm.quantization.linear import put_quantized_layers
@@ -112,7 +114,11 @@ def adapted(config: ModelConfig, precision: str | None, rank: int) -> VisionLang
 
 
 def main() -> None:
-    name = sys.argv[1] if len(sys.argv) > 1 else "11b-vision"
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "preset", nargs="?", default="11b-vision", choices=[name for name in PRESETS if preset(name).vision]
+    )
+    name = parser.parse_args().preset
     config = preset(name)
     print(f"{name}: one step on {NUM_TOKENS:,} tokens, {NUM_LEARNED} of them learned, and an image of", end=" ")
     print(f"{config.vision.max_tiles} tiles; rank {RANK} on all layers of the decoder; computed on the meta device\n")

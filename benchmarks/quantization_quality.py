@@ -30,7 +30,7 @@ from eval import score
 from vlm import VLM, GenerationConfig, Tokenizer, preset
 from vlm.checkpoint import load_model
 from vlm.config import DecoderConfig
-from vlm.decoder import FeedForward, SelfAttentionLayer, _SelfContext
+from vlm.decoder import FeedForward, SelfAttentionLayer, SelfContext
 from vlm.pipeline import DEFAULT_MODEL
 from vlm.quantization import GROUP_SIZES, QuantizedLinear, Scheme, dequantize, plan, quantize
 from vlm.rope import rotation
@@ -86,7 +86,7 @@ def divergences(config: DecoderConfig, rows: int) -> list[dict]:
 def _self_layer(config: DecoderConfig, x: Tensor) -> tuple[nn.Module, Callable[[], Tensor]]:
     layer, norm = _random(SelfAttentionLayer(config)), nn.RMSNorm(config.width)
     positions = torch.arange(x.shape[1])[None]
-    context = _SelfContext(None, positions, rotation(config, positions), None)
+    context = SelfContext(None, positions, rotation(config, positions), None)
     return layer, lambda: norm(layer(x, context, 0))
 
 

@@ -36,6 +36,7 @@ import torch
 
 from vlm import VLM, GenerationConfig
 from vlm.bench.random_models import random_model
+from vlm.machine import hardware
 
 CHARTS = sorted((Path(__file__).parent.parent / "examples").glob("*.png"))
 CLIENTS = (1, 8, 32)
@@ -182,10 +183,9 @@ def main() -> None:
 def run(arguments: argparse.Namespace, model: str) -> None:
     """Measure `model` and print the figures."""
     vlm = VLM.from_pretrained(model)
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
-    hardware = {"device": device, "cpus": os.cpu_count(), "threads": torch.get_num_threads()}
+    about = {"device": hardware(), "cpus": os.cpu_count(), "threads": torch.get_num_threads()}
     versions = {"torch": torch.__version__, "python": platform.python_version()}
-    print(*(f"{name} {value}" for name, value in (hardware | versions).items()), sep=", ")
+    print(*(f"{name} {value}" for name, value in (about | versions).items()), sep=", ")
     with server(model) as url:
         bodies = [request(number, arguments.tokens) for number in range(2 * arguments.requests)]
         # Warms everything up, too: the schema is compiled, the pictures are encoded on both sides.
@@ -199,7 +199,7 @@ def run(arguments: argparse.Namespace, model: str) -> None:
         print(f"{num['tokens']} tokens each, {num['rounds']} rounds")
         figures = measure(url, vlm, bodies, arguments.rounds)
     show(figures)
-    print(json.dumps(num | figures | hardware | versions))
+    print(json.dumps(num | figures | about | versions))
 
 
 if __name__ == "__main__":

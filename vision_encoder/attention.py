@@ -38,9 +38,7 @@ def attend(
     if mask is None and (out := attend_many(q, k, v, bias, causal=causal)) is not None:
         return out
     if causal and positions < length:
-        # torch would take the queries for the first.
-        places = torch.arange(length, device=q.device)
-        mask, causal = places <= places[-positions:, None], False
+        mask, causal = _of_the_last(positions, length, q.device), False
     if bias is not None and q.device.type == "cuda":
         return attend_with_bias_as_columns(q, k, v, bias)
     dtype = attention_dtype(q)
@@ -56,6 +54,12 @@ def attend(
             enable_gqa=bool(k.shape[1] != q.shape[1]),
         )
     return out.to(q.dtype)
+
+
+def _of_the_last(positions: int, length: int, device: torch.device) -> Tensor:
+    """Return the causal mask [s, l] of the last positions; torch would take them for the first."""
+    places = torch.arange(length, device=device)
+    return places <= places[-positions:, None]
 
 
 def _quickest_first(q: Tensor, k: Tensor) -> AbstractContextManager:

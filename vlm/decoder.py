@@ -96,11 +96,16 @@ class TextDecoder(nn.Module):
         x = self._one_by_one(x, context, image, mask)
         return DecoderOutput(self.norm(x), None if cache is None else cache.advanced(num_new, ids.shape[1]))
 
-    def _context(self, cache: KVCache | None, positions: Tensor) -> "_SelfContext":
-        """Return what all self-attention layers share when they read the tokens at `positions` [b or 1, s]."""
-        return _SelfContext(cache, positions, rotation(self.config, positions), _length_mask(cache, positions))
+    @property
+    def num_recorded_steps(self) -> int:
+        """How many decode steps are recorded on a GPU: where none is, each token goes layer by layer."""
+        return self._graphs.num_recorded
 
-    def _one_by_one(self, x: Tensor, context: "_SelfContext", image: ImageKV | None, mask: CrossMask | None) -> Tensor:
+    def _context(self, cache: KVCache | None, positions: Tensor) -> "SelfContext":
+        """Return what all self-attention layers share when they read the tokens at `positions` [b or 1, s]."""
+        return SelfContext(cache, positions, rotation(self.config, positions), _length_mask(cache, positions))
+
+    def _one_by_one(self, x: Tensor, context: "SelfContext", image: ImageKV | None, mask: CrossMask | None) -> Tensor:
         """Return what the layers make of x [b, s, d], each called as it is."""
         num_self = num_cross = 0
         for layer in self.layers:
@@ -122,7 +127,7 @@ class TextDecoder(nn.Module):
             return None
         masks = mask or CrossMask(None, None)
 
-        def context_of(lengths: Tensor) -> _SelfContext:
+        def context_of(lengths: Tensor) -> SelfContext:
             whole = cache._replace(lengths=lengths, max_length=cache.capacity - 1, is_bound=True)
             return self._context(whole, whole.positions(1))
 
@@ -145,7 +150,7 @@ class TextDecoder(nn.Module):
         return self._graphs.run(by_kernels, as_usual, (x, cache.lengths, *masks), memory, state)
 
     def _in_one_call(
-        self, x: Tensor, context: "_SelfContext", image: ImageKV | None, mask: CrossMask | None
+        self, x: Tensor, context: "SelfContext", image: ImageKV | None, mask: CrossMask | None
     ) -> Tensor | None:
         """Return what the layers make of a single token x [1, 1, d] by C; None where they have to be run one by one."""
         cache = context.cache
@@ -183,7 +188,7 @@ class TextDecoder(nn.Module):
         )
 
 
-class _SelfContext(NamedTuple):
+class SelfContext(NamedTuple):
     """What all self-attention layers of a pass share."""
 
     cache: KVCache | None
@@ -202,7 +207,7 @@ class SelfAttentionLayer(nn.Module):
         self.mlp_norm = RMSNorm(config.width, eps=config.norm_eps)
         self.mlp = FeedForward(config.width, config.mlp_dim)
 
-    def forward(self, x: Tensor, context: _SelfContext, index: int) -> Tensor:
+    def forward(self, x: Tensor, context: SelfContext, index: int) -> Tensor:
         """Map x [b, s, d] to the same shape; `index` is the layer's place in the cache."""
         x = x + self.attention(self.attention_norm(x), context, index)
         return x + self.mlp(self.mlp_norm(x))
@@ -220,7 +225,7 @@ class SelfAttention(nn.Module):
         self.v_proj = Linear(config.width, config.num_kv_heads * config.head_dim)
         self.o_proj = Linear(config.num_heads * config.head_dim, config.width)
 
-    def forward(self, x: Tensor, context: _SelfContext, index: int) -> Tensor:
+    def forward(self, x: Tensor, context: SelfContext, index: int) -> Tensor:
         """Map x [b, s, d] to the same shape."""
         q, k, v = self._heads(x, context.rotation)
         kv, cache = LayerKV(k, v), context.cache

@@ -216,8 +216,8 @@ def _differing(draft: Tokenizer, tokenizer: Tokenizer) -> str | None:
 
     Names of tokens that are reserved differ between Meta's files and Hugging Face's, and are never used.
     """
-    used = "<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", *_ends(tokenizer)
-    for name in used:
+    ends = [name for name, token_id in tokenizer.special_ids.items() if token_id in tokenizer.stop_ids]
+    for name in ("<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", *ends):
         if draft.special_ids.get(name) != tokenizer.special_ids.get(name):
             return name
     for ours, others in ((tokenizer.ranks, draft.ranks), (tokenizer.text_ids, draft.text_ids)):
@@ -225,10 +225,6 @@ def _differing(draft: Tokenizer, tokenizer: Tokenizer) -> str | None:
             name = next(name for name in (*ours, *others) if ours.get(name) != others.get(name))
             return name if isinstance(name, str) else name.decode("utf-8", "replace")
     return None
-
-
-def _ends(tokenizer: Tokenizer) -> list[str]:
-    return [name for name, token_id in tokenizer.special_ids.items() if token_id in tokenizer.stop_ids]
 
 
 def _other_vocabulary(found: str) -> VLMError:

@@ -21,6 +21,8 @@ _FLAGS = (
     "-O3", "-mavx512f", "-mavx512bw", "-mavx512vl", "-mfma", "-fopenmp", "-shared", "-fPIC",
     "-Wl,-Bsymbolic",  # no other library's function of the same name is called
 )  # fmt: skip
+PLAIN = (Tensor, nn.Parameter)
+"""Tensors that are memory and nothing else. Subclasses may be spread over processes or compute in ways of their own."""
 _KINDS = {"p": ctypes.c_void_p, "n": ctypes.c_int64, "d": ctypes.c_double}
 
 
@@ -50,7 +52,7 @@ def load(folder: Path, flags: tuple[str, ...], arguments: Mapping[str, str], *, 
 def is_plain(x: Tensor) -> bool:
     """Return whether x is bfloat16 on the CPU, and neither shared among processes nor looked at by who records or
     transforms what torch does."""
-    if type(x) not in (Tensor, nn.Parameter) or x.dtype != torch.bfloat16 or x.device.type != "cpu":
+    if type(x) not in PLAIN or x.dtype != torch.bfloat16 or x.device.type != "cpu":
         return False
     recorded = torch.jit.is_tracing() or torch.compiler.is_compiling() or is_in_torch_dispatch_mode()
     return not recorded and not torch._C._functorch.is_functorch_wrapped_tensor(x)

@@ -5,9 +5,10 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
 
 import torch
+
+from vlm.machine import processor
 
 Call = Callable[[], object]
 
@@ -35,14 +36,4 @@ def machine() -> dict[str, object]:
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return {"processor": _processor(), "threads": torch.get_num_threads(), "versions": versions}
-
-
-def _processor() -> str:
-    """Return the processor's name; Linux tells more of it than `platform` does."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0]}, {len(names)} cores" if names else platform.machine()
+    return {"processor": processor(), "threads": torch.get_num_threads(), "versions": versions}

@@ -26,9 +26,9 @@ class Weights(NamedTuple):
     """[n, cols] of a float or int8; at 4 bits uint8 [n, cols / 2], the number of the even column plus 8 in the lower
     half."""
     scales: Tensor | None = None
-    """[n] at 8 bits, [n, groups] at 4."""
+    """[n, 1] at 8 bits, [n, groups] at 4."""
     zeros: Tensor | None = None
-    """[n, groups] int8, at 4 bits."""
+    """[n, groups] in the scales' dtype, at 4 bits."""
     group_size: int = 0
     """Columns that share a scale, at 4 bits."""
 

@@ -41,6 +41,10 @@ class StepGraphs:
         # A copy of the model, or the model in another process, is somewhere else.
         return StepGraphs, ()
 
+    @property
+    def num_recorded(self) -> int:
+        return sum(isinstance(found, Recorded) for found in self._found.values())
+
     def run(
         self,
         step: Step,
@@ -57,11 +61,10 @@ class StepGraphs:
         """
         if self._is_off:
             return None
-        key = (*((x.data_ptr(), x.shape, x.stride(), x.dtype) for x in memory),
-               *(None if x is None else (x.shape, x.dtype) for x in inputs))  # fmt: skip
         if self.looks_first:
             now, self.looks_first = state(), False
             self._found = OrderedDict((of, each) for of, each in self._found.items() if _still_holds(each, now))
+        key = _key(inputs, memory)
         found = self._found.pop(key, 0)
         if isinstance(found, int) and found < _STEPS_BEFORE:
             found += 1
@@ -105,6 +108,12 @@ class StepGraphs:
             return None
         self._checked.add(shapes)
         return found
+
+
+def _key(inputs: Sequence[Tensor | None], memory: Sequence[Tensor]) -> tuple:
+    """Return what a recorded step is fixed to: the places of `memory`, the shapes of `inputs`."""
+    places = tuple((x.data_ptr(), x.shape, x.stride(), x.dtype) for x in memory)
+    return places, tuple(None if x is None else (x.shape, x.dtype) for x in inputs)
 
 
 def _still_holds(found: "int | Recorded", state: object) -> bool:

@@ -215,8 +215,8 @@ def attend_in_parts(
     top = tl.full([QUERIES_EACH], float("-inf"), tl.float32)
     total = tl.zeros([QUERIES_EACH], tl.float32)
     found = tl.zeros([QUERIES_EACH, WIDTH], tl.float32)
-    for start in range(part * PART, tl.minimum(part * PART + PART, length), KEYS_EACH):
-        positions = start + tl.arange(0, KEYS_EACH)
+    for start in range(0, PART, KEYS_EACH):
+        positions = part * PART + start + tl.arange(0, KEYS_EACH)
         seen = positions < length
         if mask is not None:
             seen = seen & (tl.load(mask + row * mask_by_row + positions, seen, 0) != 0)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from adapters.cross_attention import ImageKV
 from vlm.gpu.functions import WIDTHS, Weights, attend_one, product, rotate_and_keep
 from vlm.kv_cache import KVCache
+from vlm.layer_pieces import layer_pieces
 from vlm.native.functions import Linear, RMSNorm
 
 
@@ -75,17 +76,15 @@ def run_layers(
 
 
 def _ready(layer: nn.Module) -> ReadyLayer | None:
-    attention, mlp = layer.attention, layer.mlp
-    is_seeing = hasattr(layer, "attention_gate")
-    norms = [_norm(part) for part in (layer.attention_norm, layer.mlp_norm, *([attention.q_norm] if is_seeing else []))]
-    projections = [attention.q_proj] if is_seeing else [attention.q_proj, attention.k_proj, attention.v_proj]
-    groups = (projections, [attention.o_proj], [mlp.gate_proj, mlp.up_proj], [mlp.down_proj])
-    products = [_weights(group) for group in groups]
+    pieces = layer_pieces(layer)
+    norms, products = [_norm(norm) for norm in pieces.norms], [_weights(layers) for layers in pieces.products]
     if None in norms or None in products:
         return None
+    norm, mlp_norm, *query_norm = norms
     projections, (out,), gate_and_up, (down,) = products
-    gates = (layer.attention_gate, layer.mlp_gate) if is_seeing else (None, None)
-    return ReadyLayer(norms[0], projections, out, norms[1], gate_and_up, down, norms[2] if is_seeing else None, *gates)
+    return ReadyLayer(
+        norm, projections, out, mlp_norm, gate_and_up, down, *(query_norm or [None]), *(pieces.gates or [None, None])
+    )
 
 
 def _norm(part: nn.Module) -> tuple[Tensor, float] | None:

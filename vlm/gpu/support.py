@@ -4,9 +4,10 @@ import functools
 import logging
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
+from vision_encoder.native import PLAIN
 from vlm.gpu.functions import WIDTHS, Weights, attend_one, product, product_of_rows
 
 DEVICE = "cuda"
@@ -40,7 +41,7 @@ def is_usable() -> bool:
 
 def serves(*tensors: Tensor | None) -> bool:
     """Return whether the kernels may be used: for plain tensors on a GPU, without gradients."""
-    plain = all(x.device.type == DEVICE and type(x) in (Tensor, nn.Parameter) for x in tensors if x is not None)
+    plain = all(x.device.type == DEVICE and type(x) in PLAIN for x in tensors if x is not None)
     return plain and not torch.is_grad_enabled() and not torch.is_autocast_enabled(DEVICE) and is_usable()
 
 

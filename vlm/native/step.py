@@ -11,11 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
-from vision_encoder.native import is_plain
+from vision_encoder.native import PLAIN, is_plain
+from vlm.layer_pieces import layer_pieces
 from vlm.native.binding import library, product_table
 from vlm.native.functions import RMSNorm, is_untouched, vectors, weights_of
-
-_PLAIN = (nn.Parameter, Tensor)
 
 
 class AllLayersKV(NamedTuple):
@@ -109,7 +108,7 @@ def weights_state(layers: nn.ModuleList) -> list | None:
             for tensors in (part._parameters, part._buffers):
                 for tensor in tensors.values():
                     if tensor is not None:
-                        if type(tensor) not in _PLAIN:
+                        if type(tensor) not in PLAIN:
                             return None
                         state += (tensor.data_ptr(), tensor.dtype, tensor.shape)
     return state
@@ -125,15 +124,12 @@ def _parts(layer: nn.Module) -> Iterator[nn.Module]:
 
 def _ready(layer: nn.Module, x: Tensor) -> tuple[list[Tensor], list[array]] | None:
     """Return the numbers of norms and gates, and the four products of a layer; None where torch has to."""
-    attention, mlp = layer.attention, layer.mlp
-    is_seeing = hasattr(layer, "attention_gate")
-    norms = [layer.attention_norm, layer.mlp_norm, *([attention.q_norm] if is_seeing else [])]
-    numbers = [norm.weight for norm in norms] + ([layer.attention_gate, layer.mlp_gate] if is_seeing else [])
-    if any(type(norm) is not RMSNorm for norm in norms) or not all(map(is_plain, numbers)):
+    pieces = layer_pieces(layer)
+    numbers = [norm.weight for norm in pieces.norms] + pieces.gates
+    if any(type(norm) is not RMSNorm for norm in pieces.norms) or not all(map(is_plain, numbers)):
         return None
-    projections = [attention.q_proj] if is_seeing else [attention.q_proj, attention.k_proj, attention.v_proj]
     products = []
-    for layers in (projections, [attention.o_proj], [mlp.gate_proj, mlp.up_proj], [mlp.down_proj]):
+    for layers in pieces.products:
         weights = weights_of(x.new_empty(layers[0].in_features), layers)
         products.append(None if weights is None else product_table(layers[0].in_features, weights))
     return None if None in products else (numbers, products)

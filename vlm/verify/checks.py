@@ -11,6 +11,7 @@ from vlm.checkpoint import hf_config
 from vlm.checkpoint.checksums import MANIFEST
 from vlm.errors import VLMError
 from vlm.loading import choose_device, choose_dtype
+from vlm.machine import processor
 from vlm.model_sizes import describe, describe_reference
 from vlm.verify.comparison import Comparison
 from vlm.verify.report import Report
@@ -28,7 +29,7 @@ def verify(source: str, *, device: str = "auto", dtype: str = "auto", reference:
     folder = checkpoint.resolve(source)
     report = Report(model=folder.resolve().name, reference=reference)
     report.facts["versions"] = ", ".join(f"{name} {_version(name)}" for name in _VERSIONS)
-    report.facts["machine"] = f"{_processor()}, {platform.system()}, Python {platform.python_version()}"
+    report.facts["machine"] = f"{processor()}, {platform.system()}, Python {platform.python_version()}"
     with _finding(report):
         report.facts["sha256"] = _check_sums(folder)
     with _finding(report):
@@ -63,12 +64,3 @@ def _version(package: str) -> str:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return "not installed"
-
-
-def _processor() -> str:
-    """Return the name of the processor, as far as the system tells it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
