@@ -90,6 +90,14 @@ def test_converting_there_and_back_keeps_the_model(folder, model, tmp_path, pict
         assert VLM.from_pretrained(tmp_path / name).logits(messages).equal(model.logits(messages))
 
 
+def test_convert_says_how_weights_are_stored_and_not_what_was_asked_for(folder, tmp_path):
+    assert run("convert", folder, tmp_path / "int8", "--quantize", "int8").exit_code == 0
+    done = run("convert", tmp_path / "int8", tmp_path / "again", "--format", "hf", "--dtype", "float32", "--json")
+    assert "parameters as int8" in done.stdout
+    found = last_json(done)
+    assert (found["quantize"], found["stored"].split()[0]) == (None, "int8")
+
+
 def test_convert_replaces_a_checkpoint_only_when_told_to(folder, tmp_path):
     assert run("convert", folder, tmp_path / "new", "--format", "hf").exit_code == 0
     refused = run("convert", folder, tmp_path / "new", "--format", "hf", "--dtype", "bfloat16")

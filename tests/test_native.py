@@ -15,7 +15,7 @@ from vlm.attention import attend
 from vlm.bench.random_models import random_model
 from vlm.kv_cache import empty_cache, quantize_vectors
 from vlm.quantization import QuantizedLinear, QuantizedWeight, Scheme, dequantize, quantize
-from vlm.quantization.product import OwnKernel
+from vlm.quantization.cpu_product import NativeKernel
 from vlm.rope import rotate, rotation
 
 needs_native = pytest.mark.skipif(native.library() is None, reason="not run: gcc, or a processor with AVX-512 VNNI")
@@ -116,7 +116,7 @@ def test_quantised_products_keep_sixteen_bits_of_each_group_of_x(scheme):
     if not scheme.symmetric:
         weight = weight._replace(zeros=torch.randint(-8, 8, weight.scales.shape, dtype=torch.int8))
     layer = QuantizedLinear.of(QuantizedWeight(*weight), scheme)
-    assert isinstance(layer.kernel, OwnKernel)
+    assert isinstance(layer.kernel, NativeKernel)
     x = torch.randn(23, 256).bfloat16()  # two blocks of eight, one of four, one of three
     x[:, 3] *= 1000  # what is large in one group leaves the others as exact as they were
     exact = x.double() @ dequantize(weight, scheme, torch.float64).T

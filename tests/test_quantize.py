@@ -132,7 +132,7 @@ def test_a_kernel_computes_what_expanded_weights_do(scheme, dtype, device):
 @pytest.mark.parametrize("scheme", [*SCHEMES, Scheme(bits=4, group_size=32, symmetric=False)], ids=str)
 @pytest.mark.parametrize(("rows", "cols"), [(64, 128), (208, 128), (48, 256)])
 def test_what_a_kernel_arranged_can_be_taken_apart_again(monkeypatch, rows, cols, scheme, dtype):
-    monkeypatch.setattr("vlm.quantization.kernels.CHUNK", 64 * cols)
+    monkeypatch.setattr("vlm.quantization.torch_product.CHUNK", 64 * cols)
     quantized = quantize(weights(rows, cols, dtype), scheme)
     if not scheme.symmetric:
         zeros = torch.randint(-8, 8, quantized.scales.shape, dtype=torch.int8)

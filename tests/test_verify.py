@@ -122,6 +122,14 @@ def test_a_text_only_model_equals_transformers(tmp_path):
     ]
 
 
+def test_a_quantised_folder_equals_transformers(tmp_path):
+    plain = saved(preset("tiny"), tmp_path / "plain")
+    VLM.from_pretrained(plain, quantize="int8").save_pretrained(tmp_path / "int8")
+    report = verify(str(tmp_path / "int8"), device="cpu")
+    assert report.passed, report.text()
+    assert verdicts(report)["transformers, repaired"] == {"PASS"}
+
+
 def test_a_meta_folder_is_read_by_llama_models_itself_and_by_transformers_as_a_copy(tmp_path):
     report = verify(str(saved(meta_config(), tmp_path / "model", "meta")), device="cpu")
     assert report.passed, report.text()

@@ -59,9 +59,9 @@ def convert(
     (pack-quantized), which transformers and vLLM read too.
     """
     format = _check(source, target, format, quantize, overwrite)
-    dtype_name, num_parameters = _convert(source, target, format, dtype, quantize, int(group_size))
+    dtype_name, num_parameters, stored = _convert(source, target, format, dtype, quantize, int(group_size))
     names = sorted(path.name for path in target.iterdir())
-    precision = dtype_name if quantize is None else f"{quantize} and {dtype_name}"
+    precision = dtype_name if stored is None else f"{stored} and {dtype_name}"
     say(f"wrote {target}: {num_parameters:,} parameters as {precision} in {_LAYOUTS[format]}'s layout")
     say("\n".join(f"  {name}" for name in names))
     if as_json:
@@ -72,6 +72,7 @@ def convert(
                 "format": format,
                 "dtype": dtype_name,
                 "quantize": quantize,
+                "stored": stored,
                 "num_parameters": num_parameters,
                 "files": names,
             }
@@ -100,8 +101,8 @@ def _check(source: str, target: Path, format: str | None, quantize: str | None, 
 
 def _convert(
     source: str, target: Path, format: str, dtype: str, quantize: str | None, group_size: int
-) -> tuple[str, int]:
-    """Convert and return the name of the dtype and the number of parameters."""
+) -> tuple[str, int, str | None]:
+    """Convert and return the name of the dtype, the number of parameters, and how quantised weights are stored."""
     from tqdm import tqdm
 
     from vlm import checkpoint
@@ -141,4 +142,5 @@ def _convert(
             bar.update(num_parameters)
             used = model.decoder.embedding.weight.dtype
             checkpoint.save_model(model, target, format=format, write_more=write_more)
-    return str(used).removeprefix("torch."), num_parameters
+    stored = checkpoint.stored_precision(target) if format == "hf" else None
+    return str(used).removeprefix("torch."), num_parameters, stored

@@ -11,9 +11,10 @@ from torch.nn import functional
 from vlm.gpu import Weights
 from vlm.model import VisionLanguageModel
 from vlm.native import Linear, NativeWeights, product
+from vlm.quantization.cpu_product import NativeKernel
 from vlm.quantization.gpu_product import TritonKernel
-from vlm.quantization.kernels import Kernel, find_kernel
-from vlm.quantization.product import OwnKernel
+from vlm.quantization.kernel import Kernel
+from vlm.quantization.kernel_choice import find_kernel
 from vlm.quantization.scheme import GROUP_SIZES, Scheme, plan, quantized_config
 from vlm.quantization.weight import CHUNK, QuantizedWeight, dequantize, quantize
 
@@ -63,8 +64,8 @@ class QuantizedLinear(nn.Module):
 
     def native_weights(self, x: Tensor) -> NativeWeights | None:
         """Return where the weights are for a product with x [..., in] in C; None where there is none."""
-        fits = x.dtype == self.scales.dtype and x.shape[-1] == self.in_features and isinstance(self.kernel, OwnKernel)
-        if not fits or (torch.is_grad_enabled() and x.requires_grad):
+        fits = x.dtype == self.scales.dtype and x.shape[-1] == self.in_features
+        if not (fits and isinstance(self.kernel, NativeKernel)) or (torch.is_grad_enabled() and x.requires_grad):
             return None
         return self.kernel.native_weights(self.codes, self.scales, self.scheme)
 

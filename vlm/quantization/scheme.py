@@ -36,7 +36,10 @@ class Scheme:
         return 1 if self.group_size is None else in_features // self.group_size
 
     def num_bytes(self, out_features: int, in_features: int) -> int:
-        """Return the bytes of a layer in memory, with scales of 16 bits: at 4 bits each has an offset beside it."""
+        """Return the bytes of a layer in memory at most, with scales of 16 bits.
+
+        At 4 bits torch's product keeps an offset beside each; ours does not, unless there are zero points.
+        """
         per_group = 2 if self.bits == 8 else 4
         return out_features * (in_features * self.bits // 8 + self.num_groups(in_features) * per_group)
 

@@ -45,6 +45,8 @@ def repair(model: OracleModel) -> None:
     for layer in model.model.language_model.layers:
         if isinstance(layer, MllamaCrossAttentionDecoderLayer):
             layer.__class__ = _RowMaskedCrossLayer
+            # compressed-tensors puts one of the layer's own, made of the class before, in front at the first call.
+            vars(layer).pop("forward", None)
 
 
 @torch.inference_mode()

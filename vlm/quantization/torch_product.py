@@ -1,4 +1,4 @@
-"""Products with quantised weights: which one is right where. Of torch's own, how they want the weights arranged.
+"""torch's own products with quantised weights on the CPU, and how they want the weights arranged.
 
 Source: pytorch aten/src/ATen/native/cpu/int8mm_kernel.cpp and int4mm_kernel.cpp.
 """
@@ -8,9 +8,7 @@ import functools
 import torch
 from torch import Tensor
 
-from vlm.quantization.gpu_product import TritonKernel
 from vlm.quantization.kernel import Kernel
-from vlm.quantization.product import OwnKernel
 from vlm.quantization.scheme import Scheme
 from vlm.quantization.weight import CHUNK, QuantizedWeight
 
@@ -20,24 +18,17 @@ _HALF = (torch.bfloat16, torch.float16)
 _BLOCK = 64
 
 
-def find_kernel(scheme: Scheme, weight: QuantizedWeight) -> Kernel | None:
-    """Return the kernel that is right for these weights on their device; None where there is none.
+def torch_kernel(scheme: Scheme, weight: QuantizedWeight) -> Kernel | None:
+    """Return torch's kernel for these weights, of rows of a multiple of 32, on the CPU; None where there is none."""
+    rows, groups = weight.scales.shape
+    cols, kind = weight.codes.shape[1] * 8 // scheme.bits, _KINDS[scheme.bits]
+    if any(not _dispatches(name) for name in kind.NAMES):
+        return None
+    return kind.of(scheme, rows, cols, groups, weight.scales.dtype)
 
-    At 8 bits and 16-bit floats the CPU's kernel reads 16 columns at a time and does not look where a row ends
-    (torch 2.14: wrong numbers, or a crash), so rows must be multiples of 32.
-    """
-    device, dtype, (rows, groups) = weight.scales.device.type, weight.scales.dtype, weight.scales.shape
-    cols = weight.codes.shape[1] * 8 // scheme.bits
-    if dtype not in (torch.float32, *_HALF) or rows == 0 or cols % 32:
-        return None
-    if (kernel := TritonKernel.of(scheme, weight)) is not None or device != "cpu":
-        return kernel
-    if (kernel := OwnKernel.of(scheme, weight)) is not None:
-        return kernel
-    kind = _KINDS[scheme.bits]
-    if not all(torch._C._dispatch_has_kernel_for_dispatch_key(f"aten::{name}", "CPU") for name in kind.NAMES):
-        return None
-    return kind.of(scheme, rows, cols, groups, dtype)
+
+def _dispatches(name: str) -> bool:
+    return torch._C._dispatch_has_kernel_for_dispatch_key(f"aten::{name}", "CPU")
 
 
 class _Int8(Kernel):

@@ -19,7 +19,7 @@ from vlm.quantization.weight import CHUNK, QuantizedWeight
 _GROUP_SIZES = (128, 64, 32)
 
 
-class OwnKernel(Kernel):
+class NativeKernel(Kernel):
     """Weights in bfloat16 models, in tiles of 16 rows; see `products.c`."""
 
     max_rows = sys.maxsize
@@ -28,7 +28,7 @@ class OwnKernel(Kernel):
         self.group_size = group_size
 
     @classmethod
-    def of(cls, scheme: Scheme, weight: QuantizedWeight) -> "OwnKernel | None":
+    def of(cls, scheme: Scheme, weight: QuantizedWeight) -> "NativeKernel | None":
         rows, cols = weight.scales.shape[0], weight.codes.shape[1] * 8 // scheme.bits
         sizes = _GROUP_SIZES if scheme.group_size is None else (scheme.group_size,)
         size = next((size for size in sizes if size in _GROUP_SIZES and cols % size == 0), None)
