@@ -10,7 +10,12 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "vlm" / "default_model" / "README.md"]
+DOCUMENTS = [
+    ROOT / "README.md",
+    *sorted((ROOT / "docs").glob("**/*.md")),
+    *sorted((ROOT / "examples").glob("**/README.md")),
+    ROOT / "vlm" / "default_model" / "README.md",
+]
 NOT_RUN_IN_FULL = re.compile(
     r"make (test|test-slow|test-full|demo|bench|train-default)\b|python app\.py|python -m (benchmarks|vlm\.training)"
 )

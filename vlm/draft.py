@@ -27,7 +27,7 @@ MAX_PROPOSED = MAX_ROWS - 1
 """With the token before them no more positions than our products take in 16 bits, which round each as it is alone."""
 POSITION_BITS = 2.0
 """One more position takes a pass as long as it takes to read so many bits of every weight; measured, as is the next,
-see `docs/performance.md`."""
+see `docs/draft.md`."""
 DRAFT_SHARE = 1.5
 """What the draft takes for a token, as a multiple of reading its weights: it is small, and reads two after a check."""
 
