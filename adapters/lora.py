@@ -16,6 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+# The layer's own count of changes stays with it when its adapters are gone.
+_CHANGES = "num_adapter_changes"
+
 
 class AdapterError(ValueError):
     """An adapter that cannot be made, or that does not fit the model."""
@@ -164,6 +167,7 @@ def attach(model: nn.Module, name: str, adapters: Mapping[str, LowRank]) -> None
             layer.lora = Adapters()
             layer.lora.hook = layer.register_forward_hook(_add_adapters)
         layer.lora[name] = adapter.train(layer.training)
+        _count_change(layer)
 
 
 def adapter_names(model: nn.Module) -> list[str]:
@@ -177,38 +181,50 @@ def adapters_of(model: nn.Module, name: str) -> dict[str, LowRank]:
 
 
 def set_strength(model: nn.Module, name: str, strength: float) -> None:
-    """Let the adapters of one name count `strength` times among those that are stacked."""
-    for adapter in adapters_of(model, name).values():
-        adapter.strength = float(strength)
+    """Let the adapters of one name count `strength` times among those that are stacked.
+
+    Raises: AdapterError where there are none, or where they are merged.
+    """
+    for layer in _layers_of(model, name):
+        layer.lora[name].strength = float(strength)
+        _count_change(layer)
 
 
 def remove(model: nn.Module, name: str) -> None:
-    """Take the adapters of one name away."""
-    for place, stack in _stacks(model).items():
-        if name in stack:
-            if stack.original is not None:
-                raise AdapterError(f"adapter {name!r:.60} is merged; unmerge the adapters before one is removed")
-            del stack[name]
-            if not stack:
-                _drop(model.get_submodule(place))
+    """Take the adapters of one name away.
+
+    Raises: AdapterError where there are none, or where they are merged.
+    """
+    for layer in _layers_of(model, name):
+        del layer.lora[name]
+        _count_change(layer)
+        if not layer.lora:
+            _drop(layer)
 
 
 @torch.no_grad()
 def merge(model: nn.Module, *, keep_original: bool = True) -> None:
     """Add all adapters into the weights of their layers, so that they cost no time.
 
-    keep_original: keep the weights as they were, on the CPU, for `unmerge`; otherwise the adapters are dropped.
+    keep_original: keep the weights as they were, on the CPU, for `unmerge`; otherwise the adapters are dropped, those
+        that are merged already too.
+
+    Raises: AdapterError, with no layer changed, where one is quantised.
     """
-    for place, stack in _stacks(model).items():
-        layer = model.get_submodule(place)
-        if stack.original is not None:
-            continue
-        if not isinstance(layer.weight, nn.Parameter):
+    layers = {place: model.get_submodule(place) for place in _stacks(model)}
+    for place, layer in layers.items():
+        if layer.lora.original is None and layer._parameters.get("weight") is None:
             raise AdapterError(f"{place:.80} is quantised and cannot take an adapter in; merge before you quantise")
-        stack.original = layer.weight.detach().to("cpu", copy=True)
-        # A layer that is streamed lies on the CPU, its adapters on the GPU.
-        total = layer.weight.float() + sum(adapter.delta().to(layer.weight.device) for adapter in stack.values())
-        layer.weight.copy_(total)
+    for layer in layers.values():
+        stack, weight = layer.lora, layer._parameters.get("weight")
+        if stack.original is None:
+            if keep_original:
+                stack.original = weight.detach().to("cpu", copy=True)
+            # A layer that is streamed lies on the CPU, its adapters on the GPU.
+            weight.copy_(weight.float() + sum(adapter.delta().to(weight.device) for adapter in stack.values()))
+            # What is computed in one call (`vlm.native`) passes over layers with a hook.
+            stack.hook.remove()
+            _count_change(layer)
         if not keep_original:
             _drop(layer)
 
@@ -218,15 +234,49 @@ def unmerge(model: nn.Module) -> None:
     """Undo `merge`: every weight is bit for bit what it was, and the adapters add to the outputs again."""
     for place, stack in _stacks(model).items():
         if stack.original is not None:
-            model.get_submodule(place).weight.copy_(stack.original)
-            stack.original = None
+            layer = model.get_submodule(place)
+            layer.weight.copy_(stack.original)
+            stack.original, stack.hook = None, layer.register_forward_hook(_add_adapters)
+            _count_change(layer)
+
+
+def state(model: nn.Module) -> tuple[tuple[str, str, float, bool], ...]:
+    """Return the layer, name and strength of every adapter of `model`, and whether it is merged."""
+    return tuple(
+        (place, name, adapter.strength, stack.original is not None)
+        for place, stack in _stacks(model).items()
+        for name, adapter in stack.items()
+    )
+
+
+def num_changes(model: nn.Module) -> int:
+    """Return how often adapters of `model` were added, weighted, merged, unmerged or removed, a layer at a time.
+
+    Unlike `state` it tells an adapter from a later one of the same name, and knows of those that were merged for good.
+    """
+    return sum(vars(layer).get(_CHANGES, 0) for layer in model.modules())
 
 
 def _add_adapters(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-    if layer.lora.original is None:
-        for adapter in layer.lora.values():
-            output = output + adapter(inputs[0]).to(output.dtype)
+    for adapter in layer.lora.values():
+        output = output + adapter(inputs[0]).to(output.dtype)
     return output
+
+
+def _layers_of(model: nn.Module, name: str) -> list[nn.Module]:
+    """Return the layers that have an adapter of this name. Raises: AdapterError where none has, or one is merged."""
+    places = [place for place, stack in _stacks(model).items() if name in stack]
+    layers = [model.get_submodule(place) for place in places]
+    if not layers:
+        shown = ", ".join(adapter_names(model)) or "none"
+        raise AdapterError(f"no adapter is named {name!r:.60}; the model has {shown:.120}")
+    if any(layer.lora.original is not None for layer in layers):
+        raise AdapterError(f"adapter {name!r:.60} is merged; unmerge the adapters before one is changed or removed")
+    return layers
+
+
+def _count_change(layer: nn.Module) -> None:
+    setattr(layer, _CHANGES, vars(layer).get(_CHANGES, 0) + 1)
 
 
 def _stack(layer: nn.Module) -> Adapters | None:

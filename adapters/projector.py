@@ -1,6 +1,6 @@
 """Features to image tokens of the decoder's width."""
 
-from torch import Tensor, nn
+from torch import nn
 
 
 class VisionProjector(nn.Linear):
@@ -8,6 +8,3 @@ class VisionProjector(nn.Linear):
 
     def __init__(self, feature_dim: int, width: int):
         super().__init__(feature_dim, width)
-
-    def forward(self, features: Tensor) -> Tensor:
-        return super().forward(features)

@@ -176,6 +176,17 @@ def test_headers_that_lie_are_refused(one, header, said):
     assert said in refusal(load_model, one).message
 
 
+def test_an_empty_tensor_may_stand_anywhere_in_a_header(tmp_path):
+    entry = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
+    empty = {
+        name: {"dtype": "F32", "shape": [0], "data_offsets": [place, place]} for name, place in (("b", 0), ("c", 4))
+    }
+    write_header(tmp_path / WEIGHTS, {"c": empty["c"], "a": entry, "b": empty["b"]}, b"\0" * 4)
+    with contextlib.ExitStack() as opened:
+        stored = open_safetensors(tmp_path, WEIGHTS, opened)
+        assert {name: tensor.load().tolist() for name, tensor in stored.items()} == {"a": [0.0], "b": [], "c": []}
+
+
 def test_headers_of_impossible_length_are_refused(one):
     path = one / WEIGHTS
     for length in (1 << 63, (1 << 64) - 1, 1 << 40):

@@ -159,3 +159,19 @@ def test_peak_memory_of_a_gigabyte(tmp_path):
     ).stdout
     assert "hf, one file" in found
     assert "OVER" not in found, found
+
+
+@pytest.mark.parametrize(("low", "high"), [(4.0, 4.0), (4.0, 1.0)])
+def test_frequency_factors_that_cannot_be_computed_are_refused_in_the_files_own_words(one, pth, low, high):
+    def hf(settings):
+        settings["rope_scaling"].update(low_freq_factor=low, high_freq_factor=high)
+
+    def meta(settings):
+        settings["sightline"]["rope_scaling"].update(low_frequency_factor=low, high_frequency_factor=high)
+
+    edit_json(one / "config.json", hf)
+    edit_json(pth / "params.json", meta)
+    assert f"config.json: low_freq_factor is {low}; it must be below high_freq_factor {high}" in refusal(
+        read_config, one
+    ).message  # fmt: skip
+    assert f"params.json: low_frequency_factor is {low}; it must be below" in refusal(read_config, pth).message

@@ -55,7 +55,7 @@ def test_every_name_and_shape_is_transformers_own(name):
     ours = {key.theirs: tuple(key.layout.to_theirs(state[key.ours], config).shape) for key in keys}
     theirs = transformers_shapes(config)
     if config.vision is not None:
-        theirs = {hf._published(name): shape for name, shape in theirs.items()}
+        theirs = {hf.published(name, config): shape for name, shape in theirs.items()}
     assert ours == theirs
     assert {key.ours for key in keys} == set(state)
     if name in PUBLISHED:
@@ -70,9 +70,8 @@ def test_transformers_loads_what_is_saved_and_has_the_same_weights(tmp_path, max
     assert not any(report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     state = model.state_dict()
     for key in hf.keys(model.config):
-        current = next((c + key.theirs.removeprefix(p) for c, p in hf._GENERATIONS if key.theirs.startswith(p)), None)
         expected = key.layout.to_theirs(state[key.ours], model.config)
-        assert torch.equal(theirs.state_dict()[current], expected), key.theirs
+        assert torch.equal(theirs.state_dict()[hf.today(key.theirs, model.config)], expected), key.theirs
 
 
 @pytest.mark.parametrize("name", ["tiny", "default"])
@@ -135,11 +134,7 @@ def test_the_current_generation_of_names_loads_too(tmp_path):
     model = random_model()
     save_model(model, tmp_path / "out")
     state = load_file(tmp_path / "out" / "model.safetensors")
-    rename = {p: c for c, p in hf._GENERATIONS}
-    current = {
-        next(c + name.removeprefix(p) for p, c in rename.items() if name.startswith(p)): tensor
-        for name, tensor in state.items()
-    }
+    current = {hf.today(name, model.config): tensor for name, tensor in state.items()}
     assert "model.language_model.embed_tokens.weight" in current
     assert "lm_head.weight" in current
     save_file(current, tmp_path / "out" / "model.safetensors")

@@ -222,6 +222,31 @@ def test_query_heads_that_their_key_heads_do_not_divide_are_refused():
         replace(TINY.decoder, num_kv_heads=3)
 
 
+@pytest.mark.parametrize("name", ["rope_theta", "norm_eps"])
+@pytest.mark.parametrize("value", [0.0, -1e-5, float("nan"), float("inf")])
+def test_a_number_of_the_decoder_that_is_not_above_0_is_refused(name, value):
+    with pytest.raises(ValueError, match=f"{name} is {value}; it must be a number above 0"):
+        replace(TINY.decoder, **{name: value})
+
+
+@pytest.mark.parametrize("name", ["factor", "low_frequency_factor", "high_frequency_factor", "original_context"])
+@pytest.mark.parametrize("value", [0, -2, float("nan")])
+def test_a_number_of_the_frequencies_that_is_not_above_0_is_refused(name, value):
+    with pytest.raises(ValueError, match=f"{name} is {value}; it must be a number above 0"):
+        replace(TINY.decoder.rope_scaling, **{name: value})
+
+
+@pytest.mark.parametrize("low", [4.0, 5.0])
+def test_frequency_factors_that_do_not_rise_are_refused(low):
+    with pytest.raises(ValueError, match=f"low_frequency_factor is {low}; it must be below high_frequency_factor 4.0"):
+        RopeScaling(factor=8.0, low_frequency_factor=low)
+
+
+def test_fewer_embeddings_than_words_are_refused():
+    with pytest.raises(ValueError, match="num_extra_embeddings is -1; it must not be negative"):
+        replace(TINY.decoder, num_extra_embeddings=-1)
+
+
 def test_a_tied_head_beside_extra_embeddings_is_refused():
     with pytest.raises(ValueError, match="a tied head has as many rows as the embedding; set tied=False or"):
         replace(TINY.decoder, tied=True)

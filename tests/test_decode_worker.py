@@ -150,6 +150,8 @@ def test_the_child_is_limited_and_knows_little(monkeypatch):
         b'{"height": 2, "width": 2}\nshort',
         b'{"code": "oops", "message": "x"}\n',
         b"{" * 5000,
+        b'{"height": Infinity, "width": 1}\n',
+        b"[" * 2000 + b"\n",
     ],
 )
 def test_a_worker_that_was_taken_over_is_not_believed(reply, tmp_path, monkeypatch):

@@ -5,11 +5,14 @@ from dataclasses import replace
 import pytest
 import torch
 from click.testing import CliRunner
+from safetensors.torch import load_file, save_file
 
+from tests.checkpoint_models import edit_json
 from tests.conftest import random_model
 from tests.conversations import MIXED, refusal
 from tests.draft_models import LONG, same, text_model, writing_bytes
 from vlm import VLM, Tokenizer, preset
+from vlm.checkpoint import stays_quantized
 from vlm.cli import main
 from vlm.draft import Draft
 from vlm.quantization import quantized_layers
@@ -99,6 +102,20 @@ def test_a_draft_comes_in_the_models_dtype_and_as_quantised_as_it_is(folders, tm
     assert {layer.scheme.bits for layer in quantized_layers(in_four._draft.model).values()} == {8}
     in_four = VLM.from_pretrained(folders["large"], quantize="int4", draft=folders["draft"])
     assert quantized_layers(in_four._draft.model)
+
+
+def test_a_draft_whose_stored_numbers_are_expanded_is_quantised_as_the_model_is(folders, tmp_path):
+    VLM.from_pretrained(folders["draft"]).save_pretrained(tmp_path)
+    stored = load_file(tmp_path / "model.safetensors")
+    for name in [name for name in stored if name.endswith("_proj.weight")]:
+        stored |= {name: (stored[name] * 100).to(torch.float8_e4m3fn), f"{name}_scale": torch.tensor([0.01])}
+    save_file(stored, tmp_path / "model.safetensors")
+    groups = {"group_0": {"targets": ["Linear"], "weights": {"num_bits": 8, "type": "float"}}}
+    settings = {"quant_method": "compressed-tensors", "format": "float-quantized", "config_groups": groups}
+    edit_json(tmp_path / "config.json", lambda found: found.update(quantization_config=settings))
+    assert not stays_quantized(tmp_path)
+    vlm = VLM.from_pretrained(folders["large"], quantize="int8", draft=tmp_path)
+    assert {layer.scheme.bits for layer in quantized_layers(vlm._draft.model).values()} == {8}
 
 
 def test_a_draft_has_as_many_tokens(plain):

@@ -1,5 +1,6 @@
 """Folders of GGUF files, as Ollama stores Llama 3.2 Vision."""
 
+import logging
 import shutil
 import struct
 import sys
@@ -14,7 +15,7 @@ from tests.checkpoint_models import assert_same, random_model, refusal
 from tests.conversations import MIXED
 from tests.foreign_folders import difference
 from vlm import VLM, Tokenizer, VLMError
-from vlm.checkpoint import load_model, read_config, read_tokenizer, stored_precision
+from vlm.checkpoint import load_model, read_config, read_tokenizer, stays_quantized, stored_precision
 from vlm.cli import main
 from vlm.quantization import quantized_layers
 from vlm.tokenizer_files.llama3 import meta_special_ids
@@ -22,7 +23,7 @@ from vlm.tokenizer_files.llama3 import meta_special_ids
 gguf = pytest.importorskip("gguf", reason="not run: gguf")
 from tests import gguf_folders  # noqa: E402
 
-KINDS = {"F16": "F16", "Q8_0": "Q8_0", "Q4_K_M": "Q4_K and Q6_K"}
+KINDS = {"F16": None, "Q8_0": "Q8_0", "Q4_K_M": "Q4_K and Q6_K"}
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +40,8 @@ def folders(tmp_path_factory):
 def test_ollamas_files_give_what_their_expanded_weights_do(folders, kind):
     assert read_config(folders / kind) == gguf_folders.config()
     assert difference(folders / kind, folders / f"{kind} expanded", MIXED[:2], dtype=torch.float32) <= 1e-3
-    assert stored_precision(folders / kind) == f"{KINDS.get(kind, 'Q8_0')} (GGUF), expanded when read"
+    stored = KINDS.get(kind, "Q8_0")
+    assert stored_precision(folders / kind) == (stored and f"{stored} (GGUF), expanded when read")
 
 
 @pytest.mark.parametrize("tied", [False, True])
@@ -48,6 +50,15 @@ def test_text_only_files_too(tmp_path, tied):
     twin = gguf_folders.write(random_model(config), tmp_path / "llama", "Q8_0")
     assert read_config(tmp_path / "llama") == config
     assert difference(tmp_path / "llama", twin, MIXED[:1], dtype=torch.float32) <= 1e-3
+
+
+def test_plain_floats_are_no_quantised_weights(folders, caplog):
+    with caplog.at_level(logging.INFO, "vlm.checkpoint.opened"):
+        load_model(folders / "F16")
+        assert "quantised" not in caplog.text
+        load_model(folders / "Q8_0")
+        assert "quantised tensors are expanded" in caplog.text
+    assert [stays_quantized(folders / kind) for kind in KINDS] == [False, False, False]
 
 
 def test_it_is_bfloat16_unless_said_otherwise_and_small_where_that_is_asked_for(folders, tmp_path):

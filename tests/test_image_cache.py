@@ -264,6 +264,8 @@ def test_the_same_model_loaded_again_takes_an_encoded_image(vlm):
         {"tokens": torch.zeros(1, 17, 31)},
         {"tokens": torch.zeros(1, 16, 32)},
         {"features": torch.zeros(3)},
+        {"tokens": torch.zeros(1, 17, 32, dtype=torch.float64)},
+        {"features": torch.zeros(1, 17, 96, dtype=torch.int8)},
     ],
     ids=str,
 )

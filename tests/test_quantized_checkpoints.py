@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from tests.checkpoint_models import edit_json, random_model, refusal, text_config
 from tests.conversations import MIXED
 from vlm import VLM, Tokenizer, VLMError, preset
-from vlm.checkpoint import convert_to_hf, load_model, read_config, save_model, stored_precision
+from vlm.checkpoint import convert_to_hf, load_model, read_config, save_model, stays_quantized, stored_precision
 from vlm.checkpoint.opened import OpenCheckpoint
 from vlm.quantization import quantize_model, quantized_layers
 
@@ -55,6 +55,7 @@ def test_a_quantised_folder_is_smaller_and_says_what_it_is(folders):
     sizes = [(folders / name / "model.safetensors").stat().st_size for name in ("plain", "int8", "int4")]
     assert sizes[0] > sizes[1] > sizes[2]
     assert stored_precision(folders / "plain") is None
+    assert [stays_quantized(folders / name) for name in ("plain", "int8", "int4")] == [False, True, True]
     assert stored_precision(folders / "int4") == "int8 and int4 in groups of 32 (compressed-tensors, pack-quantized)"
     assert read_config(folders / "int4") == preset("tiny")
 

@@ -71,7 +71,8 @@ class DecodeWorker:
     def read_image(self, image, *, fetch: Fetch | None = None) -> Image.Image:
         """Return `image` as an upright RGB picture; what holds pixels already is converted in this process.
 
-        Raises: ImageError as `vision_encoder.read_image` does; image_too_large also when time or memory runs out.
+        Raises: ImageError as `vision_encoder.read_image` does; image_too_large also when time or memory runs out, and
+            image_corrupt also when decoding ends the child.
         """
         content = encoded_bytes(image, limits=self.limits, fetch=fetch)
         if content is None:
@@ -90,7 +91,7 @@ class DecodeWorker:
             process.stdin.write(_LENGTH.pack(len(content)) + content)
             process.stdin.flush()
             reply = _read_reply(process.stdout, self.limits)
-        except (OSError, ValueError, TypeError, AttributeError):
+        except (OSError, ValueError, TypeError, AttributeError, OverflowError, RecursionError):
             pass  # it died, or talks nonsense: the same to us
         finally:
             watchdog.cancel()
@@ -142,7 +143,7 @@ class _Reply(NamedTuple):
 
 
 def _read_reply(stream: BinaryIO, limits: ImageLimits) -> _Reply | None:
-    """Return the child's answer, or None if it ends early. Raises: ValueError where it is not one."""
+    """Return the child's answer, or None if it ends early. Raises errors of many kinds where it is not one."""
     line = stream.readline(_MAX_REPLY_LINE)
     if not line.endswith(b"\n"):
         return None

@@ -33,7 +33,7 @@ class VisionEncoder(nn.Module):
         self.global_layers = self._layers(config.num_global_layers, gated=True)
         nn.init.normal_(self.patch_position.embedding, std=width**-0.5)
         self.missing_tiles_equal = True
-        self.register_load_state_dict_post_hook(lambda encoder, _: encoder.inspect_tables())
+        self.register_load_state_dict_post_hook(_inspect_tables)
 
     def forward(self, pixels: Tensor, canvases: list[tuple[int, int]] | Tensor) -> Tensor:
         """Return the features [m, t, p, f] of `pixels` [m, t, c, height, width] on `canvases` (rows, cols) [m, 2].
@@ -157,6 +157,10 @@ class RowPlan(NamedTuple):
     slots: Tensor
     """[rows] int64: the tile slot each row belongs to."""
     layout: RowLayout
+
+
+def _inspect_tables(encoder: VisionEncoder, _: object) -> None:
+    encoder.inspect_tables()
 
 
 def _takes_no_bias(device: torch.device) -> bool:

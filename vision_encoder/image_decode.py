@@ -207,5 +207,5 @@ def _truncated(subject: str) -> ImageError:
     return ImageError(
         "image_truncated",
         f"the {subject} image ends before its first frame does; expected the whole file; send it again, "
-        "or read its path or bytes with limits=ImageLimits(allow_truncated=True) to take what is there",
+        "or give what vision_encoder.read_image(..., limits=ImageLimits(allow_truncated=True)) makes of it",
     )

@@ -48,12 +48,11 @@ class ImageProcessor:
 
         Raises: ImageError as `read_image` does.
         """
-        levels, canvas = self.levels(image)
+        levels, canvas = self.levels(read_image(image))
         return ProcessedImage(normalise(levels), canvas)
 
-    def levels(self, image) -> ImageLevels:
-        """Return the tiles of `image` as `__call__` does, before `normalise`."""
-        image = read_image(image)
+    def levels(self, image: Image.Image) -> ImageLevels:
+        """Return the tiles of `image`, which is what `read_image` returned, as `__call__` does before `normalise`."""
         tile_size = self.config.tile_size
         canvas, fitted = self.placement((image.height, image.width))
         if image.size != fitted[::-1]:

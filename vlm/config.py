@@ -1,5 +1,6 @@
 """The numbers of the decoder and of whole models, and the presets named after published checkpoints."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -21,6 +22,15 @@ class RopeScaling:
     """Wavelengths below the original context divided by this are left alone."""
     original_context: int = 8192
     """The context the frequencies were first trained for."""
+
+    def __post_init__(self):
+        for name in ("factor", "low_frequency_factor", "high_frequency_factor", "original_context"):
+            _check_above_zero(name, getattr(self, name))
+        if self.low_frequency_factor >= self.high_frequency_factor:
+            raise ValueError(
+                f"low_frequency_factor is {self.low_frequency_factor}; it must be below high_frequency_factor "
+                f"{self.high_frequency_factor}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +64,10 @@ class DecoderConfig:
         for name in ("width", "num_layers", "num_heads", "num_kv_heads", "mlp_dim", "vocab_size", "max_context"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        for name in ("rope_theta", "norm_eps"):
+            _check_above_zero(name, getattr(self, name))
+        if self.num_extra_embeddings < 0:
+            raise ValueError(f"num_extra_embeddings is {self.num_extra_embeddings}; it must not be negative")
         if self.width % self.num_heads or self.head_dim % 2:
             raise ValueError(f"width {self.width} must split into num_heads {self.num_heads} heads of even width")
         if self.num_heads % self.num_kv_heads:
@@ -106,6 +120,11 @@ class ModelConfig:
             adapter=replace(self.adapter, leak_attention=stock),
             vision=replace(self.vision, feature_point="after" if stock else "before"),
         )
+
+
+def _check_above_zero(name: str, value: float) -> None:
+    if not 0 < value < math.inf:
+        raise ValueError(f"{name} is {value}; it must be a number above 0")
 
 
 def _text(factor: float, **sizes) -> DecoderConfig:

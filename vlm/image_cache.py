@@ -116,20 +116,25 @@ class ImageCache:
         with self._lock:
             self._shrink()
 
+    def clear(self) -> None:
+        """Drop all entries."""
+        with self._lock:
+            self._entries.clear()
+
     @property
     def num_bytes(self) -> int:
         with self._lock:
-            return self._num_bytes()
+            return sum(entry.num_bytes for entry in self._entries.values())
 
     def __len__(self) -> int:
         return len(self._entries)
 
-    def _num_bytes(self) -> int:
-        return sum(entry.num_bytes for entry in self._entries.values())
-
     def _shrink(self) -> None:
+        sizes = {key: entry.num_bytes for key, entry in self._entries.items()}
         # First what can never fit, or it would push out all the others on its way.
-        for key in [key for key, entry in self._entries.items() if entry.num_bytes > self.max_bytes]:
-            del self._entries[key]
-        while self._num_bytes() > self.max_bytes:
-            self._entries.popitem(last=False)
+        for key in [key for key, size in sizes.items() if size > self.max_bytes]:
+            del self._entries[key], sizes[key]
+        total = sum(sizes.values())
+        while total > self.max_bytes:
+            key, _ = self._entries.popitem(last=False)
+            total -= sizes[key]

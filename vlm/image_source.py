@@ -5,8 +5,9 @@ import hashlib
 import torch
 from torch import Tensor
 
+from adapters import lora
 from vision_encoder.image_input import ImageLimits, pixel_key, read_image
-from vision_encoder.preprocess import ImageProcessor
+from vision_encoder.preprocess import ImageProcessor, normalise
 from vlm.batch import PromptImage
 from vlm.errors import VLMError
 from vlm.image_cache import EncodedImage, ImageCache, ImageEntry
@@ -26,13 +27,18 @@ class ImageSource:
         self.limits = ImageLimits()
         self._fetch = fetch
         self._model_key: str | None = None
+        self._num_changes = lora.num_changes(model)
+        """Of the model's adapters, when what is remembered was made."""
 
     @property
     def model_key(self) -> str:
-        """A name for the encoder and projector: of their sizes, their reference, and a sample of each weight."""
+        """A name for the encoder and projector: of their sizes, reference and adapters, and a sample of each weight."""
+        self._forget_other_adapters()
         if self._model_key is None:
             digest = hashlib.sha256(repr(self.model.config.vision).encode())
             for part in (self.model.encoder, self.model.projector):
+                if adapters := lora.state(part):
+                    digest.update(repr(adapters).encode())
                 for name, weight in part.named_parameters():
                     if hasattr(weight, "full_tensor"):
                         # Shared by processes: the key is that of the whole, which inference mode cannot put together.
@@ -50,6 +56,7 @@ class ImageSource:
 
         Raises: ImageError for a bad picture, VLMError for an `EncodedImage` of another model.
         """
+        self._forget_other_adapters()
         if isinstance(image, EncodedImage):
             return self._known(image)
         picture = read_image(image, limits=self.limits, fetch=self._fetch)
@@ -62,7 +69,14 @@ class ImageSource:
 
     def forget(self) -> None:
         """Drop every picture that was encoded: the model's weights are no longer those it was encoded by."""
-        self.cache, self._model_key = ImageCache(self.cache.max_bytes), None
+        self.cache.clear()
+        self._model_key = None
+
+    def _forget_other_adapters(self) -> None:
+        """Forget what was encoded under other adapters than the model's now."""
+        if self._num_changes != (num_changes := lora.num_changes(self.model)):
+            self.forget()
+            self._num_changes = num_changes
 
     def prompt_image(self, image: object) -> PromptImage:
         """Return `image` as the decoder takes it."""
@@ -78,7 +92,8 @@ class ImageSource:
         return PromptImage(entry.kv, entry.encoded.num_tiles * tokens.shape[1])
 
     def _encode(self, picture) -> EncodedImage:
-        pixels, canvas = self.processor(picture)
+        levels, canvas = self.processor.levels(picture)
+        pixels = normalise(levels)
         if self.model.config.reference == "transformers":
             # There, text before the first image also attends to missing tiles.
             missing = self.model.config.vision.max_tiles - len(pixels)
@@ -115,11 +130,13 @@ class ImageSource:
         num_tiles = vision.max_tiles if self.model.config.reference == "transformers" else image.num_tiles
         for found, width in ((image.features, vision.feature_dim), (image.tokens, self.model.config.decoder.width)):
             expected = (num_tiles, vision.tokens_per_tile, width)
-            if image.canvas not in vision.canvases or tuple(found.shape) != expected:
+            dtype = self.model.projector.weight.dtype
+            if image.canvas not in vision.canvases or (tuple(found.shape), found.dtype) != (expected, dtype):
                 raise VLMError(
                     "invalid_request",
-                    f"the encoded image has a tensor of {list(found.shape)!s:.60} for canvas {image.canvas!s:.30}; "
-                    f"expected {list(expected)}; encode the picture again with this model",
+                    f"the encoded image has a tensor of {list(found.shape)!s:.60} in {found.dtype} for canvas "
+                    f"{image.canvas!s:.30}; expected {list(expected)} in {dtype}; encode the picture again with this "
+                    "model",
                 )
             _finite(found)
 

@@ -107,7 +107,8 @@ class VLM:
         draft: a small text-only model of the same vocabulary (a folder, a Hub name, or one that is loaded) that
             proposes tokens, which this one checks several at a time: long replies come sooner and stay its own. It is
             used for one conversation at a time, greedily, without a schema or a repetition penalty; others go without.
-            It comes to the same device, in the same dtype and, unless it is quantised already, in the same precision.
+            It comes to the same device, in the same dtype and, unless it is quantised already and stays so, in the
+            same precision.
 
         Raises: VLMError with `checkpoint_invalid`, `device_unavailable` or `invalid_request`.
         """
@@ -131,7 +132,7 @@ class VLM:
             return draft
         folder = checkpoint.resolve(draft)
         refuse_vision(checkpoint.read_config(folder))
-        quantize = None if checkpoint.stored_precision(folder) else quantize
+        quantize = None if checkpoint.stays_quantized(folder) else quantize
         return cls.from_pretrained(folder, device=device, dtype=dtype, quantize=quantize)
 
     @property
@@ -150,10 +151,7 @@ class VLM:
 
         Raises: VLMError with `checkpoint_invalid` for what is no such adapter, or one of another model.
         """
-        name = load_adapter(self.model, folder, strength=strength)
-        if self.images is not None:
-            self.images.forget()
-        return name
+        return load_adapter(self.model, folder, strength=strength)
 
     # Replies
 
@@ -222,9 +220,9 @@ class VLM:
         The request is read before this returns, its images too: what is wrong with it is raised here.
         """
         read = functools.partial(self._requests.chat, continue_final=continue_final)
-        clock = Clock(self.device)
-        prompt, room = self._prepare(messages, read, _config(config))
-        return ReplyStream(self._run([prompt], [room], _config(config), clock))
+        config, clock = _config(config), Clock(self.device)
+        prompt, room = self._prepare(messages, read, config)
+        return ReplyStream(self._run([prompt], [room], config, clock))
 
     # What lies under a reply
 

@@ -125,7 +125,7 @@ class ReplyText:
         if token_id in self.tokenizer.stop_ids:
             self.finished = True
             return self.close()
-        if token_id >= self.tokenizer.vocab_size or self.tokenizer.is_special(token_id):
+        if self.tokenizer.is_special(token_id):
             return ""
         self.token_ids.append(token_id)
         self.probabilities.append(probability)

@@ -34,7 +34,10 @@ def decode_step(peer: OracleModel, context: int) -> Call:
 
     def call() -> torch.Tensor:
         logits = peer(input_ids=ids, past_key_values=cache).logits
-        cache.crop(-1)
+        # Not `cache.crop`, which in transformers 5.17 fails at layers that hold nothing: those that look at pictures.
+        for layer in cache.layers:
+            if layer.is_initialized:
+                layer.crop(-1)
         return logits.argmax(-1)
 
     return call

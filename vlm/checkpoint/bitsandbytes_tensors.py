@@ -25,8 +25,8 @@ class FourBitTensor(QuantizedTensor):
 
     def __init__(self, shape: tuple[int, int], parts: Parts, state: Mapping):
         super().__init__(shape, getattr(torch, state["dtype"]), parts["codes"].place)
-        object.__setattr__(self, "parts", parts)
-        object.__setattr__(self, "state", state)
+        self.parts = parts
+        self.state = state
 
     def copy_to(self, out: Tensor) -> None:
         (rows, cols), size = self.shape, self.state["blocksize"]

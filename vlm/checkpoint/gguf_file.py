@@ -32,7 +32,7 @@ _ALIGNMENT = "general.alignment"
 _PLAIN = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class GgufTensor(StoredTensor):
     """Floats of an open file."""
 

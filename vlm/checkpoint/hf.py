@@ -4,6 +4,7 @@ Source: transformers models/mllama/modeling_mllama.py and models/llama/modeling_
 """
 
 import re
+from collections.abc import Iterable
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -131,6 +132,16 @@ def keys(config: ModelConfig) -> list[Key]:
     return table
 
 
+def published(name: str, config: ModelConfig) -> str:
+    """Return the published name of a tensor or a layer that may have a later one; text-only models have no other."""
+    return _renamed(name, _GENERATIONS) if config.vision is not None else name
+
+
+def today(name: str, config: ModelConfig) -> str:
+    """Return the name that transformers has today for a published one, of a tensor or a layer."""
+    return _renamed(name, ((old, new) for new, old in _GENERATIONS)) if config.vision is not None else name
+
+
 def open_tensors(folder: Path, config: ModelConfig, opened: ExitStack) -> dict[str, StoredTensor]:
     """Return the tensors of `folder` by the published names."""
     shards, total_size = ({WEIGHTS: None}, None) if (folder / WEIGHTS).exists() else _read_index(folder)
@@ -143,11 +154,11 @@ def open_tensors(folder: Path, config: ModelConfig, opened: ExitStack) -> dict[s
             raise invalid(f"{shard} and {INDEX} disagree about {len(odd)} tensors: {', '.join(odd)}")
         for name, tensor in stored.items():
             num_bytes += tensor.num_bytes
-            published = _published(name) if config.vision is not None else name
-            if published in tensors:
-                raise invalid(f"{folder.name} stores {published} twice, as {name} too; keep one of them")
-            if not _BUFFER.fullmatch(published):
-                tensors[published] = tensor
+            key = published(name, config)
+            if key in tensors:
+                raise invalid(f"{folder.name} stores {key} twice, as {name} too; keep one of them")
+            if not _BUFFER.fullmatch(key):
+                tensors[key] = tensor
     if total_size is not None and total_size != num_bytes:
         raise invalid(
             f"{INDEX} gives total_size {total_size!r:.40}; its shards hold {num_bytes:,}: download them again"
@@ -169,8 +180,9 @@ def _read_index(folder: Path) -> tuple[dict[str, set[str]], object]:
     return shards, metadata.get("total_size") if isinstance(metadata, dict) else None
 
 
-def _published(name: str) -> str:
-    for current, published in _GENERATIONS:
-        if name.startswith(current):
-            return published + name.removeprefix(current)
+def _renamed(name: str, prefixes: Iterable[tuple[str, str]]) -> str:
+    """Return a name with the first of the prefixes that it has replaced; the name of a layer may be all of one."""
+    for old, new in prefixes:
+        if f"{name}.".startswith(old):
+            return (new + f"{name}.".removeprefix(old)).removesuffix(".")
     return name

@@ -4,7 +4,6 @@ What a file leaves out has transformers' default; what would change the computat
 Source: transformers models/mllama/configuration_mllama.py and models/llama/configuration_llama.py.
 """
 
-import math
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ from vision_encoder.config import VisionConfig
 from vision_encoder.tiling import supported_canvases
 from vlm.checkpoint import quantization_config
 from vlm.checkpoint.files import invalid, read_json
+from vlm.checkpoint.hf_values import MAX_SIZE, check_fixed, flag, number, section, size, sizes
 from vlm.config import DecoderConfig, ModelConfig, RopeScaling
 from vlm.tokenizer import Tokenizer
 from vlm.tokenizer_files.llama3 import PADDING
@@ -48,13 +48,13 @@ _VISION = {
 _CROSS = "cross_attention_layers"
 _THETA = (None, 500000.0, 10000.0)
 _CROSS_LAYERS = (3, 8, 13, 18, 23, 28, 33, 38)
-# rope scaling: ours, theirs, default
-_ROPE = (
-    ("factor", "factor", None),
-    ("low_frequency_factor", "low_freq_factor", None),
-    ("high_frequency_factor", "high_freq_factor", None),
-    ("original_context", "original_max_position_embeddings", None),
-)
+# rope scaling: ours, theirs
+_ROPE = {
+    "factor": "factor",
+    "low_frequency_factor": "low_freq_factor",
+    "high_frequency_factor": "high_freq_factor",
+    "original_context": "original_max_position_embeddings",
+}
 # Settings that change the computation, with the values this code computes; left out is fine.
 _TEXT_FIXED = {
     "hidden_act": ("silu", "swish"),
@@ -72,7 +72,6 @@ _MAX = {
     "max_tiles": 64,
     "max_context": 1 << 32,
 }
-_MAX_SIZE = 1 << 24
 _DTYPES = ("float32", "float16", "bfloat16")
 
 
@@ -92,7 +91,7 @@ def parse_config(found: dict) -> ModelConfig:
     if kind == "mllama":
         return _read_mllama(found)
     if kind == "llama":
-        decoder = _decoder(found, "it", 2, num_cross=0, tied=_flag(found, "tie_word_embeddings"))
+        decoder = _decoder(found, "it", 2, num_cross=0, tied=flag(found, "tie_word_embeddings"))
         return ModelConfig(decoder=decoder)
     raise ValueError(f'it has model_type {kind!r:.60}; expected "mllama" (Llama 3.2 Vision) or "llama" (text only)')
 
@@ -131,7 +130,7 @@ def write_config(config: ModelConfig, dtype: torch.dtype, tokenizer: Tokenizer |
         **token_ids(decoder.vocab_size, tokenizer),
     }
     if decoder.rope_scaling is not None:
-        scaling = {theirs: getattr(decoder.rope_scaling, ours) for ours, theirs, _ in _ROPE}
+        scaling = {theirs: getattr(decoder.rope_scaling, ours) for ours, theirs in _ROPE.items()}
         text["rope_scaling"] = {"rope_type": "llama3", **scaling}
     if vision is None:
         return {"architectures": ["LlamaForCausalLM"], "model_type": "llama", **text, **named}
@@ -178,17 +177,17 @@ def token_ids(vocab_size: int, tokenizer: Tokenizer | None = None) -> dict:
 
 
 def _read_mllama(found: dict) -> ModelConfig:
-    text, tower = (_section(found, name) for name in ("text_config", "vision_config"))
-    _check_fixed(text, {"quantization_config": (None,)}, "text_config")
-    _check_fixed(tower, _VISION_FIXED, "vision_config")
-    cross_layers = _sizes(text, _CROSS, _CROSS_LAYERS)
-    if _flag(text, "tie_word_embeddings"):
+    text, tower = (section(found, name) for name in ("text_config", "vision_config"))
+    check_fixed(text, {"quantization_config": (None,)}, "text_config")
+    check_fixed(tower, _VISION_FIXED, "vision_config")
+    cross_layers = sizes(text, _CROSS, _CROSS_LAYERS)
+    if flag(text, "tie_word_embeddings"):
         raise ValueError("tie_word_embeddings is true; a model that sees has a head of its own, give such a model")
     decoder = _decoder(text, "text_config", 1, num_cross=len(cross_layers), tied=False)
     fields = {}
     for ours, (theirs, default) in _VISION.items():
-        read = _sizes if isinstance(default, tuple) else _size
-        fields[ours] = read(tower, theirs, default, _MAX.get(ours, _MAX_SIZE))
+        read = sizes if isinstance(default, tuple) else size
+        fields[ours] = read(tower, theirs, default, _MAX.get(ours, MAX_SIZE))
     with _naming(_VISION):
         vision = VisionConfig(**fields)
     ratios = tower.get("supported_aspect_ratios")
@@ -207,12 +206,12 @@ def _read_mllama(found: dict) -> ModelConfig:
 
 def _decoder(text: dict, where: str, column: int, *, num_cross: int, tied: bool) -> DecoderConfig:
     """Read the text settings; `column` says whose defaults hold."""
-    _check_fixed(text, _TEXT_FIXED, where)
+    check_fixed(text, _TEXT_FIXED, where)
     fields = {}
     for ours, row in _DECODER.items():
-        read = _number if ours == "norm_eps" else _size
+        read = number if ours == "norm_eps" else size
         default = fields["num_heads"] if row[column] is None else row[column]
-        fields[ours] = read(text, row[0], default, _MAX.get(ours, _MAX_SIZE))
+        fields[ours] = read(text, row[0], default, _MAX.get(ours, MAX_SIZE))
     if fields["num_layers"] <= num_cross:
         why = f", for {num_cross} are {_CROSS}" if num_cross else ""
         raise ValueError(f"num_hidden_layers is {fields['num_layers']}; it must be at least {num_cross + 1}{why}")
@@ -236,21 +235,22 @@ def _rope(text: dict, default_theta: float) -> dict:
     if scaling is not None and not isinstance(scaling, dict):
         raise ValueError(f"the RoPE settings are {scaling!r:.60}; expected an object")
     scaling = dict(scaling or {})
-    theta = _number({**text, **scaling}, "rope_theta", default_theta)
+    theta = number({**text, **scaling}, "rope_theta", default_theta)
     kind = scaling.get("rope_type", scaling.get("type", "default"))
     if kind == "default":
         return {"rope_theta": theta, "rope_scaling": None}
     if kind != "llama3":
         raise ValueError(f'rope_type is {kind!r:.40}; expected "llama3" or "default"')
-    _check_fixed(scaling, {"partial_rotary_factor": (1,)}, "rope_scaling")
-    fields = {ours: _number(scaling, theirs, default) for ours, theirs, default in _ROPE}
+    check_fixed(scaling, {"partial_rotary_factor": (1,)}, "rope_scaling")
+    fields = {ours: number(scaling, theirs, None) for ours, theirs in _ROPE.items()}
     fields["original_context"] = int(fields["original_context"])
-    return {"rope_theta": theta, "rope_scaling": RopeScaling(**fields)}
+    with _naming(_ROPE):
+        return {"rope_theta": theta, "rope_scaling": RopeScaling(**fields)}
 
 
 @contextmanager
-def _naming(table: Mapping[str, tuple]) -> Iterator[None]:
-    """Have the errors of our configs name the file's keys; `table` gives them by our names, first in a tuple.
+def _naming(table: Mapping[str, str | tuple]) -> Iterator[None]:
+    """Have the errors of our configs name the file's keys; `table` gives them by our names, or first in a tuple.
 
     A name stands before its value, as in "width 32 must split into heads of even width".
     """
@@ -258,53 +258,5 @@ def _naming(table: Mapping[str, tuple]) -> Iterator[None]:
         yield
     except ValueError as error:
         ours = rf"\b({'|'.join(table)})(?= (?:is |ends at )?[-\[\d])"
-        raise ValueError(re.sub(ours, lambda found: table[found[1]][0], str(error))) from None
-
-
-def _check_fixed(found: dict, fixed: dict[str, tuple], where: str) -> None:
-    for name, values in fixed.items():
-        if found.get(name, values[0]) not in values:
-            shown = type(found[name]).__name__ if isinstance(found[name], dict | list) else repr(found[name])
-            raise ValueError(
-                f"{where} sets {name} to {shown:.60}; only {values[0]!r} can be computed, give such a model"
-            )
-
-
-def _section(found: dict, name: str) -> dict:
-    section = found.get(name, {})
-    if not isinstance(section, dict):
-        raise ValueError(f"{name} is {section!r:.40}; expected an object")
-    return section
-
-
-def _flag(found: dict, name: str) -> bool:
-    value = found.get(name, False)
-    if not isinstance(value, bool):
-        raise ValueError(f"{name} is {value!r:.40}; expected true or false")
-    return value
-
-
-def _size(found: dict, name: str, default: int, most: int = _MAX_SIZE) -> int:
-    value = found.get(name)
-    value = default if value is None else value
-    if isinstance(value, list) and len(value) == 2 and value[0] == value[1]:
-        value = value[0]  # image_size and patch_size as (height, width)
-    if type(value) is not int or not 0 <= value <= most:
-        raise ValueError(f"{name} is {value!r:.40}; expected a whole number up to {most:,}")
-    return value
-
-
-def _sizes(found: dict, name: str, default: tuple[int, ...], most: int = _MAX_SIZE) -> tuple[int, ...]:
-    values = found.get(name)
-    values = list(default) if values is None else values
-    if not isinstance(values, list) or not all(type(value) is int and 0 <= value <= most for value in values):
-        raise ValueError(f"{name} is {values!r:.40}; expected a list of whole numbers")
-    return tuple(values)
-
-
-def _number(found: dict, name: str, default: float | None, most: float = 1e12) -> float:
-    value = found.get(name)
-    value = default if value is None else value
-    if type(value) not in (int, float) or not math.isfinite(value) or not 0 < value <= most:
-        raise ValueError(f"{name} is {value!r:.40}; expected a number above 0")
-    return value
+        theirs = {name: row if isinstance(row, str) else row[0] for name, row in table.items()}
+        raise ValueError(re.sub(ours, lambda found: theirs[found[1]], str(error))) from None

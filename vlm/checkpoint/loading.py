@@ -14,6 +14,7 @@ from vlm.checkpoint.mapped import MappedWeights
 from vlm.checkpoint.memory import check_memory, gpu_free_bytes, is_short_of_memory
 from vlm.checkpoint.offload import Offload, choose, stream
 from vlm.checkpoint.opened import OpenCheckpoint, format_of
+from vlm.checkpoint.quantization_config import Quantization
 from vlm.checkpoint.stored import MappedTensor
 from vlm.config import ModelConfig
 from vlm.model import VisionLanguageModel
@@ -37,13 +38,18 @@ def stored_precision(folder: Path) -> str | None:
     """Return in words how the weights of a folder are quantised; None where they are not."""
     folder = Path(folder).absolute()
     with readable(folder):
-        settings = format_of(folder)[1]
-        if settings is ollama:
-            return f"{ollama.stored_kinds(folder)} (GGUF), expanded when read"
-        found = hf_config.quantization(folder) if settings is hf_config else None
+        found = _quantization(folder)
     if found is None:
         return None
     return found.kinds if found.stays else f"{found.kinds}, expanded when read"
+
+
+def stays_quantized(folder: Path) -> bool:
+    """Tell whether the weights of a folder are quantised and stay as they are stored when they are loaded."""
+    folder = Path(folder).absolute()
+    with readable(folder):
+        found = _quantization(folder)
+    return found is not None and found.stays
 
 
 def load_model(
@@ -109,6 +115,11 @@ def readable(folder: Path) -> Iterator[None]:
     except OSError as error:
         why = error.strerror or type(error).__name__
         raise invalid(f"{folder.name} cannot be read: {why}; check its permissions and the disk") from None
+
+
+def _quantization(folder: Path) -> Quantization | None:
+    settings = format_of(folder)[1]
+    return settings.quantization(folder) if settings in (hf_config, ollama) else None
 
 
 def _elsewhere(

@@ -166,7 +166,8 @@ def open_tensors(folder: Path, config: ModelConfig, opened: ExitStack) -> dict[s
                 f"{key} has other shapes or dtypes in other files of {folder.name}; give the files of one model"
             )
         split = splits.get(key)
-        whole = len(parts) == 1 or split is None or not -len(parts[0].shape) <= split < len(parts[0].shape)
+        # A misshapen tensor may lack the axis; it is named later, with all that differ.
+        whole = len(parts) == 1 or split is None or split >= len(parts[0].shape)
         tensors[key] = parts[0] if whole else SplitTensor(parts, split)
     return tensors
 

@@ -21,8 +21,8 @@ class AffineTensor(QuantizedTensor):
 
     def __init__(self, shape: tuple[int, int], bits: int, *parts: StoredTensor):
         super().__init__(shape, parts[1].dtype, parts[0].place)
-        object.__setattr__(self, "bits", bits)
-        object.__setattr__(self, "parts", parts)
+        self.bits = bits
+        self.parts = parts
 
     def copy_to(self, out: Tensor) -> None:
         words, scales, biases = (part.load() for part in self.parts)

@@ -17,11 +17,13 @@ from torch import Tensor
 from vlm.checkpoint import hf, hf_config
 from vlm.checkpoint.files import invalid
 from vlm.checkpoint.gguf_file import open_gguf
+from vlm.checkpoint.quantization_config import Quantization
 from vlm.checkpoint.stored import ComputedTensor, QuantizedTensor, StoredTensor
 from vlm.config import ModelConfig, RopeScaling
 from vlm.rope import frequencies
 
 SUFFIX = ".gguf"
+_METHOD = "GGUF"
 keys = hf.keys
 
 # theirs in config.json, theirs in a GGUF file, after the architecture's name
@@ -124,13 +126,13 @@ def read_dtype(folder: Path) -> torch.dtype:
     return torch.bfloat16
 
 
-def stored_kinds(folder: Path) -> str:
-    """Return in words how the decoder's weights are stored."""
+def quantization(folder: Path) -> Quantization | None:
+    """Return how the decoder's weights are quantised; None where they are plain floats."""
     with ExitStack() as opened:
         _, _, tensors = _open(folder, opened)
         text = [tensor for name, tensor in tensors.items() if not name.startswith(("v.", "mm."))]
-        kinds = {tensor.kind for tensor in text if len(tensor.shape) == 2}
-    return " and ".join(sorted(kinds))
+        kinds = {tensor.kind for tensor in text if isinstance(tensor, QuantizedTensor) and len(tensor.shape) == 2}
+    return Quantization(_METHOD, f"{' and '.join(sorted(kinds))} ({_METHOD})") if kinds else None
 
 
 def read_settings(folder: Path) -> dict:
@@ -163,20 +165,24 @@ def _arranged(found: StoredTensor, ours: str, config: ModelConfig) -> StoredTens
         return ComputedTensor(found.shape, torch.float32, lambda: found.load().float().atanh())
     part = config.decoder if ours.startswith("decoder.") else config.vision
     if ours.endswith("q_proj.weight"):
-        return _Turned(found, part.num_heads)
+        return _turned(found, part.num_heads)
     if ours.endswith("k_proj.weight"):
-        return _Turned(found, getattr(part, "num_kv_heads", part.num_heads))
+        return _turned(found, getattr(part, "num_kv_heads", part.num_heads))
     return found
 
 
-class _Turned(ComputedTensor, QuantizedTensor):
-    """Queries or keys whose rows stand half a head apart where the file has them side by side."""
+class _ComputedBlocks(ComputedTensor, QuantizedTensor):
+    """What is computed from blocks of a file."""
 
-    def __init__(self, found: StoredTensor, num_heads: int):
-        def compute() -> Tensor:
-            return rearrange(found.load(), "(heads pair half) d -> (heads half pair) d", heads=num_heads, half=2)
 
-        super().__init__(found.shape, found.dtype, compute)
+def _turned(found: StoredTensor, num_heads: int) -> StoredTensor:
+    """Return queries or keys with the rows half a head apart that the file has side by side."""
+
+    def compute() -> Tensor:
+        return rearrange(found.load(), "(heads pair half) d -> (heads half pair) d", heads=num_heads, half=2)
+
+    kind = _ComputedBlocks if isinstance(found, QuantizedTensor) else ComputedTensor
+    return kind(found.shape, found.dtype, compute)
 
 
 def _open(folder: Path, opened: ExitStack) -> tuple[str, dict, dict[str, StoredTensor]]:

@@ -11,6 +11,7 @@ import json
 import os
 import re
 from collections import Counter
+from collections.abc import Sequence
 from contextlib import ExitStack
 
 import torch
@@ -42,6 +43,13 @@ _FEATURES = (
 _PLAIN_STARTS = (True, False, None, "gaussian", "orthogonal", "eva")
 _PATCHES = "encoder.patch_embedding"
 """A linear layer here, a convolution over there."""
+_MAX_PATTERN_CHARS = 200
+# What lets a pattern match in several ways, which multiply: one of twenty characters could take years.
+_CHOICE, _MAX_CHOICES = re.compile(r"\(\??|[*+?{]"), 5
+_REPEATED_GROUP = re.compile(r"\)[*+{]")
+
+Patterns = Sequence[tuple[re.Pattern, object]]
+"""Patterns of the ends of layers' names, and what the settings have for these layers."""
 
 
 @public
@@ -68,14 +76,15 @@ def load_adapter(
         if torchtune.is_adapter(folder):
             halves = torchtune.read_halves(folder, model.config, opened, layers)
         else:
-            halves = _halves(open_safetensors(folder, WEIGHTS, opened))
+            halves = _halves(open_safetensors(folder, WEIGHTS, opened), model.config)
         unknown = [layer for layer in halves if layer not in ours]
         if unknown:
             raise invalid(
                 f"the adapter has {len(unknown)} layers that this model has not; give the model it was trained on: "
                 + ", ".join(unknown)
             )
-        found = {ours[layer]: _read(layer, pair, settings, model) for layer, pair in halves.items()}
+        patterns = {name: _patterns(settings, name) for name in ("rank_pattern", "alpha_pattern")}
+        found = {ours[layer]: _read(layer, pair, settings, patterns, model) for layer, pair in halves.items()}
     name = name or f"adapter{1 + len(adapter_names(model))}"
     try:
         attach(model, name, found)
@@ -95,7 +104,7 @@ def save_adapter(
         raise invalid(f"the model has no adapter named {name!r:.60}; add one first")
     tensors = {}
     for place, adapter in chosen.items():
-        layer = _today(names[place]) if model.config.vision is not None else names[place]
+        layer = hf.today(names[place], model.config)
         down, up = adapter.down, adapter.up
         if place == _PATCHES:
             # Patches are flattened as (c y x).
@@ -118,14 +127,6 @@ def _layer_names(config: ModelConfig) -> dict[str, str]:
     }
 
 
-def _today(published: str) -> str:
-    """Return a layer's name as transformers has it today, which peft needs."""
-    for current, old in hf._GENERATIONS:
-        if f"{published}.".startswith(old):
-            return (current + f"{published}.".removeprefix(old)).removesuffix(".")
-    return published
-
-
 def _check_settings(settings: dict) -> None:
     kind = settings.get("peft_type")
     if kind != "LORA":
@@ -143,7 +144,7 @@ def _check_settings(settings: dict) -> None:
         )
 
 
-def _halves(stored: dict[str, StoredTensor]) -> dict[str, dict[str, StoredTensor]]:
+def _halves(stored: dict[str, StoredTensor], config: ModelConfig) -> dict[str, dict[str, StoredTensor]]:
     """Return both matrices of each adapted layer by its published name."""
     halves: dict[str, dict[str, StoredTensor]] = {}
     odd = []
@@ -154,7 +155,7 @@ def _halves(stored: dict[str, StoredTensor]) -> dict[str, dict[str, StoredTensor
         if match is None:
             odd.append(key)
             continue
-        halves.setdefault(hf._published(f"{match['layer']}.").removesuffix("."), {})[match["half"]] = tensor
+        halves.setdefault(hf.published(match["layer"], config), {})[match["half"]] = tensor
     odd += [layer for layer, pair in halves.items() if len(pair) != 2]
     if odd or not halves:
         raise invalid(
@@ -163,19 +164,46 @@ def _halves(stored: dict[str, StoredTensor]) -> dict[str, dict[str, StoredTensor
     return halves
 
 
-def _read(layer: str, pair: dict[str, StoredTensor], settings: dict, model: VisionLanguageModel) -> LowRank:
+def _patterns(settings: dict, name: str) -> Patterns:
+    """Return the numbers that settings have for some layers, each with the pattern of these layers' names."""
+    found = settings.get(name) or {}
+    if not isinstance(found, dict):
+        raise invalid(f"{CONFIG} gives {name} as {found!r:.40}; expected numbers by names of layers; save it again")
+    patterns = []
+    for pattern, value in found.items():
+        is_simple = len(_CHOICE.findall(pattern)) <= _MAX_CHOICES and not _REPEATED_GROUP.search(pattern)
+        if len(pattern) > _MAX_PATTERN_CHARS or not is_simple:
+            raise invalid(
+                f"{CONFIG} has {pattern!r:.60} in {name}, which may take very long to match; give names of layers"
+            )
+        try:
+            # Source: peft, utils/other.py, get_pattern_key.
+            patterns.append((re.compile(rf"(.*\.)?({pattern})$"), value))
+        except (re.error, OverflowError) as error:
+            raise invalid(f"{CONFIG} has {pattern!r:.60} in {name}: {error}; give names of layers") from None
+    return patterns
+
+
+def _read(
+    layer: str,
+    pair: dict[str, StoredTensor],
+    settings: dict,
+    patterns: dict[str, Patterns],
+    model: VisionLanguageModel,
+) -> LowRank:
     down, up = pair["A"], pair["B"]
     # A convolution's second half is one of single points.
     if len(down.shape) not in (2, 4) or up.shape[2:] != (1,) * (len(down.shape) - 2) or down.shape[0] != up.shape[1]:
         raise invalid(f"{layer} has matrices of {list(down.shape)} and {list(up.shape)}; expected [r, in] and [out, r]")
+    spellings = (layer, hf.today(layer, model.config))
     config = LoRAConfig(
         rank=down.shape[0],
-        alpha=_number(settings, "lora_alpha", 8, "alpha_pattern", layer),
+        alpha=_number(settings, "lora_alpha", 8, patterns["alpha_pattern"], spellings),
         dropout=_number(settings, "lora_dropout", 0.0),
         rslora=bool(settings.get("use_rslora")),
         targets=(layer,),
     )
-    rank = _number(settings, "r", config.rank, "rank_pattern", layer)
+    rank = _number(settings, "r", config.rank, patterns["rank_pattern"], spellings)
     if rank != config.rank:
         raise invalid(f"{layer} has rank {config.rank} and {CONFIG} says {rank}; settings and weights are not one's")
     device = model.decoder.embedding.weight.device
@@ -183,12 +211,13 @@ def _read(layer: str, pair: dict[str, StoredTensor], settings: dict, model: Visi
         return LowRank(down.load().flatten(1).to(device), up.load().flatten(1).to(device), config)
 
 
-def _number(settings: dict, name: str, default: float, patterns: str | None = None, layer: str = "") -> float:
-    """Return a number of the settings: the one whose pattern fits the end of a layer's name, or else that for all."""
+def _number(
+    settings: dict, name: str, default: float, patterns: Patterns = (), spellings: tuple[str, ...] = ()
+) -> float:
+    """Return a number of the settings: that of the first pattern that fits a layer's name, or else that for all."""
     value = settings.get(name, default)
-    for pattern, special in (settings.get(patterns) or {}).items() if patterns else ():
-        # Source: peft, utils/other.py, get_pattern_key.
-        if any(re.match(rf"(.*\.)?({pattern})$", spelt) for spelt in (layer, _today(layer))):
+    for pattern, special in patterns:
+        if any(pattern.match(spelt) for spelt in spellings):
             value = special
             break
     if not isinstance(value, int | float) or isinstance(value, bool):
@@ -198,7 +227,7 @@ def _number(settings: dict, name: str, default: float, patterns: str | None = No
 
 def _settings(names: dict[str, str], chosen: dict[str, LowRank], config: ModelConfig, base: str | None) -> dict:
     """Return the settings by which peft builds the same adapters."""
-    spelt = {place: _today(names[place]) if config.vision is not None else names[place] for place in names}
+    spelt = {place: hf.today(name, config) for place, name in names.items()}
     ends = {place: name.rsplit(".", 1)[-1] for place, name in spelt.items()}
     wanted = {ends[place] for place in chosen}
     # The last parts of names where they say it all, as people write them; else whole names.

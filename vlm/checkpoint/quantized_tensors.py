@@ -4,7 +4,7 @@ Source: compressed-tensors compressors/pack_quantized and compressors/naive_quan
 """
 
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -27,8 +27,8 @@ class PackedTensor(QuantizedTensor):
 
     def __init__(self, shape, codes: StoredTensor, scales: StoredTensor, zeros: StoredTensor | None, scheme: Scheme):
         super().__init__(tuple(shape), scales.dtype, codes.place)
-        object.__setattr__(self, "parts", (codes, scales, zeros))
-        object.__setattr__(self, "scheme", scheme)
+        self.parts = (codes, scales, zeros)
+        self.scheme = scheme
 
     def copy_to(self, out: Tensor) -> None:
         out.copy_(dequantize(self.load_quantized(), self.scheme))
@@ -56,7 +56,7 @@ class Float8Tensor(QuantizedTensor):
 
     def __init__(self, values: StoredTensor, scales: StoredTensor):
         super().__init__(values.shape, scales.dtype, values.place)
-        object.__setattr__(self, "parts", (values, scales))
+        self.parts = (values, scales)
 
     def copy_to(self, out: Tensor) -> None:
         values, scales = (part.load() for part in self.parts)
@@ -119,17 +119,9 @@ def unfold(
             computed.update(_parts(compute(), bits))
         return computed.pop(part)
 
-    parts = {part: ComputedTensor(shape, dtype, _Take(take, part)) for part, (shape, dtype) in shapes.items()}
+    parts = {part: ComputedTensor(shape, dtype, partial(take, part)) for part, (shape, dtype) in shapes.items()}
     parts[SHAPE] = ComputedTensor((2,), torch.int64, lambda: torch.tensor(shape))
     return {f"{module}.{part}": tensor for part, tensor in parts.items()}
-
-
-class _Take(NamedTuple):
-    take: Callable[[str], Tensor]
-    part: str
-
-    def __call__(self) -> Tensor:
-        return self.take(self.part)
 
 
 def _weight(parts: Parts, shape: tuple[int, ...]) -> StoredTensor:

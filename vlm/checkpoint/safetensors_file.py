@@ -60,7 +60,7 @@ class _Pages:
             return None
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class SafetensorsTensor(StoredTensor):
     """A run of bytes of an open file."""
 
@@ -108,7 +108,7 @@ def open_safetensors(folder: Path, name: str, opened: ExitStack) -> dict[str, St
     header = parse_json(file.read(num_header), f"the header of {name}")
     header.pop("__metadata__", None)
     start, end, tensors, pages = 8 + num_header, 0, {}, _Pages(file)
-    for key, entry in sorted(header.items(), key=lambda item: _begin(item[1])):
+    for key, entry in sorted(header.items(), key=lambda item: _offsets(item[1])):
         tensor = _tensor(key, entry, file, start, name, pages)
         if tensor.offset != start + end:
             raise invalid(f"{name} has a gap or an overlap before {key:.80}; save or download it again")
@@ -124,7 +124,7 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor | StoredTensor]) 
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, tensor in tensors.items():
-        begin, end = end, end + num_bytes(tensor)
+        begin, end = end, end + (tensor.num_bytes if isinstance(tensor, StoredTensor) else tensor.nbytes)
         header[name] = {"dtype": _NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
@@ -135,13 +135,10 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor | StoredTensor]) 
             file.write(as_bytes(values.detach().cpu().contiguous()))
 
 
-def num_bytes(tensor: Tensor | StoredTensor) -> int:
-    return tensor.num_bytes if isinstance(tensor, StoredTensor) else tensor.nbytes
-
-
-def _begin(entry: object) -> int:
+def _offsets(entry: object) -> list[int]:
+    """Return where a tensor begins and ends, for an order in which an empty one stands before the one beside it."""
     offsets = entry.get("data_offsets") if isinstance(entry, dict) else None
-    return offsets[0] if _sizes(offsets) and offsets else -1
+    return offsets if _sizes(offsets) else []
 
 
 def _tensor(key: str, entry: object, file: BinaryIO, start: int, name: str, pages: _Pages) -> SafetensorsTensor:

@@ -21,7 +21,7 @@ class MappedTensor(NamedTuple):
     """Where in it the values begin, in bytes."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class StoredTensor:
     """One tensor of a checkpoint file."""
 
@@ -60,8 +60,8 @@ class SplitTensor(StoredTensor):
         shape = list(parts[0].shape)
         shape[dim] = sum(part.shape[dim] for part in parts)
         super().__init__(tuple(shape), parts[0].dtype, tuple(part.place for part in parts))
-        object.__setattr__(self, "parts", tuple(parts))
-        object.__setattr__(self, "dim", dim)
+        self.parts = tuple(parts)
+        self.dim = dim
 
     def copy_to(self, out: Tensor) -> None:
         start = 0
@@ -75,7 +75,7 @@ class ComputedTensor(StoredTensor):
 
     def __init__(self, shape: Sequence[int], dtype: torch.dtype, compute: Callable[[], Tensor]):
         super().__init__(tuple(shape), dtype, object())
-        object.__setattr__(self, "compute", compute)
+        self.compute = compute
 
     def copy_to(self, out: Tensor) -> None:
         out.copy_(self.compute())

@@ -17,7 +17,6 @@ from torch import Tensor
 from vlm.checkpoint.files import find_file, invalid
 from vlm.checkpoint.stored import StoredTensor
 
-_MIN_TORCH = (2, 10)
 _MIN_GROUP_BYTES = 32 << 20
 _MAX_PICKLE_BYTES = 2 << 20
 # All that the dictionary of a plain model names.
@@ -42,7 +41,7 @@ _BROKEN = (
 )
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class TorchTensor(StoredTensor):
     """One entry of the dictionary in a .pth file."""
 
@@ -55,8 +54,6 @@ class TorchTensor(StoredTensor):
 
 def open_torch(folder: Path, name: str, opened: ExitStack) -> dict[str, StoredTensor]:
     """Return the tensors of the file `name`; they can be read as long as `opened`."""
-    if tuple(int(part) for part in torch.__version__.split(".")[:2]) < _MIN_TORCH:
-        raise invalid(f"{name} needs torch 2.10 or later to be read safely; this is {torch.__version__}: upgrade torch")
     archive = _Archive(find_file(folder, name), name)
     opened.callback(archive.let_go)
     return {

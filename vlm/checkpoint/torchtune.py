@@ -5,9 +5,12 @@ rows of rotary queries and keys, which is Meta's); training/checkpointing/_check
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
+
+from torch import Tensor
 
 from vlm.checkpoint import meta
 from vlm.checkpoint.files import invalid
@@ -18,10 +21,10 @@ from vlm.config import ModelConfig
 _KEY = re.compile(r"(?P<layer>.+)\.lora_(?P<half>[ab])\.weight")
 # theirs, ours; {place} is that of a layer, among all of ours.
 _MODULES = (
-    (r"(?:decoder\.)?layers\.(\d+)\.fusion_layer\.(.+)", "decoder.layers.{cross}."),
-    (r"(?:decoder\.)?layers\.(\d+)\.(.+)", "decoder.layers.{self}."),
-    (r"encoder\.clip\.layers\.(\d+)\.(.+)", "encoder.local_layers.{same}."),
-    (r"encoder\.projection\.layers\.(\d+)\.(.+)", "encoder.global_layers.{same}."),
+    (r"(?:decoder\.)?layers\.(\d{1,4})\.fusion_layer\.(.+)", "decoder.layers.{cross}."),
+    (r"(?:decoder\.)?layers\.(\d{1,4})\.(.+)", "decoder.layers.{self}."),
+    (r"encoder\.clip\.layers\.(\d{1,4})\.(.+)", "encoder.local_layers.{same}."),
+    (r"encoder\.projection\.layers\.(\d{1,4})\.(.+)", "encoder.global_layers.{same}."),
 )
 _WHOLE = {
     "encoder.projection.output": "projector",
@@ -43,16 +46,22 @@ def read_halves(
     folder: Path, config: ModelConfig, opened: ExitStack, names: Mapping[str, str]
 ) -> dict[str, dict[str, StoredTensor]]:
     """Return both matrices of each adapted layer, "A" and "B", by its published name, which `names` has by ours."""
+    # Those that are arranged otherwise over there: rotary queries and keys.
+    turned = {key.ours: key.layout.to_ours for key in meta.keys(config) if key.layout.to_ours is not None}
+    crosses = config.adapter.cross_layers if config.adapter else ()
+    selves = [place for place in range(config.num_layers) if place not in crosses]
     halves: dict[str, dict[str, StoredTensor]] = {}
     odd = []
     for key, tensor in open_torch(folder, _file(folder), opened).items():
         match = _KEY.fullmatch(key)
-        layer = None if match is None else _ours(match["layer"], config)
+        layer = None if match is None else _ours(match["layer"], selves)
         if layer not in names:
             odd.append(key)
             continue
-        half = match["half"].upper()
-        halves.setdefault(names[layer], {})[half] = _turned(layer, tensor, config) if half == "B" else tensor
+        half, to_ours = match["half"].upper(), turned.get(f"{layer}.weight")
+        if half == "B" and to_ours is not None:
+            tensor = ComputedTensor(tensor.shape, tensor.dtype, partial(_turned, tensor, to_ours, config))
+        halves.setdefault(names[layer], {})[half] = tensor
     odd += [layer for layer, pair in halves.items() if len(pair) != 2]
     if odd or not halves:
         raise invalid(
@@ -63,16 +72,15 @@ def read_halves(
 
 
 def _file(folder: Path) -> str | None:
-    found = sorted(path.name for path in folder.glob("adapter_*.pt") if re.fullmatch(r"adapter_(model|\d+)", path.stem))
-    return found[-1] if found else None
+    found = [path.name for path in folder.glob("adapter_*.pt") if re.fullmatch(r"adapter_(model|\d+)", path.stem)]
+    # That of the last epoch, by its number.
+    return max(found, key=lambda name: (len(name), name), default=None)
 
 
-def _ours(theirs: str, config: ModelConfig) -> str | None:
-    """Return our name of a layer; None for one that this model has not."""
+def _ours(theirs: str, selves: Sequence[int]) -> str | None:
+    """Return our name of a layer; None for one that no model has whose self-attention layers stand at `selves`."""
     if theirs in _WHOLE:
         return _WHOLE[theirs]
-    crosses = config.adapter.cross_layers if config.adapter else ()
-    selves = [place for place in range(config.num_layers) if place not in crosses]
     for pattern, ours in _MODULES:
         match = re.fullmatch(pattern, theirs)
         if match is None:
@@ -80,15 +88,14 @@ def _ours(theirs: str, config: ModelConfig) -> str | None:
         place, part = int(match[1]), (_TEXT_PARTS if ours.startswith("decoder") else _VISION_PARTS).get(match[2])
         if part is None or (ours.startswith("decoder") and place >= len(selves)):
             return None
-        # A layer that looks at images is counted with the one that follows it.
         own = selves[place] if ours.startswith("decoder") else place
+        # A layer that looks at images is counted with the one that follows it.
+        if "{cross}" in ours and (own == 0 or own - 1 in selves):
+            return None
         return ours.format(same=place, self=own, cross=own - 1) + part
     return None
 
 
-def _turned(layer: str, up: StoredTensor, config: ModelConfig) -> StoredTensor:
-    """Return the second matrix of rotary queries and keys with its rows in our order."""
-    key = next((key for key in meta.keys(config) if key.ours == f"{layer}.weight"), None)
-    if key is None or key.layout not in (meta._QUERIES, meta._KEYS):
-        return up
-    return ComputedTensor(up.shape, up.dtype, lambda: key.layout.to_ours(up.load(), config))
+def _turned(up: StoredTensor, to_ours: Callable[[Tensor, ModelConfig], Tensor], config: ModelConfig) -> Tensor:
+    """Return the second matrix of rotary queries or keys with its rows in our order."""
+    return to_ours(up.load(), config)
