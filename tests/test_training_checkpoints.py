@@ -51,6 +51,27 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before_it(tmp_path, how
         folder.load()
 
 
+def test_a_damaged_checkpoint_takes_no_good_ones_place(tmp_path):
+    folder = CheckpointFolder(tmp_path, keep=2)
+    for step in (1, 2, 3):
+        folder.save(state(step))
+    spoil(tmp_path / "step-00000003", "truncate")
+    folder.save(state(4))
+    spoil(tmp_path / "step-00000004", "flip")
+    assert folder.load().step == 2
+    for step in (5, 6):
+        folder.save(state(step))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000005", "step-00000006"]
+
+
+def test_what_was_just_saved_stays_beside_a_damaged_checkpoint_of_a_later_step(tmp_path):
+    folder = CheckpointFolder(tmp_path, keep=1)
+    folder.save(state(9))
+    spoil(tmp_path / "step-00000009", "truncate")
+    folder.save(state(3))
+    assert folder.load().step == 3
+
+
 def test_the_last_good_checkpoint_outlives_a_save_that_went_wrong_unseen(tmp_path, monkeypatch):
     folder = CheckpointFolder(tmp_path, keep=1)
     folder.save(state(1))

@@ -15,8 +15,9 @@ from vlm.training.data.layouts import read_sample
 from vlm.training.data.order import Order
 from vlm.training.data.samples import Conversation, Document, Preference
 from vlm.training.data.text_files import JsonLines
-from vlm.training.objectives import SupervisedReplies
+from vlm.training.objectives import NextToken, SupervisedReplies
 
+TOKENIZER = Tokenizer.bytes_only()
 FOLDER = Path("pictures")
 A, B = Image(FOLDER / "a.png"), Image(FOLDER / "b.png")
 QUESTION = Turn("user", (A, Text("what?")))
@@ -88,6 +89,15 @@ LAYOUTS = {
         {"messages": [{"role": "user", "content": "<image>?"}, {"role": "assistant", "content": "that"}]},
         Conversation(turns=(Turn("user", (Text("<image>?"),)), ANSWER)),
     ),
+    "alpaca with the whole prompt beside it": (
+        {"instruction": "what?", "input": "", "output": "that", "text": "### Instruction: what? ### Response: that"},
+        Conversation(turns=(Turn("user", (Text("what?"),)), ANSWER)),
+    ),
+    "messages with the whole prompt beside them": (
+        {"messages": openai({"type": "text", "text": "what?"}), "text": "<user> what? <assistant> that"},
+        Conversation(turns=(Turn("user", (Text("what?"),)), ANSWER)),
+    ),
+    "text beside an empty column": ({"text": "once", "messages": None}, Document(parts=(Text("once"),))),
     "text": ({"text": "once"}, Document(parts=(Text("once"),))),
     "caption": ({"image": "a.png", "text": "a dog"}, Document(parts=(A, Text("a dog")))),
     "images inside a text": (
@@ -168,6 +178,20 @@ def test_the_order_is_that_of_the_seed_from_wherever_it_is_asked():
     assert [other[place] for place in range(20)] != [order[place] for place in range(20)]
 
 
+def test_without_weights_every_sample_of_all_sources_comes_once_before_any_comes_again():
+    sizes = [5, 40_000, 1]
+    order, again = Order(sizes, None, seed=3), Order(sizes, None, seed=3)
+    epochs = [[order[place] for place in range(start, start + sum(sizes))] for start in (0, sum(sizes))]
+    everything = [(source, place) for source, size in enumerate(sizes) for place in range(size)]
+    assert all(sorted(epoch) == everything for epoch in epochs)
+    assert epochs[0] != epochs[1] != everything
+    assert [again[place] for place in range(40_000, 40_020)] == (epochs[0] + epochs[1])[40_000:40_020]
+    one = Order([7], None, seed=3)
+    assert [one[place] for place in range(20)] == [Order([7], [1], seed=3)[place] for place in range(20)]
+    plain = Order([2, 3], None, seed=0, shuffle=False)
+    assert [plain[place] for place in range(7)] == [(0, 0), (0, 1), (1, 0), (1, 1), (1, 2), (0, 0), (0, 1)]
+
+
 def test_sources_are_drawn_by_their_weights():
     order = Order([1000, 10], [1, 3], seed=0)
     counts = Counter(order[place][0] for place in range(4000))
@@ -185,7 +209,7 @@ def test_without_shuffling_lines_come_as_they_stand():
 
 
 def batches(path: Path, **settings) -> StepBatches:
-    objective = SupervisedReplies(Tokenizer.bytes_only(), 512)
+    objective = SupervisedReplies(TOKENIZER, 512)
     settings = {"batch_size": 2, "seed": 0, "shuffle": False, "max_length": 100} | settings
     source = Source(JsonLines(path), path.parent, 1.0)
     return StepBatches([source], objective.rows, ImageProcessor(preset("tiny").vision), **settings)
@@ -217,6 +241,15 @@ def test_poison_is_named_and_leaves_its_neighbours_alone(tmp_path):
     assert "is a document" in reasons
     assert str(tmp_path) not in reasons
     assert [type(one) for one in data.every()].count(Poison) == 5
+
+
+def test_sources_without_weights_are_gone_through_and_one_with_a_weight_is_drawn(tmp_path):
+    lines = [write_jsonl(tmp_path / f"{name}.jsonl", [{"text": name}] * 3) for name in "ab"]
+    for weight, is_drawn in ((None, False), (2.0, True)):
+        sources = [Source(JsonLines(path), tmp_path, one) for path, one in zip(lines, (weight, None), strict=True)]
+        data = StepBatches(sources, NextToken(TOKENIZER, 512, 9).rows, None, batch_size=6, seed=0, max_length=9)
+        assert (data.order.shares is not None) == is_drawn
+    assert data.order.shares.tolist() == [0.4, 0.6]
 
 
 def test_a_step_is_the_same_whichever_came_before_it(tmp_path):

@@ -11,6 +11,7 @@ from tests.oracles.weights import random_hf_state
 from tests.training_rows import row_of
 from vlm.checkpoint import hf as hf_keys
 from vlm.checkpoint.peft import load_adapter
+from vlm.config import preset
 from vlm.training.rows import IGNORED, Row, predict, reply_log_probabilities
 
 CONFIG = CONFIGS["default"]
@@ -39,7 +40,7 @@ def their_gradients(model) -> dict[str, torch.Tensor]:
             slots = grad.unflatten(1, (CONFIG.max_tiles, -1))
             for ratio_id, (rows, cols) in enumerate(CONFIG.grids, start=1):
                 slots[ratio_id, rows * cols :] = 0
-        found[hf_keys._published(name)] = grad
+        found[hf_keys.published(name, preset("tiny"))] = grad
     return found
 
 

@@ -1,5 +1,6 @@
 """Runs on preferences: the reference is computed once and as the loss is, so that learning begins at ln 2."""
 
+import json
 import math
 import shutil
 from pathlib import Path
@@ -7,8 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.training_rows import write_jsonl
+from tests.training_rows import draw_pictures, write_jsonl
 from tests.training_runs import log_of, settings, write_model_and_talk
+from vlm import VLMError
+from vlm.training.journal import read_lines
 from vlm.training.loop import Training
 from vlm.training.objectives import DirectPreference
 
@@ -63,3 +66,46 @@ def test_preferences_begin_at_ln_2_in_bf16_too(place, tmp_path):
     }
     Training(settings(place, tmp_path / "run", **changes)).train()
     assert log_of(tmp_path / "run")[0]["loss"] == pytest.approx(math.log(2), abs=1e-6)
+
+
+# What the reference is of
+
+
+def pairs(tmp_path: Path, replies: str = "abcd", **changes) -> dict:
+    rows = [{"prompt": "q", "chosen": reply, "rejected": "z"} for reply in replies]
+    path = write_jsonl(tmp_path / "pairs.jsonl", rows)
+    objective = {"name": "dpo", "beta": 1.0}
+    return {"data": [{"path": str(path)}], "objective": objective, "steps": 2, "checkpoints": {"every": 1}} | changes
+
+
+def margins_of(out: Path) -> list:
+    return json.loads((out / "reference.json").read_text())["margins"]
+
+
+def test_a_reference_of_other_data_or_of_none_that_is_known_is_computed_anew(place, tmp_path):
+    run = tmp_path / "run"
+    with pytest.raises(VLMError):
+        Training(settings(place, run, **pairs(tmp_path, "abcd"), optimizer={"groups": [{"match": "visio.*"}]}))
+    # Edited after the reference was computed, before the run was begun.
+    Training(settings(place, run, **pairs(tmp_path, "abce")))
+    edited = margins_of(run)
+    Training(settings(place, tmp_path / "fresh", **pairs(tmp_path, "abce")))
+    assert edited == margins_of(tmp_path / "fresh")
+    # As earlier versions kept it.
+    (run / "reference.json").write_text(json.dumps([[0, number, 9.0] for number in range(4)]))
+    Training(settings(place, run, **pairs(tmp_path, "abce")))
+    assert margins_of(run) == edited
+
+
+def test_a_pair_that_could_not_be_read_at_first_stays_left_out(place, tmp_path):
+    rows = [{"id": f"{number}", "messages": [{"role": "user", "content": "<image>?"}], "images": [f"{number}.png"],
+             "chosen": "a", "rejected": "b"} for number in range(3)]  # fmt: skip
+    draw_pictures(tmp_path, {"0.png": 9, "1.png": 99})
+    changes = pairs(tmp_path, data=[{"path": str(write_jsonl(tmp_path / "pictures.jsonl", rows))}])
+    Training(settings(place, tmp_path / "run", **changes))
+    draw_pictures(tmp_path, {"2.png": 200})
+    report = Training(settings(place, tmp_path / "run", **changes)).train()
+    assert (report.steps, report.poison) == (2, 1)
+    (line,) = read_lines(tmp_path / "run" / "skipped_samples.jsonl")
+    assert line["id"] == "2"
+    assert "could not be used when the reference of the run was computed" in line["reason"]

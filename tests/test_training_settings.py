@@ -56,13 +56,22 @@ def test_overrides_reach_every_key(toml):
     settings = read_settings(
         TrainConfig,
         toml,
-        ["optimizer.lr=2e-4", "data.0.path=b.jsonl", "trained.lora.targets=['q_proj']", "schedule.name=wsd", "steps=7"],
-    )
+        [
+            "optimizer.lr=2e-4", "data.0.path=b.jsonl", "model={source='a'}", "trained.lora.targets=['q_proj']",
+            "schedule.name=wsd", "steps=7",
+        ],
+    )  # fmt: skip
     assert settings.optimizer.lr == 2e-4
     assert settings.data[0].path == "b.jsonl"
     assert settings.trained.lora.targets == ("q_proj",)
     assert settings.schedule == Schedule(name="wsd")
     assert settings.steps == 7
+
+
+@pytest.mark.parametrize("text", ["2024", "1e3", "true", "2024-01-31"])
+def test_a_key_that_takes_a_text_takes_what_was_typed(toml, text):
+    settings = read_settings(TrainConfig, toml, [f"out={text}", f"data.0.images={text}"])
+    assert (settings.out, settings.data[0].images) == (text, text)
 
 
 @pytest.mark.parametrize(
@@ -73,6 +82,8 @@ def test_overrides_reach_every_key(toml):
         ("steps=1.5", "steps is 1.5; expected a whole number"),
         ("steps=true", "steps is True; expected a whole number"),
         ("steps=0", "steps is 0; expected at least 1"),
+        (f"steps={10**23}", "steps is above 9007199254740992"),
+        (f"steps={'9' * 5000}", "steps is '9999.*expected a whole number"),
         ("optimizer.lr=fast", "optimizer.lr is 'fast'; expected a number"),
         ("optimizer.lr=-1.0", "optimizer: lr is -1.0; expected more than 0"),
         ("optimizer.weight_decay=nan", "optimizer: weight_decay is nan; expected at least 0"),
@@ -97,6 +108,7 @@ def test_overrides_reach_every_key(toml):
         ("data.1.path=x", "count lists from 0"),
         ("model.source=x", "expected either source"),
         ("trained={parts=['all'], lora={}}", "parts and lora exclude each other"),
+        ("trained.lora={}", "adapter left without a base; leave trained.lora out, or give model.source"),
         ("schedule=cosine", "schedule is 'cosine'; expected keys with values"),
         ("steps", "no key=value"),
     ],

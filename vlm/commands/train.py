@@ -2,6 +2,8 @@
 
 import signal
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import click
@@ -42,12 +44,8 @@ def train(config: Path, overrides: tuple[str, ...], as_json: bool):
     training = Training(settings)
     if training.num_done > 0 and training.world.is_main:
         say(f"going on after step {training.num_done} of {training.num_steps}")
-    handlers = {kind: signal.signal(kind, training.stop) for kind in (signal.SIGINT, signal.SIGTERM)}
-    try:
+    with _told_by_signals(training.stop):
         report = training.train()
-    finally:
-        for kind, handler in handlers.items():
-            signal.signal(kind, handler)
     training.world.leave()
     if not training.world.is_main:
         return
@@ -60,3 +58,18 @@ def train(config: Path, overrides: tuple[str, ...], as_json: bool):
     if as_json:
         shown = {name: str(value) if isinstance(value, Path) else value for name, value in report._asdict().items()}
         say_json(shown)
+
+
+@contextmanager
+def _told_by_signals(stop: Callable) -> Iterator[None]:
+    """Call `stop` where the run is interrupted, ended, or loses its terminal."""
+    kinds = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        # Under nohup a run is to go on without its terminal.
+        kinds.append(signal.SIGHUP)
+    handlers = {kind: signal.signal(kind, stop) for kind in kinds}
+    try:
+        yield
+    finally:
+        for kind, handler in handlers.items():
+            signal.signal(kind, handler)

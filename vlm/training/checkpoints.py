@@ -48,10 +48,15 @@ class State(NamedTuple):
 
 
 class CheckpointFolder:
-    """The checkpoints of one run, of which the newest `keep` stay. All processes of a run call each method alike."""
+    """The checkpoints of one run, of which the newest `keep` that are whole stay.
+
+    All processes of a run call each method alike.
+    """
 
     def __init__(self, folder: Path, *, keep: int, world: World | None = None):
         self.folder, self.keep, self.world = Path(folder), keep, world or World.alone()
+        self._looked_at: dict[str, tuple[list, bool]] = {}
+        """What the files of a checkpoint looked like when they were read, and whether it was whole; by its name."""
 
     def clean(self) -> None:
         """Remove what a kill left half written."""
@@ -118,8 +123,26 @@ class CheckpointFolder:
             if not asked:
                 self.world.from_main(None)
         verify_checksums(path)
-        for old in self._newest_first()[self.keep :]:
-            shutil.rmtree(old, ignore_errors=True)
+        self._looked_at[path.name] = _looks(path), True
+        self._prune()
+
+    def _prune(self) -> None:
+        """Remove what is older than the newest `keep` that are whole."""
+        num_whole = 0
+        for path in self._newest_first():
+            if num_whole == self.keep:
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                num_whole += self._is_still_whole(path)
+
+    def _is_still_whole(self, path: Path) -> bool:
+        """Tell whether a checkpoint is whole; it is read again only if its files look otherwise than last time."""
+        looks = _looks(path)
+        known, whole = self._looked_at.get(path.name, (None, False))
+        if known != looks:
+            whole = _is_whole(path)
+            self._looked_at[path.name] = looks, whole
+        return whole
 
     def _newest_whole(self) -> str | None:
         paths = self._newest_first()
@@ -145,6 +168,12 @@ def _is_whole(path: Path) -> bool:
         logger.warning("%s is damaged and is passed over, for the one before it: %s", path.name, error.message)
         return False
     return True
+
+
+def _looks(path: Path) -> list[tuple[str, int, int]]:
+    """Return name, size and time of the last change of every file."""
+    entries = [(file.name, file.stat()) for file in path.iterdir()]
+    return sorted((name, stat.st_size, stat.st_mtime_ns) for name, stat in entries)
 
 
 def _flat(state: State) -> dict[str, Tensor]:

@@ -6,6 +6,8 @@ from typing import Literal
 from vlm.training.schedules import share_of_peak
 
 INFINITY = float("inf")
+MAX_STEPS = 2**53
+"""Up to which a float tells one step from the next."""
 
 
 def _at_least_0(part: object, *names: str) -> None:
@@ -331,7 +333,8 @@ class TrainConfig:
     batch_size: int = 8
     """Samples of a step."""
     micro_batch_size: int | None = None
-    """Samples computed at once; None: all. Smaller ones need less memory and give the same step."""
+    """Samples computed at once, or windows of texts that were cut; None: all. Fewer need less memory and give the same
+    step."""
     max_length: int | None = None
     """Longest sample in tokens; None: the model's context. Longer ones are left out, longer texts cut in windows."""
     pack: int | None = None
@@ -360,6 +363,8 @@ class TrainConfig:
         for name in ("steps", "micro_batch_size", "max_length", "pack"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected at least 1")
+        if self.steps is not None and self.steps > MAX_STEPS:
+            raise ValueError(f"steps is above {MAX_STEPS}, up to which they are counted; stop a longer run with Ctrl-C")
         for name in ("batch_size", "max_bad_steps", "log_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected at least 1")
@@ -378,6 +383,11 @@ class TrainConfig:
         if lora is not None and self.model.added_tokens:
             raise ValueError(
                 "model.added_tokens need rows that are trained, which an adapter has not; use trained.parts"
+            )
+        if lora is not None and self.model.source is None:
+            raise ValueError(
+                "trained.lora is for a checkpoint, and model begins from nothing: its weights would be lost and the "
+                "adapter left without a base; leave trained.lora out, or give model.source"
             )
         if lora is not None and lora.dropout and learns_from_itself:
             raise ValueError(f"trained.lora.dropout would blur the ratios of {self.objective.name}; set it to 0")

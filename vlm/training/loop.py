@@ -13,7 +13,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
 from vlm.checkpoint.peft import save_adapter
@@ -24,6 +23,7 @@ from vlm.pipeline import VLM
 from vlm.training.answers import Answers
 from vlm.training.checkpoints import CheckpointFolder, State
 from vlm.training.config import TrainConfig
+from vlm.training.data.ahead import Ahead
 from vlm.training.data.batches import Example, StepData
 from vlm.training.deterministic import deterministic_algorithms
 from vlm.training.journal import Journal, draw_curves
@@ -33,7 +33,7 @@ from vlm.training.parallel.placement import place
 from vlm.training.parallel.shares import Counts, added, counted, evened, in_parts, share_of
 from vlm.training.parallel.world import Silent, World
 from vlm.training.reference import reference_margins
-from vlm.training.run_folder import lock_folder, open_folder
+from vlm.training.run_folder import check_settings, keep_settings, lock_folder, settings_of
 from vlm.training.setup import num_steps, open_data, open_model, open_objective
 from vlm.training.speed import Speed
 from vlm.training.trained import ADAPTER, trained_weights
@@ -83,39 +83,50 @@ class Training:
         self.num_done = self.bad_steps = self.bad_in_row = self.failed_saves = 0
         self.loss: float | None = None
         self.elapsed_s = 0.0
-        self.stopping = False
+        self.told_to_stop = False
+        settings = settings_of(config, self.data)
         with self.world.main_first():
-            open_folder(self.out, config, {"samples": self.data.order.sizes})
+            check_settings(self.out, settings)
         self.checkpoints = CheckpointFolder(self.out / "checkpoints", keep=config.checkpoints.keep, world=self.world)
         self.checkpoints.clean()
-        if isinstance(self.objective, DirectPreference) and config.objective.reference == "start":
-            with self._watch(), self._precision():
-                margins = reference_margins(self.model, self.objective, self.data, self.out, self.world)
-            self.objective.reference = margins
-        if isinstance(self.objective, PolicyGradient):
-            self.objective.world = self.world
-            if config.objective.reference == "start":
-                self.objective.reference = StartModel(self.model, self.world.device)
+        self._take_reference(settings)
         self.learner, self.weights, self.names, optimizer = place(config, self.world, self.model, self.objective)
         self.weights, self.names = {**self.weights, **self.objective.weights}, self.names | set(self.objective.weights)
         self.optimizers = Optimizers(self.weights, optimizer, self.world)
         self._take_up()
         self.journal = self.answers = Silent()
-        if self.world.is_main:
-            self.journal = Journal(self.out, num_done=self.num_done, tensorboard=config.tensorboard)
-            self.answers = Answers(config.samples, self.vlm, self.out, num_done=self.num_done)
         self.speed: Speed | None = None
         if config.recompute:
             recompute_layers(self.model)
+        with self.world.main_first():
+            if self.world.is_main:
+                self.journal = Journal(self.out, num_done=self.num_done, tensorboard=config.tensorboard)
+                self.answers = Answers(config.samples, self.vlm, self.out, num_done=self.num_done)
+                # Last of all: settings that are refused are not yet those of the run.
+                keep_settings(self.out, settings)
+
+    def _take_reference(self, settings: dict) -> None:
+        """Give the objective what the model says before it is trained, if it looks at that."""
+        wanted = self.config.objective.reference == "start"
+        if isinstance(self.objective, DirectPreference) and wanted:
+            with self._watch(), self._precision():
+                margins = reference_margins(self.model, self.objective, self.data, self.out, self.world, settings)
+            self.objective.reference = self.data.usable = margins
+        if isinstance(self.objective, PolicyGradient):
+            self.objective.world = self.world
+            if wanted:
+                self.objective.reference = StartModel(self.model, self.world.device)
 
     def stop(self, *_) -> None:
         """Have the run save itself and end after the step under way; a handler of signals."""
-        self.stopping = True
+        # Nothing else: processes are told at different moments, and only what they agree on may be acted on.
+        self.told_to_stop = True
 
     def train(self) -> Report:
         """Take the steps that are left and write what was trained.
 
-        Raises: VLMError after `max_bad_steps` bad steps in a row; KeyboardInterrupt after `stop`, once it is saved.
+        Raises: VLMError after `max_bad_steps` bad steps in a row; KeyboardInterrupt after `stop`, and VLMError where
+        processes that read samples die again and again, once it is saved.
         """
         with self._watch():
             return self._train()
@@ -127,8 +138,7 @@ class Training:
             yield
 
     def _train(self) -> Report:
-        steps = Subset(share_of(self.data, self.world), range(self.num_done, self.num_steps))
-        ahead = {"num_workers": self.config.workers} if self.config.workers else {}
+        steps = range(self.num_done, self.num_steps)
         device = self.vlm.device
         devices = [] if device.type == "cpu" else [device.index or 0]
         self.model.train()
@@ -140,14 +150,30 @@ class Training:
             if self.world.from_main(not bar.disable):
                 dtype = torch.bfloat16 if self.config.precision == "bf16" else torch.float32
                 self.speed = Speed(device, dtype, self.world)
-            with bar:
-                for data in DataLoader(steps, batch_size=None, collate_fn=_same, **ahead):
+            with bar, Ahead(share_of(self.data, self.world), steps, self.config.workers) as ahead:
+                while self.num_done < self.num_steps:
+                    told = self.told_to_stop
+                    data = None if told else ahead.read()
+                    self._go_on_or_end(told, ahead.failure)
                     self._advance(data, bar)
-                    if self.stopping and self.num_done < self.num_steps:
-                        self._save()
-                        raise KeyboardInterrupt
         self.model.eval()
         return self._finish()
+
+    def _go_on_or_end(self, told: bool, failure: str | None) -> None:
+        """Save the run and end it, in all processes, if one of them was told to stop or cannot read on."""
+        all_told, failures = zip(*self.world.gather((told, failure)), strict=True)
+        if not any(all_told) and not any(failures):
+            return
+        if self.num_done:
+            self._save()
+        if any(all_told):
+            raise KeyboardInterrupt
+        found = next(one for one in failures if one)
+        raise VLMError(
+            "device_unavailable",
+            f"at step {self.num_done + 1} those that read samples died again and again ({found!s:.120}); what was "
+            "learned before is saved; free some memory, or set workers = 0, and run again to go on",
+        )
 
     def _advance(self, data: StepData, bar: tqdm) -> None:
         """Take one step, and log and save it where it is time to."""
@@ -155,7 +181,6 @@ class Training:
         share = self.config.schedule.share(self.num_done, self.num_steps)
         with contextlib.nullcontext() if self.speed is None else self.speed.counting(counted(data).tokens):
             outcome = self._learn(data.examples, share)
-        self.stopping = any(self.world.gather(self.stopping))
         seconds = time.perf_counter() - since
         self.num_done += 1
         self.elapsed_s += seconds
@@ -208,7 +233,7 @@ class Training:
         weight = self.world.total(self.objective.weight(examples), "data")
         if weight == 0:
             return Outcome(None, None, skipped=False)
-        parts = in_parts(examples, self.config.micro_batch_size)
+        parts = in_parts(examples, self.config.micro_batch_size, apart=self.objective.rows_apart)
         if self.world.size > 1:
             parts = evened(parts, self.world, self.data, self.model.config.vision, self.objective)
         total = self.world.total(self.learner.gradients(parts, weight), "data", "pipeline")
@@ -303,7 +328,3 @@ def recompute_layers(model: VisionLanguageModel) -> None:
     encoder = [] if model.encoder is None else [*model.encoder.local_layers, *model.encoder.global_layers]
     for layer in [*encoder, *model.decoder.layers]:
         layer.forward = functools.partial(checkpoint, layer.forward, use_reentrant=False)
-
-
-def _same(data: StepData) -> StepData:
-    return data

@@ -7,11 +7,18 @@ import types
 import typing
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 from vlm.errors import VLMError
 
 Settings = TypeVar("Settings")
+
+
+class Given(NamedTuple):
+    """A number, a date or true or false from a command line; for a key that takes a text, what was typed."""
+
+    value: object
+    text: str
 
 
 def read_settings(kind: type[Settings], path: Path, overrides: Iterable[str] = ()) -> Settings:
@@ -57,6 +64,8 @@ def _convert(kind: Any, value: object, place: str) -> Any:
         if value is None:
             return None
         return _convert(next(one for one in arguments if one is not types.NoneType), value, place)
+    if isinstance(value, Given):
+        value = value.text if kind is str else value.value
     if origin is Literal:
         if value not in arguments:
             raise _bad(f"{place} is {_shown(value)}; expected one of {', '.join(map(str, arguments))}")
@@ -108,8 +117,11 @@ def _override(values: dict, override: str) -> None:
         raise _bad(f"{override!r:.60} is no key=value; expected for example optimizer.lr=1e-4")
     try:
         value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except ValueError:
+        # No TOML, or a number of thousands of digits.
         value = text
+    if not isinstance(value, str | list | dict):
+        value = Given(value, text)
     *path, last = key.split(".")
     target: Any = values
     for name in path:
@@ -136,6 +148,7 @@ def _join(place: str, name: object) -> str:
 
 
 def _shown(value: object) -> str:
+    value = value.value if isinstance(value, Given) else value
     return repr(value)[:40] if isinstance(value, str | int | float | bool | None) else f"a {type(value).__name__}"
 
 

@@ -15,8 +15,9 @@ from vlm.loading import choose_device
 from vlm.model import VisionLanguageModel
 from vlm.pipeline import VLM
 from vlm.tokenizer import Tokenizer
-from vlm.training.config import ModelChoice, ObjectiveChoice, TrainConfig
+from vlm.training.config import MAX_STEPS, ModelChoice, ObjectiveChoice, TrainConfig
 from vlm.training.data.batches import Source, StepBatches
+from vlm.training.data.digest import digest_files
 from vlm.training.data.selection import select
 from vlm.training.data.source import open_rows
 from vlm.training.frozen import let_gradients_through
@@ -95,7 +96,8 @@ def open_data(config: TrainConfig, vlm: VLM, objective: Objective) -> StepBatche
     sources = []
     for choice in config.data:
         lines = open_rows(choice.path)
-        sources.append(Source(lines, Path(choice.images or lines.paths[0].parent), choice.weight))
+        images = Path(choice.images or lines.paths[0].parent)
+        sources.append(Source(lines, images, choice.weight, digest_files(lines.paths)))
     data = StepBatches(
         select(sources, config.filters, Path(config.out)),
         objective.rows,
@@ -111,7 +113,14 @@ def open_data(config: TrainConfig, vlm: VLM, objective: Objective) -> StepBatche
 
 def num_steps(config: TrainConfig, data: StepBatches) -> int:
     """Return how many steps the run has."""
-    return config.steps or math.ceil(config.epochs * data.num_samples / config.batch_size)
+    wanted = config.epochs * data.num_samples / config.batch_size
+    if config.steps is None and wanted > MAX_STEPS:
+        raise VLMError(
+            "invalid_request",
+            f"epochs is {config.epochs:.3g}, which takes {wanted:.3g} steps; they are counted up to {MAX_STEPS}; "
+            "stop a longer run with Ctrl-C",
+        )
+    return config.steps or math.ceil(wanted)
 
 
 def _max_length(config: TrainConfig, vlm: VLM) -> int:

@@ -1,12 +1,11 @@
 """The samples of each step, read and cut into rows; what cannot be used is named and left out."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from torch.utils.data import Dataset
 
-from vision_encoder.image_input import read_image
 from vision_encoder.preprocess import ImageProcessor, ProcessedImage
 from vlm.errors import VLMError, public
 from vlm.training.data.layouts import read_sample
@@ -26,6 +25,8 @@ class Source(NamedTuple):
     image_folder: Path
     weight: float | None = None
     """Share in what is learned, up to a factor; None: the number of samples."""
+    digest: str = ""
+    """Of what lies in its files; see `digest_files`."""
 
 
 class Example(NamedTuple):
@@ -78,9 +79,13 @@ class StepBatches(Dataset):
         self.sources, self.cut, self.processor = list(sources), cut, processor
         self.batch_size, self.max_length = batch_size, max_length
         sizes = [len(source.lines) for source in sources]
-        weights = [source.weight or size for source, size in zip(sources, sizes, strict=True)]
+        weights = None
+        if any(source.weight for source in sources):
+            weights = [source.weight or size for source, size in zip(sources, sizes, strict=True)]
         groups = [source.lines.groups for source in sources]
         self.order = Order(sizes, weights, seed=seed, shuffle=shuffle, groups=groups)
+        self.usable: Container[tuple[int, int]] | None = None
+        """Source and place of the samples that may be used; None: of all."""
 
     @property
     def num_samples(self) -> int:
@@ -131,9 +136,15 @@ class StepBatches(Dataset):
         longest = max(len(row.ids) for row in rows)
         if longest > self.max_length:
             return Poison(name, f"the sample has {longest} tokens, more than max_length {self.max_length}")
+        if self.usable is not None and (source, place) not in self.usable:
+            return Poison(
+                name,
+                "the sample could not be used when the reference of the run was computed; give another out to learn "
+                "from it",
+            )
         return Example(name, (source, place), rows)
 
     def _open(self, image: object) -> ProcessedImage:
         if self.processor is None:
             raise VLMError("invalid_request", "the sample has an image and the model is for text only")
-        return self.processor(read_image(image))
+        return self.processor(image)

@@ -22,6 +22,8 @@ from vlm.training.data.samples import Conversation, Document, Preference, Sample
 PLACEHOLDER = "<image>"
 UNSUPPORTED = ("videos", "audios", "tools", "kto_tag")
 """Columns of LLaMA-Factory's that change what a row says."""
+TALKS = ("messages", "conversations", "instruction")
+"""Columns that make a row a conversation: sets of Alpaca's kind have the whole prompt as `text` too."""
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 
 
@@ -38,7 +40,7 @@ def read_sample(row: object, image_folder: Path) -> Sample:
     images = _images(row)
     if "chosen" in row or "rejected" in row:
         found: Sample = _preference(row, images)
-    elif "text" in row or "caption" in row:
+    elif ("text" in row or "caption" in row) and all(row.get(name) is None for name in TALKS):
         found = _document(row, images)
     else:
         found = Conversation(turns=_spread(_turns(row), images))

@@ -18,7 +18,7 @@ from vlm.training.config import Filter
 from vlm.training.data.batches import Source
 from vlm.training.data.filters import Keeps, open_filters
 from vlm.training.data.layouts import read_sample
-from vlm.training.data.stored import Kept, Rows
+from vlm.training.data.stored import Kept
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ def select(sources: Sequence[Source], filters: Sequence[Filter], folder: Path) -
     if not filters:
         return list(sources)
     wanted = [dataclasses.asdict(step) for step in filters]
-    facts = {"filters": wanted, "files": [_facts(source.lines) for source in sources]}
+    facts = {"filters": wanted, "files": [_facts(source) for source in sources]}
     places = _read(folder, json.loads(json.dumps(facts)))
     if places is None:
         places, counts = _pass(sources, filters)
@@ -84,8 +84,9 @@ def _first_failed(source: Source, place: int, steps: Sequence[Keeps]) -> int | N
     return next((number for number, keeps in enumerate(steps) if not keeps(sample)), None)
 
 
-def _facts(rows: Rows) -> list:
-    return [rows.title, len(rows), sum(path.stat().st_size for path in rows.paths)]
+def _facts(source: Source) -> list:
+    rows = source.lines
+    return [rows.title, len(rows), sum(path.stat().st_size for path in rows.paths), source.digest]
 
 
 def _write(folder: Path, places: Sequence[np.ndarray], report: dict) -> None:

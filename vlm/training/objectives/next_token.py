@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from vlm.errors import VLMError
 from vlm.model import VisionLanguageModel
 from vlm.prompt import encode_completion
 from vlm.tokenizer import Tokenizer
@@ -20,7 +21,14 @@ from vlm.training.rows import Row, predict, reply_log_probabilities
 class NextToken(Objective):
     """Minimises the mean of -log p over all tokens of documents but the first, `<|end_of_text|>` among them."""
 
+    rows_apart = True
+
     def __init__(self, tokenizer: Tokenizer, num_ids: int, max_length: int):
+        if max_length < 2:
+            raise VLMError(
+                "invalid_request",
+                f"max_length is {max_length}; expected at least 2, for each token is learned from the one before it",
+            )
         self.tokenizer, self.num_ids, self.max_length = tokenizer, num_ids, max_length
 
     def rows(self, sample: Sample, open_image: OpenImage) -> list[Row]:

@@ -25,6 +25,9 @@ class Objective:
     pack: int | None = None
     """See `rows.hidden_states`."""
 
+    rows_apart: bool = False
+    """Whether the rows of an example may be computed one without the other, as windows of a text may."""
+
     def rows(self, sample: Sample, open_image: OpenImage) -> list[Row]:
         """Return the rows of a sample. Raises: VLMError for a sample of another kind."""
         raise NotImplementedError

@@ -68,8 +68,13 @@ def added(counts: Sequence[Counts]) -> Counts:
     return Counts(sum(samples), sum(tokens), [one for part in poison for one in part])
 
 
-def in_parts(examples: Sequence[Example], size: int | None) -> list[Part]:
-    """Return `examples` in parts of `size`; None: all as one."""
+def in_parts(examples: Sequence[Example], size: int | None, *, apart: bool = False) -> list[Part]:
+    """Return `examples` in parts of `size`; None: all as one.
+
+    apart: take each row for an example of its own, so that one of many rows does not come as a whole.
+    """
+    if apart and size is not None:
+        examples = [example._replace(rows=[row]) for example in examples for row in example.rows]
     size = size or max(len(examples), 1)
     return [Part(list(examples[start : start + size])) for start in range(0, len(examples), size)]
 

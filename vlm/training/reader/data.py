@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from vision_encoder.config import VisionConfig
+from vision_encoder.image_input import read_image
 from vision_encoder.preprocess import ImageProcessor
 from vlm.prompt import Image, Text, Turn, encode_prompt
 from vlm.tokenizer import Tokenizer
@@ -130,7 +131,7 @@ class ReaderData(Dataset):
                 picture = self._real_print(rng, layout)
             else:
                 picture = self._drawn(rng, size, layout, difficulty)
-            pixels.append(processor.levels(picture.image).levels)
+            pixels.append(processor.levels(read_image(picture.image)).levels)
             pictures.append(picture)
             rows += [(image_index, *row) for row in picture.asked]
         links = zip(*(picture.links for picture in pictures), strict=True)
