@@ -6,8 +6,6 @@ The page is laid out and wired here; what happens when it is used, and how it is
 import json
 import os
 import shutil
-import signal
-import sys
 import tempfile
 from pathlib import Path
 
@@ -17,6 +15,7 @@ import click
 import gradio as gr
 
 from vlm.demo.desk import Desk
+from vlm.demo.ending import ended_by_signals
 from vlm.demo.handlers import ALL_LAYERS, Conversation, Handlers
 from vlm.demo.launch import launch
 from vlm.demo.models import ModelShelf
@@ -242,9 +241,7 @@ def main(sources: tuple[str, ...], dtypes: tuple[str, ...], device: str, host: s
     dtypes = dtypes or (("auto",) if sources else ("auto", "float32"))
     # Found from here, before the working directory changes.
     names = [str(Path(name).resolve()) if Path(name).exists() else name for name in sources]
-    # Asked to end, it leaves by this same door, so that what was uploaded goes with the folder.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    with tempfile.TemporaryDirectory(prefix="sightline-", ignore_cleanup_errors=True) as work:
+    with ended_by_signals(), tempfile.TemporaryDirectory(prefix="sightline-", ignore_cleanup_errors=True) as work:
         page = make_page(ModelShelf(names, list(dtypes), device), Path(work))
         click.echo(f"Sightline is at http://{host}:{port}  (Ctrl-C ends it)")
         launch(page.blocks, page.handlers.folder, host=host, port=port)

@@ -372,7 +372,7 @@ def test_it_works_with_the_keyboard_alone(view):
 def test_settings_tell_what_the_model_is(view):
     view.tab("Settings")
     view.wait_for("parameters", ".gradio-container")
-    view.wait_for("Model card", "#card")
+    view.wait_for("What it can and cannot do", "#card")
     assert view.page.get_by_label("Temperature").count() >= 1
     view.tab("Chart to table")
     view.wait_for("Not with this model", "#no-tables")

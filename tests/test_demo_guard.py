@@ -92,7 +92,8 @@ def test_everything_else_is_not_there(cache, path):
 
 def test_a_call_passes_as_it_was(cache):
     body = json.dumps({"data": [{"path": str(cache / "own.png"), "url": "x"}, {"path": None}], "fn_index": 3}).encode()
-    assert ask(Guard(behind, folder=cache), "POST", "/gradio_api/queue/join", body)[::2] == (200, body)
+    guard = Guard(behind, folder=cache, functions={3})
+    assert ask(guard, "POST", "/gradio_api/queue/join", body)[::2] == (200, body)
 
 
 @pytest.mark.parametrize(
@@ -122,6 +123,9 @@ def test_a_call_that_names_another_file_is_refused(cache, value):
         ("/gradio_api/queue/join", b"{", {}, 400),
         ("/gradio_api/queue/join", b"[" * 100_000, {}, 400),
         ("/gradio_api/queue/join", b"\xff\xfe\xff", {}, 400),
+        ("/gradio_api/queue/join", b'{"fn_index": 3, "data": [NaN]}', {}, 400),
+        ("/gradio_api/run/predict", b'{"fn_index": 3, "data": [[-Infinity]]}', {}, 400),
+        ("/gradio_api/cancel", b'{"fn_index": 3, "data": {"a": 1e400}}', {}, 400),
         ("/gradio_api/queue/join", b"{}", {"content_length": str(MAX_CALL_BYTES + 1)}, 413),
         ("/gradio_api/queue/join", b"{}", {"content_length": ""}, 411),
         ("/gradio_api/queue/join", b"{}", {"content_length": "-1"}, 411),
@@ -132,6 +136,55 @@ def test_a_call_that_names_another_file_is_refused(cache, value):
 )
 def test_bodies_are_bounded(cache, path, body, headers, status):
     assert ask(Guard(behind, folder=cache), "POST", path, body, **headers)[0] == status
+
+
+@pytest.mark.parametrize("index", [99, -1, None, "3", 3.0, True, [3]])
+@pytest.mark.parametrize("path", ["/gradio_api/queue/join", "/gradio_api/run/predict"])
+def test_functions_that_the_page_has_not_are_not_called(cache, path, index):
+    guard = Guard(behind, folder=cache, functions={1, 3})
+    assert ask(guard, "POST", path, json.dumps({"fn_index": 3}).encode())[0] == 200
+    for call in ({"fn_index": index}, {}, [], None):
+        assert ask(guard, "POST", path, json.dumps(call).encode())[0] == 400
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("localhost:7860", 200),
+        ("127.0.0.1", 200),
+        ("[::1]:7860", 200),
+        ("evil.example:7860", 403),
+        ("127.0.0.1.evil.example", 403),
+        ("", 403),
+    ],
+)
+def test_a_page_for_this_machine_is_asked_by_its_name(cache, host, status):
+    """DNS rebinding: to a browser, a page whose name leads here is of this origin."""
+    guard = Guard(behind, folder=cache, check_host=True)
+    assert ask(guard, "GET", "/config", host=host)[0] == status
+    assert ask(guard, "POST", "/gradio_api/upload", b"x", host=host)[0] == status
+    assert ask(Guard(behind, folder=cache), "GET", "/config", host=host)[0] == 200
+
+
+@pytest.mark.parametrize(
+    ("origin", "headers", "status"),
+    [
+        ("", {}, 200),
+        ("http://localhost:7860", {}, 200),
+        ("HTTP://LocalHost:7860", {}, 200),
+        ("https://demo.example", {"x_forwarded_host": "demo.example"}, 200),
+        ("http://localhost:7861", {}, 403),
+        ("http://evil.example", {}, 403),
+        ("http://evil.example", {"x_forwarded_host": "demo.example"}, 403),
+        ("null", {}, 403),
+        ("null", {"x_forwarded_host": ""}, 403),
+    ],
+)
+def test_pages_of_other_sites_send_nothing(cache, origin, headers, status):
+    """A browser sends a form of any site without asking."""
+    guard = Guard(behind, folder=cache, check_host=True)
+    answer = ask(guard, "POST", "/gradio_api/upload", b"x", host="localhost:7860", origin=origin, **headers)
+    assert answer[0] == status
 
 
 def test_uploads_stop_when_the_room_is_used_up_and_go_on_when_there_is_some(cache):

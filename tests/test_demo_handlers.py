@@ -6,8 +6,8 @@ import pytest
 from PIL import Image
 
 from tests.image_files import encode, smooth_pixels
-from vlm.demo.desk import Desk
-from vlm.demo.models import ModelShelf
+from vlm.demo.desk import MAX_PICTURES, Desk
+from vlm.demo.models import SHIPPED, ModelShelf
 from vlm.demo.talk import Talk
 from vlm.errors import CODES
 
@@ -75,6 +75,20 @@ def test_the_same_file_that_is_none_is_refused_again(handlers, paths):
         pictures, notice, checked = handlers.check_pictures([(paths[1], None)], ())
         assert (pictures, checked, notice.visible) == ([], (), True)
         assert handlers.check_pictures([], checked) == (SKIP, SKIP, SKIP)
+
+
+def test_more_pictures_than_the_page_lets_through_are_refused_before_one_is_read(handlers, monkeypatch):
+    """A call may be forged, or come before the pictures are checked."""
+    monkeypatch.setattr(handlers.desk, "read", lambda path: pytest.fail("it was read"))
+    monkeypatch.setattr(handlers.shelf, "get", lambda *chosen: None)
+    pictures, settings = [("a.png", None)] * (MAX_PICTURES + 1), (SHIPPED, "auto", 0, 8)
+    notices = [
+        next(handlers.ask("which?", pictures, Talk(), *settings)).notice,
+        next(handlers.describe(pictures, *settings))[2],
+        handlers.read_chart(pictures, *settings)[3],
+        handlers.prepare(pictures, *settings[:2]),
+    ]
+    assert all("9 pictures are too many" in each.value for each in notices)
 
 
 def test_plain_words_are_for_errors_that_there_are():

@@ -31,7 +31,7 @@ def test_keys_and_none_exclude_each_other(tmp_path):
 
 
 def test_a_bad_key_file_ends_it_before_anything_starts(tmp_path):
-    (tmp_path / "keys").write_text("short")
+    (tmp_path / "keys").write_text("no key")
     result = run("--port", 0, "--api-key-file", tmp_path / "keys")
     assert result.exit_code == 1
     assert "is no key" in result.stderr

@@ -12,9 +12,10 @@ from openai import OpenAI
 import vlm.serving.keys as keys_module
 from tests.serving_engine import error_of, request, serving, status_of, wait_until
 from vlm import VLMError
+from vlm.loopback import is_loopback
 from vlm.serving.access_log import AccessLog
 from vlm.serving.app import create_app
-from vlm.serving.keys import KeyFile, is_loopback
+from vlm.serving.keys import KeyFile
 from vlm.serving.settings import ServerSettings
 
 KEY, OTHER = "sk-0123456789abcdef", "a-second-key-for-another-team"
@@ -199,7 +200,7 @@ def test_a_changed_file_takes_effect_and_a_broken_one_does_not(tmp_path, monkeyp
     path.write_text(OTHER)
     assert keys.allows(OTHER.encode())
     assert not keys.allows(KEY.encode())
-    path.write_text("short")
+    path.write_text("no key")
     assert keys.allows(OTHER.encode())
     path.unlink()
     assert keys.allows(OTHER.encode())
@@ -210,8 +211,8 @@ def test_a_changed_file_takes_effect_and_a_broken_one_does_not(tmp_path, monkeyp
 
 @pytest.mark.parametrize(
     "text",
-    ["", "# only a comment\n", "short\n", "with a space in it\n", "ключ-длинный-достаточно\n", "x" * 600],
-    ids=["empty", "comment", "short", "space", "letters", "long"],
+    ["", "# only a comment\n", "with a space in it\n", "ключ-длинный-достаточно\n", "x" * 513],
+    ids=["empty", "comment", "space", "letters", "long"],
 )
 def test_a_file_without_proper_keys_is_refused(tmp_path, text):
     path = tmp_path / "keys"
@@ -221,6 +222,25 @@ def test_a_file_without_proper_keys_is_refused(tmp_path, text):
     assert caught.value.code == "invalid_request"
     assert "secrets.token_urlsafe" in caught.value.message
     assert text.strip() == "" or text.strip() not in caught.value.message
+
+
+def test_short_and_long_keys_are_taken_and_short_ones_warned_of_once(tmp_path, caplog):
+    path = tmp_path / "keys"
+    path.write_text("k\nshort\n")
+    assert KeyFile(path).allows(b"k")
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "short" not in caplog.text
+    caplog.clear()
+    path.write_text("x" * 512 + "\n" + "y" * 16)
+    assert KeyFile(path).allows(b"x" * 512)
+    assert caplog.text == ""
+
+
+def test_a_file_may_begin_with_a_byte_order_mark(tmp_path):
+    """As Windows' editors write it."""
+    path = tmp_path / "keys"
+    path.write_text(KEY, encoding="utf-8-sig")
+    assert KeyFile(path).allows(KEY.encode())
 
 
 def test_a_file_that_is_not_there_is_refused(tmp_path):

@@ -72,6 +72,23 @@ def test_no_key_no_picture_no_prompt_and_no_answer_is_written(lines, tmp_path):
         assert secret not in text
 
 
+def test_of_a_path_that_is_no_route_nothing_is_written(lines):
+    """Whoever mistypes an address may have written a key into it."""
+    with serving() as server:
+        answer = server.send(request("GET", f"/v1/{KEY}"))
+        assert status_of(answer) == 404
+    (line,) = lines()
+    assert line["route"] is None
+    assert KEY not in json.dumps(line)
+
+
+def test_of_a_websocket_nothing_is_written_but_the_request(lines):
+    upgrade = {"Connection": "Upgrade, close", "Upgrade": "websocket", "Sec_WebSocket_Version": "13"}
+    with serving() as server:
+        assert status_of(server.send(request("GET", "/v1/models", **upgrade))) == 200
+    assert [line["level"] for line in lines()] == ["info"]
+
+
 def test_a_fault_is_noted_with_its_place_in_the_code(lines):
     with serving(lambda job: [Started(7), ZeroDivisionError(SECRET)]) as server:
         answer = server.send(chat())
@@ -91,7 +108,6 @@ def test_nothing_a_client_sends_begins_another_line(lines, path):
     first, second = lines()
     assert first["status"] == 404
     assert first["route"] is None
-    assert len(first["path"]) <= 100
     assert len(first["id"]) == len(second["id"]) == 32
 
 

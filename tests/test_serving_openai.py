@@ -291,6 +291,7 @@ def test_an_unknown_model_is_not_found(client):
     assert (error.code, error.param) == ("model_not_found", "model")
     assert "scripted" in error.body["message"]
     assert isinstance(refused(client.models.retrieve, "gpt-4o"), openai.NotFoundError)
+    assert isinstance(refused(client.get, "/models/", cast_to=object), openai.NotFoundError)
 
 
 def test_an_unknown_route_and_method_are_told(client):

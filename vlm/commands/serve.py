@@ -117,7 +117,7 @@ def _check_installed() -> None:
 
 
 def _check_keys(options: dict) -> None:
-    from vlm.serving.keys import is_loopback
+    from vlm.loopback import is_loopback
 
     if options["no_auth"] and options["api_key_file"] is not None:
         raise click.UsageError("--no-auth and --api-key-file exclude each other; leave one out")

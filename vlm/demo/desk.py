@@ -17,6 +17,12 @@ from vlm.sampling import GenerationConfig
 MAX_PICTURES = 8
 
 
+def check_num_pictures(paths: tuple[str, ...]) -> None:
+    """Refuse more pictures than are asked about together. Raises: VLMError."""
+    if len(paths) > MAX_PICTURES:
+        raise VLMError("invalid_request", f"{len(paths)} pictures are too many; give at most {MAX_PICTURES}")
+
+
 class Look(NamedTuple):
     """Where the model looked when it wrote one word."""
 
@@ -56,8 +62,10 @@ class Desk:
                 good.append(path)
             except VLMError as error:
                 wrong = error
-        if len(paths) > MAX_PICTURES:
-            wrong = VLMError("invalid_request", f"{len(paths)} pictures are too many; give at most {MAX_PICTURES}")
+        try:
+            check_num_pictures(paths)
+        except VLMError as error:
+            wrong = error
         return tuple(good), wrong
 
     def prepare(self, model: VLM, paths: tuple[str, ...]) -> None:

@@ -1,20 +1,25 @@
 """What stands before the page on the network: only what the page needs passes, and nothing large.
 
 Gradio itself also records screens, edits its own program, fetches URLs and serves other apps: none of that is within
-reach. It is decided on the path that the server routes by, never on a header.
+reach. It is decided on the path that the server routes by, never on a header. Headers tell only whether it is a page of
+another site that asks.
 """
 
 import json
+import math
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
+
+from vlm.loopback import names_this_machine
 
 PAGE_PATHS = re.compile(
     r"/|/config/?|/theme\.css|/favicon\.ico|/manifest\.json|/robots\.txt|/(assets|static)/[\w./-]+"
     r"|/gradio_api/(startup-events|app_id|queue/data|upload_progress|heartbeat/\w+|file=.+)"
 )
 CALL_PATHS = re.compile(r"/gradio_api/(queue/join|run/predict|cancel|reset|upload)/?")
+FUNCTION_PATHS = re.compile(r"/gradio_api/(queue/join|run/predict)/?")
 UPLOAD_PATH = "/gradio_api/upload"
 FILE_PATH = "/gradio_api/file="
 
@@ -42,9 +47,22 @@ class Refusal(Exception):
 class Guard:
     """An ASGI layer around the page's server."""
 
-    def __init__(self, app, *, folder: str | Path, max_folder_bytes: int = MAX_FOLDER_BYTES):
-        """`folder` holds all that was uploaded or made; nothing outside it is served or read."""
-        self._app = app
+    def __init__(
+        self,
+        app,
+        *,
+        folder: str | Path,
+        functions: Collection[int] = (),
+        check_host: bool = False,
+        max_folder_bytes: int = MAX_FOLDER_BYTES,
+    ):
+        """Stand before `app`.
+
+        folder: holds all that was uploaded or made; nothing outside it is served or read.
+        functions: indices of what the page may call.
+        check_host: answer only requests to a name of this machine, for a page that is meant for it alone.
+        """
+        self._app, self._functions, self._check_host = app, functions, check_host
         self._folder = Path(folder).resolve()
         self._max_folder_bytes = max_folder_bytes
 
@@ -67,6 +85,8 @@ class Guard:
     async def _checked(self, scope, receive):
         """Return what gives the request's body. Raises: Refusal."""
         path = scope["path"]
+        if self._check_host and not names_this_machine(scope["headers"]):
+            raise Refusal(403, "the Host is not this machine; ask it as localhost")
         if scope["method"] in ("GET", "HEAD"):
             if not PAGE_PATHS.fullmatch(path) or ".." in path:
                 raise Refusal(404, "not found")
@@ -75,6 +95,8 @@ class Guard:
             return receive
         if scope["method"] != "POST" or not CALL_PATHS.fullmatch(path):
             raise Refusal(404, "not found")
+        if not _is_from_the_page(scope["headers"]):
+            raise Refusal(403, "a page of another site asked; open this one")
         if path.startswith(UPLOAD_PATH):
             _check_length(scope, MAX_UPLOAD_BYTES)
             if sum(_sizes(self._folder)) > self._max_folder_bytes:
@@ -82,23 +104,34 @@ class Guard:
             return receive
         _check_length(scope, MAX_CALL_BYTES)
         body = await _whole_body(receive)
-        self._check_call(body)
+        call = self._checked_call(body)
+        if FUNCTION_PATHS.fullmatch(path) and not self._is_function(call):
+            raise Refusal(400, "fn_index is none of this page's functions")
         return _given_again(body, receive)
 
-    def _check_call(self, body: bytes) -> None:
-        """Refuse a call that names a file which was not uploaded here, or a URL as a file."""
+    def _checked_call(self, body: bytes) -> object:
+        """Return a call, unless it names a file which was not uploaded here, or a URL as a file. Raises: Refusal."""
         try:
-            pending = [json.loads(body)] if body else []
+            call = json.loads(body) if body else None
         except (ValueError, RecursionError):
             raise Refusal(400, "the body is no JSON") from None
+        pending = [call]
         while pending:
             value = pending.pop()
+            # Python reads NaN, Infinity and 1e999, and Gradio fails on them.
+            if isinstance(value, float) and not math.isfinite(value):
+                raise Refusal(400, "the body holds a number that JSON has not")
             if isinstance(value, dict):
                 if isinstance(value.get("path"), str) and not self._holds(value["path"]):
                     raise Refusal(403, "a file was named that was not uploaded here")
                 pending += value.values()
             elif isinstance(value, list):
                 pending += value
+        return call
+
+    def _is_function(self, call: object) -> bool:
+        index = call.get("fn_index") if isinstance(call, dict) else None
+        return isinstance(index, int) and not isinstance(index, bool) and index in self._functions
 
     def _holds(self, path: str) -> bool:
         """Tell whether `path` is a file in the folder, whatever links it goes through."""
@@ -110,6 +143,18 @@ class Guard:
             )
         except (OSError, ValueError):
             return False
+
+
+def _is_from_the_page(headers: list[tuple[bytes, bytes]]) -> bool:
+    """Tell whether a request may come from the page itself: a browser says with each POST whose page it is from.
+
+    The page has the name that it was asked by, or that a proxy was, which no other site's page can pretend.
+    """
+    named = {name: value.lower() for name, value in headers}
+    if b"origin" not in named:
+        return True
+    _, _, host = named[b"origin"].partition(b"://")
+    return bool(host) and host in (named.get(b"host"), named.get(b"x-forwarded-host"))
 
 
 def _check_length(scope, limit: int) -> None:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import gradio as gr
 
-from vlm.demo.desk import Desk
+from vlm.demo.desk import Desk, check_num_pictures
 from vlm.demo.models import ModelShelf
 from vlm.demo.notices import hidden, notice, quiet, wrong_notice
 from vlm.demo.table import TABLE_REQUEST, read_table
@@ -62,7 +62,11 @@ class Handlers:
 
     def ask(self, question, pictures, talk, *settings) -> Iterator[Conversation]:
         """Answer a question, piece by piece."""
-        paths, question = _paths(pictures), question.strip()
+        try:
+            paths, question = _few_paths(pictures), question.strip()
+        except VLMError as error:
+            yield Conversation(notice=wrong_notice(error))
+            return
         if not paths or not question:
             yield Conversation(notice=notice("Write a question first." if paths else NO_PICTURE))
             return
@@ -157,7 +161,7 @@ class Handlers:
     def prepare(self, pictures, model, dtype) -> gr.HTML:
         """Encode pictures while the question is still being written: a notice."""
         try:
-            self.desk.prepare(self.shelf.get(model, dtype), _paths(pictures))
+            self.desk.prepare(self.shelf.get(model, dtype), _few_paths(pictures))
         except VLMError as error:
             return wrong_notice(error)
         return gr.skip()
@@ -166,11 +170,12 @@ class Handlers:
 
     def describe(self, pictures, *settings) -> Iterator[tuple]:
         """Describe each picture, piece by piece: text, status, notice."""
-        lines, paths, settings = [], _paths(pictures), Settings(*settings)
-        if not paths:
-            yield "", "", notice(NO_PICTURE)
-            return
+        lines, settings = [], Settings(*settings)
         try:
+            paths = _few_paths(pictures)
+            if not paths:
+                yield "", "", notice(NO_PICTURE)
+                return
             for number, path in enumerate(paths, start=1):
                 heading = f"{number}. " if len(paths) > 1 else ""
                 asked = Talk((path,)).asked(CAPTION_REQUEST)
@@ -183,11 +188,11 @@ class Handlers:
 
     def read_chart(self, pictures, *settings) -> tuple:
         """Turn the first picture into a table and a file: table, download, status, notice."""
-        nothing, paths = (gr.Dataframe(visible=False), gr.DownloadButton(visible=False)), _paths(pictures)
-        settings = Settings(*settings)
-        if not paths:
-            return *nothing, "", notice(NO_PICTURE)
+        nothing, settings = (gr.Dataframe(visible=False), gr.DownloadButton(visible=False)), Settings(*settings)
         try:
+            paths = _few_paths(pictures)
+            if not paths:
+                return *nothing, "", notice(NO_PICTURE)
             *_, talk = self.desk.answers(self._model(settings), Talk(paths[:1]).asked(TABLE_REQUEST), settings.config)
         except VLMError as error:
             return *nothing, "", wrong_notice(error)
@@ -237,6 +242,13 @@ def _history(talk: Talk) -> list[dict]:
 
 def _paths(pictures) -> tuple[str, ...]:
     return tuple(path for path, _ in pictures or [] if path)
+
+
+def _few_paths(pictures) -> tuple[str, ...]:
+    """Return the paths of no more pictures than the page lets through. Raises: VLMError."""
+    paths = _paths(pictures)
+    check_num_pictures(paths)
+    return paths
 
 
 def _told(reply: Reply) -> str:

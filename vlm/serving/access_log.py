@@ -13,7 +13,6 @@ from vlm.serving.refusal import internal_error
 
 CLIENT_LEFT = 499
 """nginx's status for a request whose client went away before it was answered. It is only logged."""
-MAX_PATH_CHARS = 100
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _log = logging.getLogger("vlm.serving")
@@ -69,14 +68,12 @@ class _Answer:
     def record(self) -> dict:
         """Return the line of the log."""
         scope, noted = self._scope, self._scope["access"]
-        route = getattr(scope.get("route"), "path", None)
         left = noted.pop("left", False) or not self.status
         return {
             "id": noted.pop("id"),
             "method": scope["method"][:16],
-            # A path of no route is whatever a client wrote.
-            "route": route,
-            **({} if route else {"path": scope["path"][:MAX_PATH_CHARS]}),
+            # Not the path: where there is no route it is whatever a client wrote, a key perhaps.
+            "route": getattr(scope.get("route"), "path", None),
             "status": CLIENT_LEFT if left else self.status,
             "seconds": round(time.monotonic() - self._began, 4),
             **noted,

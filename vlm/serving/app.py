@@ -9,6 +9,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp
 
 from vlm.serving.access_log import AccessLog
+from vlm.serving.json_body import BodyReader
 from vlm.serving.json_text import json_response
 from vlm.serving.keys import KeyCheck, KeyFile
 from vlm.serving.limits import RequestLimits
@@ -31,7 +32,7 @@ def create_app(engine, settings: ServerSettings) -> ASGIApp:
     Raises: VLMError for an API key file that holds no proper keys.
     """
     keys = None if settings.api_key_file is None else KeyFile(settings.api_key_file)
-    metrics, model = Metrics(engine), ServedModel(engine, settings)
+    metrics, model, bodies = Metrics(engine), ServedModel(engine, settings), BodyReader()
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI):
@@ -49,8 +50,8 @@ def create_app(engine, settings: ServerSettings) -> ASGIApp:
     app.add_exception_handler(ClientDisconnect, _answer_nobody)
     app.add_exception_handler(Exception, _answer_fault)
     _add_status_routes(app, engine, metrics)
-    OpenAIRoutes(engine, settings, model).add_to(app)
-    OllamaRoutes(engine, settings, model).add_to(app)
+    OpenAIRoutes(engine, settings, model, bodies).add_to(app)
+    OllamaRoutes(engine, settings, model, bodies).add_to(app)
     return AccessLog(RequestLimits(KeyCheck(app, keys, check_host=settings.check_host), settings), metrics)
 
 

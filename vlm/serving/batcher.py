@@ -175,10 +175,12 @@ class Batcher:
             yield _finished(row)
 
     def _logprob(self, step: Step, logits: Tensor, num_top: int) -> TokenLogprob:
-        found = logits.log_softmax(-1).topk(min(num_top, len(logits)))
+        found = logits.topk(min(num_top, len(logits)))
+        # As distances from the chosen token, whose own is then 0: its two entries are the same number.
+        distances = (found.values - logits[step.token_id]).tolist()
         top = [
-            (*self._spelt(token_id), logprob)
-            for token_id, logprob in zip(found.indices.tolist(), found.values.tolist(), strict=True)
+            (*self._spelt(token_id), step.log_probability + distance)
+            for token_id, distance in zip(found.indices.tolist(), distances, strict=True)
         ]
         return TokenLogprob(*self._spelt(step.token_id), step.log_probability, top)
 

@@ -2,15 +2,19 @@
 
 import difflib
 from collections.abc import Mapping
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from vlm.errors import VLMError, shown
-from vlm.sampling import GenerationConfig
+from vlm.sampling import MAX_INTEGER, GenerationConfig
 from vlm.serving.refusal import Refusal, invalid
 
 MAX_FIELDS = 200
 """Most fields of a body, and of an object in it: each that is unknown costs an error of its own."""
+
+Int64 = Annotated[int, Field(ge=-MAX_INTEGER - 1, le=MAX_INTEGER)]
+"""JSON has no largest integer; what is behind this server has."""
 
 
 class Fields(BaseModel):
@@ -47,12 +51,19 @@ def read_fields(
         raise _refusal(kind, error.errors(include_url=False, include_context=False)[0]) from None
 
 
-def generation_config(**named) -> GenerationConfig:
-    """Return the settings of a generation; None leaves one as it is by default. Raises: Refusal."""
+def generation_config(sent: Mapping[str, str], **named) -> GenerationConfig:
+    """Return the settings of a generation; None leaves one as it is by default.
+
+    sent: what a client calls a setting, where that is another name than ours.
+
+    Raises: Refusal, naming what the client sent.
+    """
     try:
         return GenerationConfig(**{name: value for name, value in named.items() if value is not None})
     except VLMError as error:
-        raise Refusal.of(error, param=error.message.split(" ")[0]) from None
+        name, _, rest = error.message.partition(" ")
+        param = sent.get(name, name)
+        raise Refusal(400, error.code, f"{param} {rest}", param=param) from None
 
 
 def check_schema(schema: object, param: str) -> dict:
@@ -79,4 +90,9 @@ def _refusal(kind: type[Fields], error: dict) -> Refusal:
     if error["type"] == "missing":
         return invalid(f"{name} is missing; give it", name)
     expected = error["msg"].removeprefix("Input should be ").removeprefix("a ")
-    return invalid(f"{name} is {shown(error['input'])}; expected {expected}; correct it", name)
+    return invalid(f"{name} is {_found(error['input'])}; expected {expected}; correct it", name)
+
+
+def _found(value: object) -> str:
+    is_long = isinstance(value, int) and abs(value) > MAX_INTEGER
+    return "an integer out of range" if is_long else shown(value)

@@ -82,6 +82,9 @@ class BoundedProtocol(H11Protocol):
         elif self.conn.trailing_data[0]:
             self._start_header_timer()
 
+    def _unsupported_upgrade_warning(self) -> None:
+        """Say nothing: uvicorn would advise to install a WebSocket library, for which there is no use here."""
+
     def send_400_response(self, msg: str) -> None:
         """Refuse what is no HTTP. Called while the parser's error is handled, whose hint tells 431 from 400."""
         error = sys.exception()

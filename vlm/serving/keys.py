@@ -1,9 +1,7 @@
 """Who may ask: API keys from a file, and for a server without keys, only who asks this machine by its own name."""
 
-import contextlib
 import hashlib
 import hmac
-import ipaddress
 import logging
 import os
 import re
@@ -13,14 +11,17 @@ from pathlib import Path
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from vlm.errors import VLMError
+from vlm.loopback import names_this_machine
 from vlm.serving.refusal import Refusal
 
 OPEN_PATH = "/health"
 """The only path that is answered without a key."""
-MIN_KEY_CHARS = 16
+SAFE_KEY_CHARS = 16
+"""A shorter key is taken, with a warning: who may try often enough finds it."""
+MAX_KEY_CHARS = 512
 CHECK_EVERY_S = 2.0
 
-_KEY = re.compile(rf"[!-~]{{{MIN_KEY_CHARS},512}}")
+_KEY = re.compile(rf"[!-~]{{1,{MAX_KEY_CHARS}}}")
 _BEARER = re.compile(rb"bearer +([!-~]+) *", re.I)
 _log = logging.getLogger(__name__)
 
@@ -85,20 +86,8 @@ class KeyCheck:
         return Refusal(401, "invalid_api_key", f"{found}; {fix}", headers={"www-authenticate": "Bearer"})
 
 
-def is_loopback(host: str) -> bool:
-    """Tell whether only this machine reaches `host`."""
-    if host.lower() == "localhost":
-        return True
-    with contextlib.suppress(ValueError):
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    return False
-
-
 def _refuse_foreign_host(scope: Scope) -> Refusal | None:
-    """Refuse names other than this machine's own: a page in a browser here may have made its name lead here."""
-    hosts = [value for name, value in scope["headers"] if name == b"host"]
-    name = re.sub(r":\d*$", "", hosts[0].decode("latin-1")) if len(hosts) == 1 else ""
-    if is_loopback(name):
+    if names_this_machine(scope["headers"]):
         return None
     message = "the Host is not this machine; expected localhost; ask it by that name, or start it with --api-key-file"
     return Refusal(403, "forbidden_host", message)
@@ -107,7 +96,7 @@ def _refuse_foreign_host(scope: Scope) -> Refusal | None:
 def _read(path: Path) -> tuple[tuple, list[bytes]]:
     """Return a fingerprint of the file, and the hashes of its keys."""
     try:
-        seen, text = _fingerprint(path), path.read_text(encoding="utf-8")
+        seen, text = _fingerprint(path), path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError):
         raise _no_keys("cannot be read as text") from None
     lines = [line.strip() for line in text.splitlines()]
@@ -116,6 +105,8 @@ def _read(path: Path) -> tuple[tuple, list[bytes]]:
         raise _no_keys("holds no key")
     if not all(_KEY.fullmatch(key) for key in keys):
         raise _no_keys("holds a line that is no key")
+    if any(len(key) < SAFE_KEY_CHARS for key in keys):
+        _log.warning("an API key has fewer than %d characters, and may be guessed; give a longer one", SAFE_KEY_CHARS)
     return seen, [hashlib.sha256(key.encode()).digest() for key in dict.fromkeys(keys)]
 
 
@@ -127,6 +118,6 @@ def _fingerprint(path: Path) -> tuple:
 def _no_keys(found: str) -> VLMError:
     return VLMError(
         "invalid_request",
-        f"the API key file {found}; expected a key a line, of {MIN_KEY_CHARS} characters or more without spaces; "
+        f"the API key file {found}; expected a key a line, of 1 to {MAX_KEY_CHARS} ASCII characters without spaces; "
         "make one: python -c 'import secrets; print(secrets.token_urlsafe(32))'",
     )

@@ -5,7 +5,7 @@ from typing import Annotated
 from pydantic import ConfigDict, Field
 
 from vlm.sampling import GenerationConfig
-from vlm.serving.fields import Fields, check_schema, generation_config, read_fields
+from vlm.serving.fields import Fields, Int64, check_schema, generation_config, read_fields
 from vlm.serving.job import Job
 from vlm.serving.ollama_replies import ChatFormat, GenerateFormat
 from vlm.serving.openai_requests import ANY_OBJECT, MAX_TOP_LOGPROBS, Asked
@@ -28,12 +28,12 @@ class Options(Fields):
     model_config = ConfigDict(extra="ignore")
 
     temperature: float | None = None
-    top_k: int | None = None
+    top_k: Int64 | None = None
     top_p: float | None = None
     min_p: float | None = None
     repeat_penalty: float | None = None
-    seed: int | None = None
-    num_predict: int | None = None
+    seed: Int64 | None = None
+    num_predict: Int64 | None = None
     stop: str | list | None = None
 
 
@@ -114,6 +114,7 @@ def _config(fields: _Generation) -> GenerationConfig:
     # Below 1, num_predict stands for "to the end" in two ways; below 0, a seed for none.
     wanted = options.num_predict if options.num_predict is not None and options.num_predict > 0 else None
     return generation_config(
+        {"repetition_penalty": "repeat_penalty", "schema": "format"},
         max_new_tokens=wanted,
         temperature=options.temperature,
         top_k=options.top_k,

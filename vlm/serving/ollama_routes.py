@@ -7,7 +7,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from vlm.serving.generation import GenerationResponse
-from vlm.serving.json_body import read_object
+from vlm.serving.json_body import BodyReader
 from vlm.serving.json_text import json_response
 from vlm.serving.ollama_replies import ChatFormat, GenerateFormat
 from vlm.serving.ollama_requests import read_chat, read_generate
@@ -23,8 +23,8 @@ _BITS = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 class OllamaRoutes:
     """Chat, generate, and what is told of the model."""
 
-    def __init__(self, engine, settings: ServerSettings, model: ServedModel):
-        self._engine, self._settings, self._model = engine, settings, model
+    def __init__(self, engine, settings: ServerSettings, model: ServedModel, bodies: BodyReader):
+        self._engine, self._settings, self._model, self._bodies = engine, settings, model, bodies
 
     def add_to(self, app) -> None:
         """Register the routes."""
@@ -42,7 +42,9 @@ class OllamaRoutes:
         return await self._generate(request, read_generate, GenerateFormat)
 
     async def show(self, request: Request) -> Response:
-        await read_object(request, lambda body: self._model.check_name(body.get("model") or body.get("name")))
+        await self._bodies.read_object(
+            request, lambda body: self._model.check_name(body.get("model") or body.get("name"))
+        )
         about = self._model.about
         family = self._family()
         info = {
@@ -69,7 +71,7 @@ class OllamaRoutes:
             name = self._model.check_name(body.get("model"))
             return name, read(body, self._settings, name)
 
-        name, asked = await read_object(request, named)
+        name, asked = await self._bodies.read_object(request, named)
         if asked is None:
             return json_response(format(name, with_logprobs=False).loaded())
         return GenerationResponse(self._engine, asked.jobs, asked.format, prompts=asked.prompts, stream=asked.stream)

@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import Field
 
 from vlm.sampling import MAX_INTEGER, GenerationConfig
-from vlm.serving.fields import Fields, check_schema, generation_config, read_fields
+from vlm.serving.fields import Fields, Int64, check_schema, generation_config, read_fields
 from vlm.serving.generation import ReplyFormat
 from vlm.serving.job import Job
 from vlm.serving.openai_replies import ChatFormat, CompletionFormat
@@ -19,14 +19,17 @@ MAX_CHOICES = 8
 """Most replies to one request: prompts times `n`."""
 MAX_TOP_LOGPROBS = 20
 ANY_OBJECT = {"type": "object"}
+_SCHEMA_PLACE = "response_format.json_schema.schema"
 
 WITHOUT_EFFECT = frozenset(
     {
         "metadata",
+        "moderation",
         "parallel_tool_calls",
         "prediction",
         "priority",
         "prompt_cache_key",
+        "prompt_cache_options",
         "prompt_cache_retention",
         "reasoning_effort",
         "request_id",
@@ -62,6 +65,7 @@ NEUTRAL: dict[str, tuple] = {
     "tool_choice": ("none", "auto"),
     "tools": ([],),
     "use_beam_search": (False,),
+    "web_search_options": ({},),
 }
 
 
@@ -77,20 +81,20 @@ class _Generation(Fields):
     stream: bool = False
     stream_options: StreamOptions = StreamOptions()
     n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] = 1
-    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_tokens: Annotated[Int64, Field(ge=1)] | None = None
     temperature: float | None = None
     top_p: float | None = None
-    top_k: int | None = None
+    top_k: Int64 | None = None
     min_p: float | None = None
     repetition_penalty: float | None = None
     stop: str | list | None = None
-    seed: int | None = None
+    seed: Int64 | None = None
     response_format: dict | None = None
 
 
 class ChatRequest(_Generation):
     messages: list
-    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_completion_tokens: Annotated[Int64, Field(ge=1)] | None = None
     logprobs: bool = False
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
     continue_final_message: bool = False
@@ -180,6 +184,7 @@ def _max_tokens(fields: ChatRequest) -> int | None:
 
 def _config(fields: _Generation, max_tokens: int | None) -> GenerationConfig:
     return generation_config(
+        {"schema": _SCHEMA_PLACE},
         max_new_tokens=max_tokens,
         temperature=fields.temperature,
         top_p=fields.top_p,
@@ -188,7 +193,7 @@ def _config(fields: _Generation, max_tokens: int | None) -> GenerationConfig:
         repetition_penalty=fields.repetition_penalty,
         # As an empty field of a form: no stop text. And -1 is no seed, as with vLLM.
         stop=fields.stop or None,
-        seed=None if fields.seed == -1 else fields.seed,
+        seed=None if fields.seed in (None, -1) else fields.seed % (MAX_INTEGER + 1),
         schema=_schema(fields.response_format),
     )
 
@@ -211,4 +216,4 @@ def _schema(response_format: dict | None) -> dict | None:
             'or the type "json_object" or "text"',
             param="response_format",
         )
-    return check_schema(named.get("schema"), "response_format.json_schema.schema")
+    return check_schema(named.get("schema"), _SCHEMA_PLACE)

@@ -4,9 +4,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from vlm.serving.generation import GenerationResponse
-from vlm.serving.json_body import read_object
+from vlm.serving.json_body import BodyReader
 from vlm.serving.json_text import json_response
 from vlm.serving.openai_requests import read_chat, read_completion
+from vlm.serving.refusal import no_route
 from vlm.serving.served_model import ServedModel
 from vlm.serving.settings import ServerSettings
 
@@ -14,8 +15,8 @@ from vlm.serving.settings import ServerSettings
 class OpenAIRoutes:
     """Chat completions, completions, and the list of models."""
 
-    def __init__(self, engine, settings: ServerSettings, model: ServedModel):
-        self._engine, self._settings, self._model = engine, settings, model
+    def __init__(self, engine, settings: ServerSettings, model: ServedModel, bodies: BodyReader):
+        self._engine, self._settings, self._model, self._bodies = engine, settings, model, bodies
 
     def add_to(self, app) -> None:
         """Register the routes."""
@@ -34,10 +35,13 @@ class OpenAIRoutes:
         return json_response({"object": "list", "data": [self._card(name) for name in self._model.names]})
 
     async def one_model(self, request: Request) -> Response:
-        return json_response(self._card(self._model.check_name(request.path_params["name"])))
+        name = request.path_params["name"]
+        if not name:
+            raise no_route(request.method, request.scope["path"])
+        return json_response(self._card(self._model.check_name(name)))
 
     async def _generate(self, request: Request, read) -> Response:
-        asked = await read_object(
+        asked = await self._bodies.read_object(
             request, lambda body: read(body, self._settings, self._model.check_name(body.get("model")))
         )
         return GenerationResponse(self._engine, asked.jobs, asked.format, prompts=asked.prompts, stream=asked.stream)

@@ -29,7 +29,7 @@ def conversation(messages: object, settings: ServerSettings) -> list[dict]:
     """Return `messages` anew, holding nothing but what a conversation consists of. Raises: Refusal."""
     check_num_parts(messages, "messages")
     try:
-        turns = parse_messages(messages)
+        turns = parse_messages([_with_known_role(message) for message in messages])
     except VLMError as error:
         raise Refusal.of(error, param="messages") from None
     _check_parts([part for turn in turns for part in turn.parts], settings, "messages")
@@ -50,6 +50,13 @@ def raw_parts(content: object, settings: ServerSettings) -> list:
         return [part.text if isinstance(part, Text) else public(_image_bytes)(part.image) for part in turn.parts]
     except VLMError as error:
         raise Refusal.of(error, param="prompt") from None
+
+
+def _with_known_role(message: object) -> object:
+    """Return `message` with the role that the model knows where it has OpenAI's newer name for the same."""
+    if isinstance(message, dict) and message.get("role") == "developer":
+        return message | {"role": "system"}
+    return message
 
 
 def _check_parts(parts: Sequence[Part], settings: ServerSettings, param: str) -> None:
