@@ -24,11 +24,11 @@ from ray.serve.request_router import PendingRequest, RequestRouter, RunningRepli
 from starlette.responses import StreamingResponse
 
 from vlm.serving.app import create_app
-from vlm.serving.engine import Engine, EngineOptions
-from vlm.serving.json_lines import log_to
-from vlm.serving.limits import RequestLimits
+from vlm.serving.engine import Engine
+from vlm.serving.http.json_lines import log_to
+from vlm.serving.http.limits import RequestLimits
 from vlm.serving.refusal import Refusal
-from vlm.serving.settings import ServerSettings
+from vlm.serving.settings import EngineOptions, ServerSettings
 
 MAX_WAITING = 64
 """Requests that wait at the front because all readers are busy; one more is told so at once."""

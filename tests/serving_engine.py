@@ -11,8 +11,19 @@ from dataclasses import dataclass, replace
 
 from vlm.reply import Timings
 from vlm.serving.app import create_app
-from vlm.serving.http_server import HTTPServer
-from vlm.serving.job import Draining, Event, Failed, Finished, Job, Piece, QueueFull, Started, TokenLogprob
+from vlm.serving.http.server import HTTPServer
+from vlm.serving.model_process.job import (
+    Draining,
+    Event,
+    Failed,
+    Finished,
+    Job,
+    Piece,
+    QueueFull,
+    Started,
+    TokenLogprob,
+)
+from vlm.serving.model_process.messages import ServedInfo
 from vlm.serving.settings import ServerSettings
 
 HOLD = "hold"
@@ -62,17 +73,14 @@ class ScriptedEngine:
     def __init__(self, script: Callable[[Job], list] = echo, *, num_slots: int = 2, max_queue: int = 2):
         self.script, self.num_slots, self.max_queue = script, num_slots, max_queue
         self.ready, self.draining, self.failure = True, False, None
-        self.info = {
-            "name": "scripted",
-            "max_context": 4096,
-            "tile_size": 560,
-            "max_tiles": 4,
-            "dtype": "bfloat16",
-            "num_parameters": 10_642_941_475,
-            "num_bytes": 21_285_882_950,
-            "has_images": True,
-            "chat": True,
-        }
+        self.info = ServedInfo(
+            name="scripted",
+            max_context=4096,
+            dtype="bfloat16",
+            num_parameters=10_642_941_475,
+            num_bytes=21_285_882_950,
+            has_images=True,
+        )
         self.jobs: list[Job] = []
         self.running = self.waiting = 0
         self.ended: list[str] = []

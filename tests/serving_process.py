@@ -44,4 +44,8 @@ class ServerProcess:
 
     def worker_pid(self) -> int:
         children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
-        return next(int(pid) for pid in children if b"vlm.serving.worker" in Path(f"/proc/{pid}/cmdline").read_bytes())
+        return next(
+            int(pid)
+            for pid in children
+            if b"vlm.serving.model_process.worker" in Path(f"/proc/{pid}/cmdline").read_bytes()
+        )

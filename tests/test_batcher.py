@@ -10,11 +10,11 @@ from tests.conversations import FOUR_TILES, MIXED, SMALL, changed_logits, forced
 from vlm import VLM, GenerationConfig, Tokenizer, VLMError, preset
 from vlm.batch import JoinedImages
 from vlm.image_cache import ImageCache
-from vlm.serving import batcher as module
-from vlm.serving.batcher import Batcher
-from vlm.serving.job import Failed, Finished, Job, Piece, Started
-from vlm.serving.messages import EngineOptions
-from vlm.serving.reading import JobReader
+from vlm.serving.model_process import batcher as module
+from vlm.serving.model_process.batcher import Batcher
+from vlm.serving.model_process.job import Failed, Finished, Job, Piece, Started
+from vlm.serving.model_process.job_reader import JobReader
+from vlm.serving.settings import EngineOptions
 
 
 @pytest.fixture(scope="module")

@@ -12,10 +12,10 @@ from vlm import VLM, GenerationConfig, Tokenizer, VLMError
 from vlm.grammar import MAX_SCHEMA_CHARS, NUM_KEPT, Constraint, Grammars, restrict
 from vlm.pipeline import DEFAULT_MODEL
 from vlm.sampling import Sampler
-from vlm.serving.batcher import Batcher
-from vlm.serving.job import Job
-from vlm.serving.messages import EngineOptions
-from vlm.serving.reading import JobReader
+from vlm.serving.model_process.batcher import Batcher
+from vlm.serving.model_process.job import Job
+from vlm.serving.model_process.job_reader import JobReader
+from vlm.serving.settings import EngineOptions
 from vlm.tokenizer_files.llama3 import meta_special_ids
 
 ANY_OBJECT = {"type": "object"}

@@ -5,8 +5,8 @@ import inspect
 import pytest
 from openai.resources.chat.completions import Completions
 
-from vlm.serving import ollama_requests
-from vlm.serving.openai_requests import NEUTRAL, WITHOUT_EFFECT, ChatRequest, read_chat
+from vlm.serving.ollama import requests as ollama_requests
+from vlm.serving.openai.requests import NEUTRAL, WITHOUT_EFFECT, ChatRequest, read_chat
 from vlm.serving.refusal import Refusal
 from vlm.serving.settings import ServerSettings
 

@@ -12,8 +12,8 @@ import httpx
 import pytest
 
 from tests.serving_engine import HOLD, echo, error_of, received, request, serving, spoken, status_of, texts, wait_until
-from vlm.serving.http_server import HTTPServer
-from vlm.serving.job import Finished, Piece, Started
+from vlm.serving.http.server import HTTPServer
+from vlm.serving.model_process.job import Finished, Piece, Started
 from vlm.serving.settings import ServerSettings
 
 CHAT = "/v1/chat/completions"

@@ -8,8 +8,8 @@ import tracemalloc
 import pytest
 
 from tests.serving_engine import request, serving, status_of
-from vlm.serving import json_body
-from vlm.serving.json_body import MAX_LONE_SURROGATES, parse
+from vlm.serving.http import json_body
+from vlm.serving.http.json_body import MAX_LONE_SURROGATES, parse
 from vlm.serving.refusal import Refusal
 
 

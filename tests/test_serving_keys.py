@@ -9,13 +9,13 @@ import openai
 import pytest
 from openai import OpenAI
 
-import vlm.serving.keys as keys_module
+import vlm.serving.http.keys as keys_module
 from tests.serving_engine import error_of, request, serving, status_of, wait_until
 from vlm import VLMError
 from vlm.loopback import is_loopback
-from vlm.serving.access_log import AccessLog
 from vlm.serving.app import create_app
-from vlm.serving.keys import KeyFile
+from vlm.serving.http.access_log import AccessLog
+from vlm.serving.http.keys import KeyFile
 from vlm.serving.settings import ServerSettings
 
 KEY, OTHER = "sk-0123456789abcdef", "a-second-key-for-another-team"

@@ -10,9 +10,11 @@ import time
 import pytest
 
 from tests.serving_engine import error_of, received, request, serving, status_of, wait_until
-from vlm.serving import json_body, ollama_routes, openai_routes
-from vlm.serving.json_body import MAX_MARKS, parse
-from vlm.serving.json_text import json_bytes
+from vlm.serving.http import json_body
+from vlm.serving.http.json_body import MAX_MARKS, parse
+from vlm.serving.http.json_text import json_bytes
+from vlm.serving.ollama import routes as ollama_routes
+from vlm.serving.openai import routes as openai_routes
 from vlm.serving.refusal import Refusal
 
 MEGABYTE = 2**20

@@ -7,7 +7,7 @@ from tests.conftest import random_model
 from vlm import GenerationConfig, Tokenizer, preset
 from vlm.generate import choose
 from vlm.sampling import Sampler
-from vlm.serving.batcher import Batcher
+from vlm.serving.model_process.batcher import Batcher
 
 NUM_ROWS = 8
 

@@ -9,8 +9,8 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.serving_engine import HOLD, echo, request, serving, status_of, wait_until
-from vlm.serving.job import Started
-from vlm.serving.json_lines import JsonLines, log_to
+from vlm.serving.http.json_lines import JsonLines, log_to
+from vlm.serving.model_process.job import Started
 
 CHAT = "/v1/chat/completions"
 SECRET = "the prompt that nobody may read"

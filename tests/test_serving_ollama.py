@@ -8,7 +8,7 @@ import pytest
 from pydantic import BaseModel
 
 from tests.serving_engine import error_of, request, serving, spoken, status_of, texts
-from vlm.serving.job import Failed, Piece, Started
+from vlm.serving.model_process.job import Failed, Piece, Started
 
 PICTURE = b"\x89PNG a picture"
 DATA_URL = "data:;base64," + base64.b64encode(PICTURE).decode()

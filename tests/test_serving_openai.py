@@ -9,7 +9,7 @@ from openai import OpenAI
 from pydantic import BaseModel
 
 from tests.serving_engine import HOLD, echo, request, serving, spoken, texts
-from vlm.serving.job import Failed, Piece, Started
+from vlm.serving.model_process.job import Failed, Piece, Started
 
 PICTURE = "data:image/png;base64," + base64.b64encode(b"a picture").decode()
 
@@ -304,7 +304,7 @@ def test_an_unknown_route_and_method_are_told(client):
 
 def test_requests_while_the_model_loads_are_told_to_come_back(server):
     with serving() as server:
-        about, server.engine.info, server.engine.ready = server.engine.info, {}, False
+        about, server.engine.info, server.engine.ready = server.engine.info, None, False
         client = connect(server)
         for call in (client.models.list, lambda: ask(client)):
             error = refused(call)

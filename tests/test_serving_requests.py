@@ -5,9 +5,11 @@ import base64
 import pytest
 
 from vlm.sampling import MAX_STOPS
-from vlm.serving import ollama_requests, openai_requests, prompts
+from vlm.serving import prompts
 from vlm.serving.fields import MAX_FIELDS
-from vlm.serving.openai_requests import MAX_CHOICES, NEUTRAL, WITHOUT_EFFECT, read_chat, read_completion
+from vlm.serving.ollama import requests as ollama_requests
+from vlm.serving.openai import requests as openai_requests
+from vlm.serving.openai.requests import MAX_CHOICES, NEUTRAL, WITHOUT_EFFECT, read_chat, read_completion
 from vlm.serving.prompts import MAX_PARTS
 from vlm.serving.refusal import Refusal
 from vlm.serving.settings import ServerSettings

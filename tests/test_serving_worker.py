@@ -6,16 +6,17 @@ import pytest
 
 from vlm import VLM, GenerationConfig, VLMError
 from vlm.serving import engine as module
-from vlm.serving.engine import MAX_FIRST_STARTS, NEVER_READY, Engine, EngineOptions
-from vlm.serving.job import Job
-from vlm.serving.messages import Ready
-from vlm.serving.worker import open_model
+from vlm.serving.engine import MAX_FIRST_STARTS, NEVER_READY, Engine
+from vlm.serving.model_process.job import Job
+from vlm.serving.model_process.messages import Ready
+from vlm.serving.model_process.worker import open_model
+from vlm.serving.settings import EngineOptions
 
 
 def test_the_size_of_the_model_is_told(tiny, monkeypatch):
     monkeypatch.setattr(VLM, "from_pretrained", lambda *arguments, **named: tiny)
     _, info = open_model(EngineOptions())
-    assert info["num_bytes"] == tiny.info.num_bytes > 0
+    assert info.num_bytes == tiny.info.num_bytes > 0
 
 
 def test_every_option_of_the_model_reaches_it(tiny, monkeypatch):

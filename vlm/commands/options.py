@@ -2,6 +2,7 @@
 
 import gc
 import importlib
+import math
 import sys
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,20 @@ from vlm.errors import VLMError
 if TYPE_CHECKING:
     from vlm.pipeline import VLM
     from vlm.sampling import GenerationConfig
+
+AS_JSON = "sightline.as_json"
+"""Where a context's `meta` says that the command was given --json."""
+
+
+class FiniteRange(click.FloatRange):
+    """A number of a range: neither "nan", which every range takes, nor "inf"."""
+
+    def convert(self, value, param, ctx):
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{param.name} is {number}; expected a finite number", param, ctx)
+        return number
+
 
 _REFERENCE = click.Choice(["meta", "transformers"])
 _DTYPE = click.Choice(["auto", "float32", "bfloat16", "float16"])
@@ -55,7 +70,16 @@ reference_option = click.option(
     show_default=True,
     help="Whose forward pass: Meta's, or stock transformers' since about 4.56 (for fine-tunes trained there).",
 )
-json_option = click.option("--json", "as_json", is_flag=True, help="Make the last line of the output one JSON object.")
+
+
+def _remember(ctx: click.Context, param: click.Parameter, as_json: bool) -> bool:
+    ctx.meta[AS_JSON] = as_json
+    return as_json
+
+
+json_option = click.option(
+    "--json", "as_json", is_flag=True, callback=_remember, help="Make the last line of the output one JSON object."
+)
 
 
 def model_options(command):
@@ -75,14 +99,14 @@ def generation_options(command):
         ),
         click.option(
             "--temperature",
-            type=click.FloatRange(0),
+            type=FiniteRange(0),
             default=0.0,
             show_default=True,
             help="0 takes the likeliest token each time; above, tokens are drawn.",
         ),
         click.option(
             "--top-p",
-            type=click.FloatRange(0, 1),
+            type=FiniteRange(0, 1),
             default=1.0,
             show_default=True,
             help="Draw from the likeliest tokens that together have this probability.",

@@ -91,8 +91,8 @@ def serve(as_json: bool, **options):
     _check_installed()
     from vlm.serving.app import create_app
     from vlm.serving.engine import Engine
-    from vlm.serving.http_server import HTTPServer
-    from vlm.serving.json_lines import log_to
+    from vlm.serving.http.json_lines import log_to
+    from vlm.serving.http.server import HTTPServer
 
     _check_keys(options)
     settings = _settings(options)
@@ -143,7 +143,7 @@ def _settings(options: dict):
 
 
 def _engine_options(options: dict):
-    from vlm.serving.engine import EngineOptions
+    from vlm.serving.settings import EngineOptions
 
     names = ("device", "dtype", "quantize", "kv_cache_dtype", "reference", "allow_urls")
     names += ("max_queue", "timeout_s", "max_new_tokens")

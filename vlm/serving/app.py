@@ -8,14 +8,14 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp
 
-from vlm.serving.access_log import AccessLog
-from vlm.serving.json_body import BodyReader
-from vlm.serving.json_text import json_response
-from vlm.serving.keys import KeyCheck, KeyFile
-from vlm.serving.limits import RequestLimits
+from vlm.serving.http.access_log import AccessLog
+from vlm.serving.http.json_body import BodyReader
+from vlm.serving.http.json_text import json_response
+from vlm.serving.http.keys import KeyCheck, KeyFile
+from vlm.serving.http.limits import RequestLimits
 from vlm.serving.metrics import Metrics
-from vlm.serving.ollama_routes import OllamaRoutes
-from vlm.serving.openai_routes import OpenAIRoutes
+from vlm.serving.ollama.routes import OllamaRoutes
+from vlm.serving.openai.routes import OpenAIRoutes
 from vlm.serving.refusal import Refusal, internal_error, no_route, wrong_method
 from vlm.serving.served_model import RETRY_AFTER_S, ServedModel
 from vlm.serving.settings import ServerSettings

@@ -5,11 +5,19 @@ from collections import deque
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
-from vlm.serving.job import Draining, Event, Failed, Finished, Job, QueueFull, Started
-from vlm.serving.messages import Cancel, EngineOptions, ImageCounts, Ready, Refused, Report, Stop, Submit
-from vlm.serving.process import END_S, WorkerProcess
-
-__all__ = ["Engine", "EngineOptions", "EngineStats"]
+from vlm.serving.model_process.job import Draining, Event, Failed, Finished, Job, QueueFull, Started
+from vlm.serving.model_process.messages import (
+    Cancel,
+    ImageCounts,
+    Ready,
+    Refused,
+    Report,
+    ServedInfo,
+    Stop,
+    Submit,
+)
+from vlm.serving.model_process.process import END_S, WorkerProcess
+from vlm.serving.settings import EngineOptions
 
 MAX_FIRST_STARTS = 4
 """How often a model is loaded that never was ready, before it is given up."""
@@ -56,8 +64,8 @@ class Engine:
         self.draining = False
         self.failure: Failed | None = None
         """Why there is no model and will be none."""
-        self.info: dict = {}
-        """Of the model; empty until it was loaded."""
+        self.info: ServedInfo | None = None
+        """Of the model; None until it was loaded."""
         self._worker: WorkerProcess | None = None
         self._is_ready = False
         self._running: dict[int, JobEvents] = {}
@@ -216,7 +224,7 @@ class Engine:
         self._is_ready, self._worker = False, None
         for events in [*self._running.values()]:
             self._end(events, LOST)
-        if not self.info and self._failed_starts == MAX_FIRST_STARTS:
+        if self.info is None and self._failed_starts == MAX_FIRST_STARTS:
             self._give_up(NEVER_READY)
         if self.failure is None:
             self._restarts += 1

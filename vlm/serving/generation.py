@@ -10,8 +10,18 @@ from typing import Protocol
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from vlm.serving.job import Draining, Event, Failed, Finished, Job, Piece, QueueFull, Started, TokenLogprob
-from vlm.serving.json_text import json_response
+from vlm.serving.http.json_text import json_response
+from vlm.serving.model_process.job import (
+    Draining,
+    Event,
+    Failed,
+    Finished,
+    Job,
+    Piece,
+    QueueFull,
+    Started,
+    TokenLogprob,
+)
 from vlm.serving.refusal import Refusal, internal_error
 
 MAX_RETRY_AFTER_S = 30

@@ -4,8 +4,8 @@ from starlette.responses import Response
 from starlette.types import Scope
 
 from vlm.errors import MAX_MESSAGE_CHARS, VLMError, shown
-from vlm.serving.job import Failed
-from vlm.serving.json_text import json_response
+from vlm.serving.http.json_text import json_response
+from vlm.serving.model_process.job import Failed
 
 _STATUS = {
     "internal_error": 500,

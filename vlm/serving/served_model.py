@@ -4,6 +4,7 @@ import hashlib
 import time
 
 from vlm.errors import shown
+from vlm.serving.model_process.messages import ServedInfo
 from vlm.serving.refusal import Refusal
 from vlm.serving.settings import ServerSettings
 
@@ -18,21 +19,21 @@ class ServedModel:
         self.created = int(time.time())
 
     @property
-    def about(self) -> dict:
+    def about(self) -> ServedInfo:
         """Return what the engine says of its model. Raises: Refusal (503) while it is loaded."""
-        if not self._engine.info:
+        if self._engine.info is None:
             message = "the model is still being loaded; expected it to be ready; try again soon (GET /ready tells)"
             raise Refusal(503, "loading", message, headers={"retry-after": str(RETRY_AFTER_S)})
         return self._engine.info
 
     @property
     def names(self) -> tuple[str, ...]:
-        return self._settings.names or (self.about["name"],)
+        return self._settings.names or (self.about.name,)
 
     @property
     def digest(self) -> str:
         """Return a name for the model as it is served."""
-        return hashlib.sha256(repr(sorted(self.about.items())).encode()).hexdigest()
+        return hashlib.sha256(repr(self.about).encode()).hexdigest()
 
     def check_name(self, asked: object) -> str:
         """Return the name a request gives the model; without one, the model's own. Raises: Refusal (404)."""

@@ -1,6 +1,6 @@
 """Bounds on what one request may send: headers, body, and the time for both. Pure ASGI, before anything is read.
 
-The time for headers is kept by `vlm.serving.http_server`, for a request whose headers are not whole is none yet.
+The time for headers is kept by `vlm.serving.http.server`, for a request whose headers are not whole is none yet.
 """
 
 import asyncio

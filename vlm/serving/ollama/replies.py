@@ -4,9 +4,9 @@ import datetime
 import time
 
 from vlm.serving.generation import Choice
-from vlm.serving.job import Finished, Piece, TokenLogprob
-from vlm.serving.json_text import json_bytes
-from vlm.serving.openai_replies import token_logprob
+from vlm.serving.http.json_text import json_bytes
+from vlm.serving.model_process.job import Finished, Piece, TokenLogprob
+from vlm.serving.openai.replies import logprob_entries
 from vlm.serving.refusal import Refusal
 
 _NANOSECONDS = 10**9
@@ -68,17 +68,7 @@ class _OllamaFormat:
         }
 
     def _logprobs(self, tokens: list[TokenLogprob]) -> dict:
-        if not self.with_logprobs:
-            return {}
-        return {
-            "logprobs": [
-                {
-                    **token_logprob(token.token, token.token_bytes, token.logprob),
-                    "top_logprobs": [token_logprob(*alternative) for alternative in token.top],
-                }
-                for token in tokens
-            ]
-        }
+        return {"logprobs": logprob_entries(tokens)} if self.with_logprobs else {}
 
 
 class ChatFormat(_OllamaFormat):

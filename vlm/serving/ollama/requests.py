@@ -6,9 +6,9 @@ from pydantic import ConfigDict, Field
 
 from vlm.sampling import GenerationConfig
 from vlm.serving.fields import Fields, Int64, check_schema, generation_config, read_fields
-from vlm.serving.job import Job
-from vlm.serving.ollama_replies import ChatFormat, GenerateFormat
-from vlm.serving.openai_requests import ANY_OBJECT, MAX_TOP_LOGPROBS, Asked
+from vlm.serving.model_process.job import Job
+from vlm.serving.ollama.replies import ChatFormat, GenerateFormat
+from vlm.serving.openai.requests import ANY_OBJECT, MAX_TOP_LOGPROBS, Asked
 from vlm.serving.prompts import check_num_parts, conversation, raw_parts
 from vlm.serving.refusal import Refusal, invalid
 from vlm.serving.settings import ServerSettings

@@ -4,9 +4,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from vlm.serving.generation import GenerationResponse
-from vlm.serving.json_body import BodyReader
-from vlm.serving.json_text import json_response
-from vlm.serving.openai_requests import read_chat, read_completion
+from vlm.serving.http.json_body import BodyReader
+from vlm.serving.http.json_text import json_response
+from vlm.serving.openai.requests import read_chat, read_completion
 from vlm.serving.refusal import no_route
 from vlm.serving.served_model import ServedModel
 from vlm.serving.settings import ServerSettings
@@ -53,5 +53,5 @@ class OpenAIRoutes:
             "created": self._model.created,
             "owned_by": "sightline",
             "root": self._model.names[0],
-            "max_model_len": self._model.about["max_context"],
+            "max_model_len": self._model.about.max_context,
         }

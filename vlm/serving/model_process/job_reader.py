@@ -25,9 +25,9 @@ from vlm.prompt import Prompt
 from vlm.reply import ReplyText
 from vlm.request import RequestReader
 from vlm.sampling import DEFAULT_MAX_NEW_TOKENS, GenerationConfig, Sampler
-from vlm.serving.job import Failed, Job
-from vlm.serving.messages import EngineOptions
-from vlm.serving.running import Row
+from vlm.serving.model_process.job import Failed, Job
+from vlm.serving.model_process.running_batch import Row
+from vlm.serving.settings import EngineOptions
 
 logger = logging.getLogger(__name__)
 

@@ -4,7 +4,6 @@ It ends when the server does, whichever way that ends, and with any fault that i
 process takes its place. What goes through the pipe are pickles, which only these two processes write.
 """
 
-import json
 import logging
 import os
 import pickle
@@ -20,12 +19,13 @@ from vlm import checkpoint
 from vlm.errors import VLMError, is_out_of_memory
 from vlm.image_cache import ImageCache
 from vlm.pipeline import DEFAULT_MODEL, VLM
-from vlm.serving.batcher import Batcher, Events
-from vlm.serving.job import Failed, Finished
-from vlm.serving.json_lines import log_to
-from vlm.serving.messages import Cancel, EngineOptions, ImageCounts, Ready, Refused, Report, Stop, Submit
-from vlm.serving.reading import JobReader
-from vlm.serving.running import Row
+from vlm.serving.http.json_lines import log_to
+from vlm.serving.model_process.batcher import Batcher, Events
+from vlm.serving.model_process.job import Failed, Finished
+from vlm.serving.model_process.job_reader import JobReader
+from vlm.serving.model_process.messages import Cancel, ImageCounts, Ready, Refused, Report, ServedInfo, Stop, Submit
+from vlm.serving.model_process.running_batch import Row
+from vlm.serving.settings import EngineOptions
 
 DEFAULT_NAME = "sightline"
 
@@ -131,23 +131,21 @@ def main() -> None:
     os._exit(status)
 
 
-def open_model(options: EngineOptions) -> tuple[VLM, dict]:
+def open_model(options: EngineOptions) -> tuple[VLM, ServedInfo]:
     """Return the model, and what clients may know of it. Raises: VLMError."""
     source = options.source
     folder = DEFAULT_MODEL if source is None else checkpoint.resolve(source)
     vlm = load(folder, options)
     name = DEFAULT_NAME if source is None else Path(source).resolve().name if Path(source).is_dir() else str(source)
-    return vlm, {
-        "name": name,
-        "max_context": vlm.info.max_context,
-        "tile_size": vlm.info.tile_size,
-        "max_tiles": vlm.info.max_tiles,
-        "dtype": str(vlm.info.dtype).removeprefix("torch."),
-        "num_parameters": vlm.info.num_parameters,
-        "num_bytes": vlm.info.num_bytes,
-        "has_images": vlm.images is not None,
-        "chat": takes_turns(folder, vlm.tokenizer.eot_id),
-    }
+    info = vlm.info
+    return vlm, ServedInfo(
+        name=name,
+        max_context=info.max_context,
+        dtype=str(info.dtype).removeprefix("torch."),
+        num_parameters=info.num_parameters,
+        num_bytes=info.num_bytes,
+        has_images=vlm.images is not None,
+    )
 
 
 def load(folder: Path, options: EngineOptions) -> VLM:
@@ -170,15 +168,6 @@ def load(folder: Path, options: EngineOptions) -> VLM:
             f"the model does not fit the memory that is free on the device ({options.device}); expected room for its "
             "weights; free some, give --quantize int8 or int4, or take a smaller model",
         ) from None
-
-
-def takes_turns(folder: Path, eot_id: int) -> bool:
-    """Tell whether a checkpoint was tuned to end its turns; one that does not say is taken for one that was."""
-    try:
-        ends = json.loads((folder / "generation_config.json").read_text(encoding="utf-8"))["eos_token_id"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return True
-    return eot_id in ends if isinstance(ends, list) else eot_id == ends
 
 
 def receive(connection: Connection, inbox: queue.SimpleQueue) -> None:

@@ -8,8 +8,8 @@ import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import STATUS_PHRASES, H11Protocol
 
-from vlm.serving.json_text import json_bytes
-from vlm.serving.limits import MAX_HEADER_BYTES
+from vlm.serving.http.json_text import json_bytes
+from vlm.serving.http.limits import MAX_HEADER_BYTES
 from vlm.serving.refusal import Refusal
 from vlm.serving.settings import ServerSettings
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from vlm.child_process import start_child
-from vlm.serving.messages import EngineOptions
+from vlm.serving.settings import EngineOptions
 
 END_S = 5.0
 """How long a process may take to end by itself."""
@@ -29,7 +29,7 @@ class WorkerProcess:
         self._on_message, self._on_end = on_message, on_end
         self.heard_at = self._loop.time()
         """When it said something last, by the loop's clock."""
-        self._process, self._connection = start_child("vlm.serving.worker")
+        self._process, self._connection = start_child("vlm.serving.model_process.worker")
         self._outbox: queue.SimpleQueue = queue.SimpleQueue()
         for work in (self._write, self._read):
             threading.Thread(target=work, name="worker-pipe", daemon=True).start()

@@ -4,8 +4,8 @@ import time
 import uuid
 
 from vlm.serving.generation import Choice
-from vlm.serving.job import Piece, TokenLogprob
-from vlm.serving.json_text import json_bytes
+from vlm.serving.http.json_text import json_bytes
+from vlm.serving.model_process.job import Piece, TokenLogprob
 from vlm.serving.refusal import Refusal
 
 MIN_LOGPROB = -9999.0
@@ -87,14 +87,7 @@ class ChatFormat(_OpenAIFormat):
     def _logprobs(self, tokens: list[TokenLogprob]) -> dict | None:
         if not self.with_logprobs:
             return None
-        entries = [
-            {
-                **token_logprob(token.token, token.token_bytes, token.logprob),
-                "top_logprobs": [token_logprob(*alternative) for alternative in token.top],
-            }
-            for token in tokens
-        ]
-        return {"content": entries, "refusal": None}
+        return {"content": logprob_entries(tokens), "refusal": None}
 
 
 class CompletionFormat(_OpenAIFormat):
@@ -135,8 +128,18 @@ class CompletionFormat(_OpenAIFormat):
         }
 
 
-def token_logprob(text: str, token_bytes: bytes, logprob: float) -> dict:
-    """Return how likely a token was, as OpenAI and Ollama write it."""
+def logprob_entries(tokens: list[TokenLogprob]) -> list[dict]:
+    """Return how likely tokens and their alternatives were, as OpenAI and Ollama write it."""
+    return [
+        {
+            **_logprob_entry(token.token, token.token_bytes, token.logprob),
+            "top_logprobs": [_logprob_entry(*alternative) for alternative in token.top],
+        }
+        for token in tokens
+    ]
+
+
+def _logprob_entry(text: str, token_bytes: bytes, logprob: float) -> dict:
     return {"token": text, "bytes": list(token_bytes), "logprob": max(MIN_LOGPROB, logprob)}
 
 

@@ -7,10 +7,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from vlm.serving.generation import GenerationResponse
-from vlm.serving.json_body import BodyReader
-from vlm.serving.json_text import json_response
-from vlm.serving.ollama_replies import ChatFormat, GenerateFormat
-from vlm.serving.ollama_requests import read_chat, read_generate
+from vlm.serving.http.json_body import BodyReader
+from vlm.serving.http.json_text import json_response
+from vlm.serving.ollama.replies import ChatFormat, GenerateFormat
+from vlm.serving.ollama.requests import read_chat, read_generate
 from vlm.serving.served_model import ServedModel
 from vlm.serving.settings import ServerSettings
 
@@ -49,10 +49,10 @@ class OllamaRoutes:
         family = self._family()
         info = {
             "general.architecture": family,
-            "general.parameter_count": about["num_parameters"],
-            f"{family}.context_length": about["max_context"],
+            "general.parameter_count": about.num_parameters,
+            f"{family}.context_length": about.max_context,
         }
-        abilities = ["completion", *(["vision"] if about["has_images"] else [])]
+        abilities = ["completion", *(["vision"] if about.has_images else [])]
         card = {"modelfile": "", "parameters": "", "template": "", "modified_at": self._modified_at()}
         return json_response(card | {"details": self._details(), "model_info": info, "capabilities": abilities})
 
@@ -60,7 +60,7 @@ class OllamaRoutes:
         return json_response({"models": [self._card(name) for name in self._model.names]})
 
     async def running(self) -> Response:
-        extra = {"expires_at": _FOREVER, "size_vram": 0, "context_length": self._model.about["max_context"]}
+        extra = {"expires_at": _FOREVER, "size_vram": 0, "context_length": self._model.about.max_context}
         return json_response({"models": [self._card(name) | extra for name in self._model.names]})
 
     async def version(self) -> Response:
@@ -82,7 +82,7 @@ class OllamaRoutes:
             "name": name,
             "model": name,
             "modified_at": self._modified_at(),
-            "size": about["num_bytes"],
+            "size": about.num_bytes,
             "digest": self._model.digest,
             "details": self._details(),
         }
@@ -94,12 +94,12 @@ class OllamaRoutes:
             "format": "safetensors",
             "family": family,
             "families": [family],
-            "parameter_size": _size(about["num_parameters"]),
-            "quantization_level": _BITS.get(about["dtype"], about["dtype"]),
+            "parameter_size": _size(about.num_parameters),
+            "quantization_level": _BITS.get(about.dtype, about.dtype),
         }
 
     def _family(self) -> str:
-        return "mllama" if self._model.about["has_images"] else "llama"
+        return "mllama" if self._model.about.has_images else "llama"
 
     def _modified_at(self) -> str:
         return datetime.datetime.fromtimestamp(self._model.created, datetime.UTC).isoformat()

@@ -13,8 +13,8 @@ from vlm.errors import VLMError, is_out_of_memory
 from vlm.generate import BadLogits, Prefilled, Step, choose, prefill_in_chunks
 from vlm.model import VisionLanguageModel
 from vlm.reply import Timings
-from vlm.serving.job import Event, Failed, Finished, Piece, Started, TokenLogprob
-from vlm.serving.running import Row, RunningRows
+from vlm.serving.model_process.job import Event, Failed, Finished, Piece, Started, TokenLogprob
+from vlm.serving.model_process.running_batch import Row, RunningRows
 from vlm.tokenizer import Tokenizer
 
 PREFILL_TOKENS = 2048
