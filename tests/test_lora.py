@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -294,8 +295,6 @@ def test_the_public_model_takes_an_adapter_and_forgets_the_pictures_it_had_encod
 def test_ask_answers_with_an_adapter(pipeline_adapter, tmp_path):
     source, folder = pipeline_adapter
     picture = torch.randint(256, (30, 40, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)).numpy()
-    from PIL import Image
-
     Image.fromarray(picture).save(tmp_path / "a.png")
     arguments = ["ask", str(tmp_path / "a.png"), "?", "--model", str(source), "--max-new-tokens", "6"]
     adapted_run = CliRunner().invoke(main, [*arguments, "--adapter", str(folder)])
@@ -307,11 +306,19 @@ def test_ask_answers_with_an_adapter(pipeline_adapter, tmp_path):
     assert adapted_run.stdout.rstrip("\n") == reply.rstrip("\n") != plain_reply
 
 
+@pytest.mark.parametrize("command", ["ask", "caption", "chat"])
+def test_an_adapter_that_is_none_is_refused_before_the_model_is_read(command, tmp_path):
+    arguments = [command, *(["a.png", "?"] if command == "ask" else ["a.png"] if command == "caption" else [])]
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    arguments = [str(tmp_path / "a.png") if each == "a.png" else each for each in arguments]
+    result = CliRunner().invoke(main, [*arguments, "--model", str(tmp_path), "--adapter", str(tmp_path / "none")])
+    assert result.exit_code == 1
+    assert "there is no folder none; give the folder of an adapter" in result.stderr
+
+
 def test_ask_adds_adapters_up(pipeline_adapter, tmp_path):
     """Given twice the adapter counts twice."""
     source, folder = pipeline_adapter
-    from PIL import Image
-
     Image.new("RGB", (40, 30), (9, 90, 200)).save(tmp_path / "a.png")
     arguments = ["ask", str(tmp_path / "a.png"), "?", "--model", str(source), "--max-new-tokens", "6"]
     stacked = CliRunner().invoke(main, [*arguments, "--adapter", str(folder), "--adapter", str(folder)])

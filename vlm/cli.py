@@ -5,8 +5,11 @@ The commands are in `vlm/commands/`. Nothing heavy is imported before one of the
 
 import errno
 import os
+import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import NoReturn, TextIO
 
 import click
@@ -15,8 +18,10 @@ from vlm.commands.bench import bench
 from vlm.commands.chat import chat
 from vlm.commands.convert import convert
 from vlm.commands.info import info
+from vlm.commands.options import AS_JSON
 from vlm.commands.replies import ask, caption
 from vlm.commands.serve import serve
+from vlm.commands.terminal import say_json
 from vlm.commands.tokenizer import tokenizer
 from vlm.commands.train import train
 from vlm.commands.verify import verify
@@ -26,8 +31,19 @@ _UNWRITABLE = {errno.EPIPE, errno.EIO, errno.ENOSPC}
 """What writing ends with where the reader has left, the terminal was closed, or the disk is full."""
 
 
+_WHEN_INTERRUPTED = {"error": {"code": "interrupted", "message": "interrupted before it was done; run it again"}}
+"""What --json ends with then."""
+
+
+class _Terminated(BaseException):
+    """SIGTERM came. It is no KeyboardInterrupt, for one of those only ends a reply of `vlm chat`."""
+
+
 class ExitStatusGroup(click.Group):
-    """Leaves with 0 when done, 1 when failed, 2 after wrong usage and 130 when interrupted."""
+    """Leaves with 0 when done, 1 when failed, 2 after wrong usage and 130 when interrupted (SIGINT, SIGTERM).
+
+    After an interrupt, too, the output with --json ends in one JSON object.
+    """
 
     def main(self, *args, **kwargs) -> NoReturn:
         # What is no text in the terminal's encoding is read as U+FFFD, and written as \u2026.
@@ -36,22 +52,25 @@ class ExitStatusGroup(click.Group):
                 stream.reconfigure(errors=errors)
         status = FAILED
         try:
-            status = self._status(*args, **kwargs)
-            sys.stdout.flush()
+            with _noticing_sigterm():
+                status = self._status(*args, **kwargs)
+                sys.stdout.flush()
         except OSError as error:
             if error.errno not in _UNWRITABLE or error.filename is not None:
                 raise
             status = status or FAILED
             if error.errno != errno.EPIPE:
                 text = f"error: the output cannot be written ({error.strerror}); free some space or write elsewhere"
-                _tell(lambda: click.echo(text, err=True))
+                _tell(sys.stderr, lambda: click.echo(text, err=True))
             _abandon(sys.stdout)
         sys.exit(status)
 
     def invoke(self, ctx: click.Context):
         try:
             return super().invoke(ctx)
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, _Terminated):
+            if ctx.meta.get(AS_JSON):
+                _tell(sys.stdout, lambda: say_json(_WHEN_INTERRUPTED))
             # Click would first write a line, which a closed terminal does not take.
             raise click.Abort from None
 
@@ -59,20 +78,39 @@ class ExitStatusGroup(click.Group):
         try:
             status = super().main(*args, **kwargs | {"standalone_mode": False})
         except click.ClickException as error:
-            _tell(error.show)
+            _tell(sys.stderr, error.show)
             return error.exit_code
-        except (click.Abort, KeyboardInterrupt):
-            _tell(lambda: click.echo("\ninterrupted", err=True))
+        except (click.Abort, KeyboardInterrupt, _Terminated):
+            _tell(sys.stderr, lambda: click.echo("\ninterrupted", err=True))
             return INTERRUPTED
         return status if isinstance(status, int) else 0
 
 
-def _tell(write: Callable[[], None]) -> None:
-    """Call what writes to standard error, where that can still be written to."""
+@contextmanager
+def _noticing_sigterm() -> Iterator[None]:
+    """Raise `_Terminated` at SIGTERM, once; where that is handled or ignored already, all stays as it is."""
+    is_main = threading.current_thread() is threading.main_thread()
+    is_free = is_main and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    if is_free:
+        signal.signal(signal.SIGTERM, _terminate)
+    try:
+        yield
+    finally:
+        if is_free:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _terminate(number: int, frame: object) -> NoReturn:
+    signal.signal(number, signal.SIG_IGN)
+    raise _Terminated
+
+
+def _tell(stream: TextIO, write: Callable[[], None]) -> None:
+    """Call what writes to `stream`, where that can still be written to."""
     try:
         write()
     except OSError:
-        _abandon(sys.stderr)
+        _abandon(stream)
 
 
 def _abandon(stream: TextIO) -> None:

@@ -15,7 +15,7 @@ from adapters import lora
 from vlm import checkpoint
 from vlm.batch import MAX_BATCH_SIZE, DecoderPrompt
 from vlm.checkpoint.hub import folder_path
-from vlm.checkpoint.peft import load_adapter
+from vlm.checkpoint.peft import load_adapter, read_adapter_settings
 from vlm.draft import Draft, refuse_vision
 from vlm.errors import VLMError, public, shown
 from vlm.explain import Chosen, explain
@@ -86,6 +86,7 @@ class VLM:
         low_memory: bool | None = None,
         progress: Callable[[int, int], None] | None = None,
         draft: "str | os.PathLike | VLM | None" = None,
+        adapters: Sequence[str | os.PathLike] = (),
     ) -> "VLM":
         """Load the shipped model (`source=None`), a folder, or a model of the Hugging Face Hub by name.
 
@@ -109,18 +110,23 @@ class VLM:
             used for one conversation at a time, greedily, without a schema or a repetition penalty; others go without.
             It comes to the same device, in the same dtype and, unless it is quantised already and stays so, in the
             same precision.
+        adapters: folders of low-rank adapters that are put on top of it, as `load_adapter` does; they add up.
 
         Raises: VLMError with `checkpoint_invalid`, `device_unavailable` or `invalid_request`.
         """
         check_precision(quantize)
         cache_dtype = choose_kv_cache_dtype(kv_cache_dtype)
         _check_cache_bytes(cache_bytes)
-        # Before the large one, so that a draft that cannot be read is known soonest.
+        # Before the large one, so that an adapter or a draft that cannot be read is known soonest.
+        for folder in adapters:
+            read_adapter_settings(folder)
         draft = cls._loaded_draft(draft, device, dtype, quantize)
         folder = DEFAULT_MODEL if source is None else checkpoint.resolve(source, revision=revision)
         model, tokenizer = load(folder, device, choose_dtype(dtype), reference, quantize, low_memory, progress)
         model.kv_cache_dtype = cache_dtype
         warn_of_other_template(folder)
+        for adapter in adapters:
+            load_adapter(model, adapter)
         return cls(model, tokenizer, allow_urls=allow_urls, cache_bytes=cache_bytes, draft=draft)
 
     @classmethod

@@ -13,6 +13,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
+from pathlib import Path
 
 import torch
 
@@ -60,16 +61,7 @@ def load_adapter(
 
     Raises: VLMError (checkpoint_invalid) for what is no such adapter, or one of another model.
     """
-    given, folder = folder_path(folder), local_folder(folder)
-    if folder is None:
-        raise invalid(f"there is no folder {given.name:.80}; give the folder of an adapter")
-    if torchtune.is_adapter(folder) and not (folder / CONFIG).exists():
-        raise invalid(
-            f"{folder.name} is torchtune's and does not say how strong the adapter is; write beside it {CONFIG} with "
-            '{"peft_type": "LORA", "lora_alpha": ...} as in the recipe'
-        )
-    settings = read_json(folder, CONFIG)
-    _check_settings(settings)
+    folder, settings = read_adapter_settings(folder)
     layers = _layer_names(model.config)
     ours = {theirs: name for name, theirs in layers.items()}
     with ExitStack() as opened:
@@ -92,6 +84,24 @@ def load_adapter(
         raise invalid(str(error)) from None
     set_strength(model, name, strength)
     return name
+
+
+def read_adapter_settings(folder: str | os.PathLike) -> tuple[Path, dict]:
+    """Return where an adapter lies and its settings.
+
+    Raises: VLMError (checkpoint_invalid) for what is no adapter, or one of a kind that is not read here.
+    """
+    given, folder = folder_path(folder), local_folder(folder)
+    if folder is None:
+        raise invalid(f"there is no folder {given.name:.80}; give the folder of an adapter")
+    if torchtune.is_adapter(folder) and not (folder / CONFIG).exists():
+        raise invalid(
+            f"{folder.name} is torchtune's and does not say how strong the adapter is; write beside it {CONFIG} with "
+            '{"peft_type": "LORA", "lora_alpha": ...} as in the recipe'
+        )
+    settings = read_json(folder, CONFIG)
+    _check_settings(settings)
+    return folder, settings
 
 
 @public

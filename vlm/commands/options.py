@@ -36,7 +36,11 @@ model_option = click.option(
 )
 device_option = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps, ...")
 dtype_option = click.option(
-    "--dtype", type=_DTYPE, default="auto", show_default=True, help="Of the weights; auto is the checkpoint's own."
+    "--dtype",
+    type=_DTYPE,
+    default="auto",
+    show_default=True,
+    help="dtype of the weights; auto is the checkpoint's own.",
 )
 quantize_option = click.option(
     "--quantize",
@@ -48,20 +52,27 @@ kv_cache_dtype_option = click.option(
     type=click.Choice(["auto", "int8"]),
     default="auto",
     show_default=True,
-    help="Of the text's keys and values; int8 halves them, auto is the model's own.",
+    help="dtype of the text's keys and values; int8 halves their memory, auto is the model's own.",
 )
 low_memory_option = click.option(
     "--low-memory/--in-memory",
     default=None,
-    help="Leave the vision tower and the embedding in their files but while a picture is encoded (on a CPU, of "
-    "safetensors files in the dtype they have); for a GPU, the tower and what else has to in the CPU's memory. "
-    "[default: where memory is short]",
+    help="On a CPU: leave vision tower and embedding in their safetensors files, and read layer by layer what a "
+    "picture needs. On a GPU: keep the tower, and layers that do not fit, in CPU memory. [default: where memory is "
+    "short]",
 )
 draft_option = click.option(
     "--draft",
     metavar="FOLDER|NAME",
-    help="A small text model of the same vocabulary that writes ahead (Llama-3.2-1B-Instruct for the 11B): a long "
-    "reply comes sooner, each token still the model's own likeliest. For one reply at a time and --temperature 0.",
+    help="A small text model of the same vocabulary that proposes tokens (Llama-3.2-1B-Instruct for the 11B): faster "
+    "long replies, each token still the model's own likeliest. For one reply at a time and --temperature 0.",
+)
+adapter_option = click.option(
+    "--adapter",
+    "adapters",
+    multiple=True,
+    metavar="FOLDER",
+    help="A low-rank adapter (PEFT's layout) on top of the model; may be given again, they add up.",
 )
 reference_option = click.option(
     "--reference",
@@ -84,7 +95,8 @@ json_option = click.option(
 
 def model_options(command):
     """Add the options that say which model answers, and where."""
-    for option in reversed((model_option, device_option, dtype_option, quantize_option, reference_option)):
+    options = (model_option, adapter_option, device_option, dtype_option, quantize_option, reference_option)
+    for option in reversed(options):
         command = option(command)
     return command
 
@@ -125,7 +137,7 @@ def open_model(options: dict) -> "VLM":
     from vlm.commands.progress import weights_read
     from vlm.pipeline import VLM
 
-    names = ("device", "dtype", "quantize", "kv_cache_dtype", "low_memory", "reference", "draft")
+    names = ("device", "dtype", "quantize", "kv_cache_dtype", "low_memory", "reference", "draft", "adapters")
     with weights_read() as progress:
         return VLM.from_pretrained(options["model"], progress=progress, **{name: options[name] for name in names})
 

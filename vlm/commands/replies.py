@@ -27,14 +27,6 @@ if TYPE_CHECKING:
     from vlm.reply import Reply
     from vlm.sampling import GenerationConfig
 
-adapter_option = click.option(
-    "--adapter",
-    "adapters",
-    multiple=True,
-    metavar="FOLDER",
-    help="A low-rank adapter (PEFT's layout) on top of the model; may be given again, they add up.",
-)
-
 _ASK_EXAMPLE = 'vlm ask chart.png "Which year is highest?"'
 
 
@@ -44,10 +36,9 @@ _ASK_EXAMPLE = 'vlm ask chart.png "Which year is highest?"'
 @kv_cache_dtype_option
 @low_memory_option
 @draft_option
-@adapter_option
 @generation_options
 @json_option
-def ask(images_and_question: tuple[str, ...], adapters: tuple[str, ...], as_json: bool, **options):
+def ask(images_and_question: tuple[str, ...], as_json: bool, **options):
     """Answer a question about the images, which all stand in one prompt, in this order.
 
     \b
@@ -67,8 +58,6 @@ def ask(images_and_question: tuple[str, ...], adapters: tuple[str, ...], as_json
     pictures = [read_picture(name) for name in names]
     config = generation_config(options)
     model = open_model(options)
-    for folder in adapters:
-        model.load_adapter(folder)
     reply = said(model, [image_turn(pictures, question)], config)
     if as_json:
         say_json({"replies": [reply_record(names, reply)]})

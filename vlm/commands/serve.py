@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from vlm.commands.options import json_option, kv_cache_dtype_option, model_options
+from vlm.commands.options import json_option, kv_cache_dtype_option, low_memory_option, model_options
 from vlm.commands.terminal import Command, say, say_json
 from vlm.errors import VLMError
 
@@ -39,12 +39,18 @@ _LIMIT_OPTIONS = (
         "--slots", type=click.IntRange(1), default=8, show_default=True, help="Most requests answered together."
     ),
     click.option(
-        "--max-queue", type=click.IntRange(0), default=32, show_default=True, help="Most that wait; then 429."
+        "--max-queue",
+        type=click.IntRange(0),
+        default=32,
+        show_default=True,
+        help="Most requests that may wait; others get 429.",
     ),
     click.option(
         "--max-new-tokens", type=click.IntRange(1), help="Most tokens of a reply. [default: what the context leaves]"
     ),
-    click.option("--max-images", type=click.IntRange(1), default=16, show_default=True, help="Most of one request."),
+    click.option(
+        "--max-images", type=click.IntRange(1), default=16, show_default=True, help="Most images in one request."
+    ),
     click.option(
         "--max-body-mb", type=click.IntRange(1), default=32, show_default=True, help="Largest request; then 413."
     ),
@@ -69,6 +75,7 @@ def _serving_options(command):
 @click.command(cls=Command, short_help="Answer over HTTP, as OpenAI's and Ollama's servers do.")
 @model_options
 @kv_cache_dtype_option
+@low_memory_option
 @_serving_options
 @json_option
 def serve(as_json: bool, **options):
@@ -145,7 +152,7 @@ def _settings(options: dict):
 def _engine_options(options: dict):
     from vlm.serving.settings import EngineOptions
 
-    names = ("device", "dtype", "quantize", "kv_cache_dtype", "reference", "allow_urls")
+    names = ("device", "dtype", "quantize", "kv_cache_dtype", "reference", "allow_urls", "low_memory", "adapters")
     names += ("max_queue", "timeout_s", "max_new_tokens")
     named = {name: options[name] for name in names}
     return EngineOptions(source=options["model"], num_slots=options["slots"], **named)

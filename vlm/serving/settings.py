@@ -18,6 +18,8 @@ class EngineOptions:
     quantize: str | None = None
     kv_cache_dtype: str = "auto"
     reference: str = "meta"
+    low_memory: bool | None = None
+    adapters: tuple[str, ...] = ()
     allow_urls: bool = False
     num_slots: int = 8
     """Requests that are answered at once."""

@@ -29,6 +29,9 @@ from vlm.serving.settings import EngineOptions
 
 DEFAULT_NAME = "sightline"
 
+_LOADING = ("device", "dtype", "quantize", "kv_cache_dtype", "reference", "allow_urls", "low_memory", "adapters")
+"""Options that `VLM.from_pretrained` has by the same names."""
+
 
 class Worker:
     """Answers jobs until it is told to stop."""
@@ -151,15 +154,7 @@ def open_model(options: EngineOptions) -> tuple[VLM, ServedInfo]:
 def load(folder: Path, options: EngineOptions) -> VLM:
     """Return the model. Raises: VLMError, also for one that does not fit: another try would end the same way."""
     try:
-        return VLM.from_pretrained(
-            folder,
-            device=options.device,
-            dtype=options.dtype,
-            quantize=options.quantize,
-            kv_cache_dtype=options.kv_cache_dtype,
-            reference=options.reference,
-            allow_urls=options.allow_urls,
-        )
+        return VLM.from_pretrained(folder, **{name: getattr(options, name) for name in _LOADING})
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
