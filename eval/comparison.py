@@ -14,6 +14,8 @@ from vlm.errors import VLMError
 def compare(first: str | os.PathLike, second: str | os.PathLike) -> dict:
     """Return how the second run compares with the first on the samples that both answered, by task and scorer.
 
+    Tasks of which one run alone has answers are named beside them.
+
     Raises: VLMError where they have no answered sample of a task in common, or asked different questions.
     """
     runs = [_answers(folder) for folder in (first, second)]
@@ -32,7 +34,14 @@ def compare(first: str | os.PathLike, second: str | os.PathLike) -> dict:
         left_out = [sum(name[0] == task for name in run) - len(pairs) for run in runs]
         tasks[task] = {"n": len(pairs), "only_in_first": left_out[0], "only_in_second": left_out[1]}
         tasks[task]["scores"] = _compared(task, pairs)
-    return {"first": str(first), "second": str(second), "tasks": tasks}
+    answered = [{task for task, _ in run} for run in runs]
+    return {
+        "first": str(first),
+        "second": str(second),
+        "tasks": tasks,
+        "tasks_only_in_first": sorted(answered[0] - answered[1]),
+        "tasks_only_in_second": sorted(answered[1] - answered[0]),
+    }
 
 
 def _answers(path: str | os.PathLike) -> dict[tuple[str, str], Prediction]:

@@ -21,7 +21,6 @@ SUFFIX = ".digests"
 _SETTLED_NS = 2 * 10**9
 """A file that was changed less than this before it was read could change again under the same times."""
 _NOTE = re.compile(r"^([0-9a-f]{64})\t(.+)\n", re.MULTILINE)
-_CONTENT_NAME = re.compile(r"[0-9a-f]{16,64}")
 
 
 class ImageDigests:
@@ -45,8 +44,8 @@ class ImageDigests:
 
     def of(self, image: ImageRef) -> str:
         """Return the digest of `image`; of one that cannot be read, why."""
-        if image.load is not None and _CONTENT_NAME.fullmatch(image.id):
-            return image.id  # a digest already, and reading it out of a large file again would take long
+        if image.digest is not None:
+            return image.digest  # reading it out of a large file again would take long
         # Not a Path itself, which would keep what it is hashed by.
         name = (image.id,) if image.path is None else os.fspath(image.path)
         if name in self._known:

@@ -36,6 +36,8 @@ class ImageRef:
     """Encoded bytes (PNG, JPEG, ...)."""
     load: Callable[[], bytes] | None = None
     """Reads the encoded bytes out of a larger file, so that thousands of samples need no memory for pictures."""
+    digest: str | None = None
+    """The beginning of the bytes' SHA-256 in hex, where it is known already."""
 
     def __post_init__(self):
         if (self.path is not None) + (self.data is not None) + (self.load is not None) != 1:

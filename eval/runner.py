@@ -188,7 +188,7 @@ def _manifest(settings: RunSettings, questions: list[Question], backend: Backend
         command=settings.command,
         data=next(iter(places.values())) if len(set(places.values())) == 1 else places,
         tasks=described,
-        selection=settings.selection.described(),
+        selection=settings.selection.described({question.sample.id for question in questions}),
         model=model,
         generation=backend.generation,
         batch_size=settings.batch_size or backend.batch_size,

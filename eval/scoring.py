@@ -48,7 +48,7 @@ def verdicts(record: Prediction, names: Sequence[str] | None = None) -> dict[str
     """Return what each of its task's scorers, or of those named, says of an answer; None where one does not apply."""
     case = case_of(record)
     judges = [judge for judge in judges_of(record.task) if names is None or judge.name in names]
-    return {judge.name: judge.judge(record.prediction, record.target, **case) for judge in judges}
+    return {judge.name: judge.judge_case(case) for judge in judges}
 
 
 def headline_verdict(record: Prediction) -> rules.Verdict | None:
@@ -63,13 +63,13 @@ def judges_of(task_name: str) -> list[rules.Scorer]:
     return sorted(judges, key=lambda judge: judge.name != task.headline)
 
 
-def case_of(record: Prediction) -> dict:
-    """Return what a scorer may need to know of a record's question."""
+def case_of(record: Prediction) -> rules.Case:
+    """Return an answer and what a scorer may need to know of its question."""
     case = {**record.fields, "options": record.options, "option_scores": record.option_scores}
     offered = [f"{number}. {text}" for number, text in enumerate(record.options, start=1) if text]
     if offered:
         case["numbered"] = offered[0] in record.prompt
-    return case
+    return rules.Case.of(record.prediction, record.target, case)
 
 
 class _TaskScores:
@@ -96,7 +96,7 @@ class _TaskScores:
         self._fields.append(record.fields)
         case = case_of(record)
         for judge in self._judges:
-            verdict = judge.judge(record.prediction, record.target, **case)
+            verdict = judge.judge_case(case)
             self._values[judge.name].append(None if verdict is None else verdict.value)
             if verdict is not None and verdict.reason is not None:
                 reasons = self._reasons[judge.name]

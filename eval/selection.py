@@ -2,7 +2,7 @@
 
 import io
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 
@@ -17,19 +17,25 @@ class Selection:
     """Which samples, and with which pictures."""
 
     limit: int | None = None
-    """The first so many of each task."""
+    """The first so many of each task, of `samples` if there are any."""
     samples: tuple[str, ...] = ()
-    """Ids; empty takes all."""
+    """Ids, or several with commas between where no sample is called that; empty takes all."""
     options: Mapping[str, str] = field(default_factory=dict)
     """What the tasks' own loading takes, as {"variant": "opaque"}."""
     blank_images: bool = False
     """Show an empty picture of the same size instead: what a model answers without looking."""
 
-    def described(self) -> dict:
-        """Return the selection as the manifest holds it."""
+    def ids(self, known: Collection[str]) -> list[str]:
+        """Return the ids that `samples` names, `known` being those of the data."""
+        words = [word.strip() for word in self.samples]
+        parted = (part.strip() for word in words for part in ([word] if word in known else word.split(",")))
+        return list(dict.fromkeys(filter(None, parted)))
+
+    def described(self, known: Collection[str]) -> dict:
+        """Return the selection as the manifest holds it; `known` are the ids of the chosen samples."""
         return {
             "limit": self.limit,
-            "samples": list(self.samples) or None,
+            "samples": self.ids(known) or None,
             "options": dict(self.options),
             "images": "blank" if self.blank_images else "as they are",
         }
@@ -40,24 +46,29 @@ def select(tasks: Mapping[str, Iterable[Sample]], selection: Selection) -> dict[
 
     Raises: VLMError for an id that two samples of a task share, and for a chosen one that none has.
     """
-    wanted = set(selection.samples)
-    chosen = {}
-    for name, samples in tasks.items():
-        if wanted:
-            samples = (sample for sample in samples if sample.id in wanted)
-        chosen[name] = list(islice(samples, selection.limit))
-        _check_unique(name, chosen[name])
-    found = {sample.id for samples in chosen.values() for sample in samples}
-    if selection.limit is None and wanted - found:
-        missing = ", ".join(sorted(wanted - found)[:5])
-        raise VLMError(
-            "invalid_request", f"no sample has the id {missing:.200}; give ids as predictions.jsonl has them"
-        )
+    if selection.samples:
+        tasks = _named(tasks, selection)
+    chosen = {name: list(islice(samples, selection.limit)) for name, samples in tasks.items()}
+    for name, samples in chosen.items():
+        _check_unique(name, samples)
     if not any(chosen.values()):
         raise VLMError("invalid_request", f"{', '.join(tasks):.100}: no samples are left to answer; choose others")
     if selection.blank_images:
         chosen = {name: [_blanked(sample) for sample in samples] for name, samples in chosen.items()}
     return chosen
+
+
+def _named(tasks: Mapping[str, Iterable[Sample]], selection: Selection) -> dict[str, list[Sample]]:
+    """Return the samples of each task that the selection names."""
+    everything = {name: list(samples) for name, samples in tasks.items()}
+    known = {sample.id for samples in everything.values() for sample in samples}
+    wanted = set(selection.ids(known))
+    if wanted - known:
+        missing = ", ".join(sorted(wanted - known)[:5])
+        raise VLMError(
+            "invalid_request", f"no sample has the id {missing:.200}; give ids as predictions.jsonl has them"
+        )
+    return {name: [sample for sample in samples if sample.id in wanted] for name, samples in everything.items()}
 
 
 def _check_unique(task: str, samples: Sequence[Sample]) -> None:

@@ -33,11 +33,11 @@ class Summary(NamedTuple):
     """Of samples clustered by picture, with the correction for few clusters; NaN for fewer than two clusters."""
     num_clusters: int
     wilson: Interval | None
-    """Of right and wrong answers; None where answers earn parts of a point."""
+    """Of right and wrong answers, by their effective number; None where answers earn parts of a point."""
 
 
 class McNemar(NamedTuple):
-    """The exact test of whether two runs are right on equally many samples."""
+    """The exact test of whether two runs are right on equally many samples; it takes these for independent."""
 
     only_first: int
     """Samples that the first run alone has right."""
@@ -90,28 +90,51 @@ def clustered_stderr(values: Sequence[float], clusters: Sequence[Hashable], *, s
 
 def summarise(values: Sequence[float], clusters: Sequence[Hashable]) -> Summary:
     """Return the score of a run with its errors."""
-    num_clusters = len(set(clusters))
+    num_clusters, stderr = len(set(clusters)), naive_stderr(values)
+    clustered = clustered_stderr(values, clusters) if num_clusters > 1 else math.nan
     return Summary(
         n=len(values),
         mean=mean(values),
-        stderr=naive_stderr(values),
-        clustered_stderr=clustered_stderr(values, clusters) if num_clusters > 1 else math.nan,
+        stderr=stderr,
+        clustered_stderr=clustered,
         num_clusters=num_clusters,
-        wilson=wilson_interval(values),
+        wilson=wilson_interval(values, effective_num(len(values), num_clusters, stderr, clustered)),
     )
 
 
-def wilson_interval(values: Sequence[float], *, confidence: float = CONFIDENCE) -> Interval | None:
+def effective_num(num: int, num_clusters: int, stderr: float, clustered: float) -> float:
+    """Return how many independent values would tell the mean as surely as `num` in clusters do: from 1 to `num`.
+
+    It is `num` over the design effect, by which the clusters multiply the variance of the mean. The number of clusters
+    where values do not vary, or lie in one cluster: nothing tells then how alike those of a cluster are.
+
+    stderr, clustered: the standard errors of the mean without and with the clusters.
+
+    Source: Kish, "Survey Sampling", 1965, section 8.2 (deff).
+    """
+    if num_clusters < 2 or not stderr:
+        return num_clusters
+    return num if clustered <= stderr else max(1.0, num * (stderr / clustered) ** 2)
+
+
+def wilson_interval(
+    values: Sequence[float], num: float | None = None, *, confidence: float = CONFIDENCE
+) -> Interval | None:
     """Return Wilson's interval of a share of right answers; None when there are none or some earn parts of a point.
 
-    It takes the samples for independent, as the formula does.
+    num: how many independent answers they are worth; None takes all for independent.
+
+    Source: Wilson, "Probable inference, the law of succession, and statistical inference", 1927.
     """
-    from scipy.stats import binomtest
+    from scipy.stats import norm
 
     if not values or not _are_binary(values):
         return None
-    interval = binomtest(round(math.fsum(values)), len(values)).proportion_ci(confidence, method="wilson")
-    return Interval(float(interval.low), float(interval.high))
+    share, num, z = mean(values), num or len(values), float(norm.ppf((1 + confidence) / 2))
+    centre, scale = share + z**2 / (2 * num), 1 + z**2 / num
+    half = z * math.sqrt(share * (1 - share) / num + (z / (2 * num)) ** 2)
+    # Rounding must not put the share itself outside.
+    return Interval(min(share, max(0.0, (centre - half) / scale)), max(share, min(1.0, (centre + half) / scale)))
 
 
 def mcnemar(first: Sequence[float], second: Sequence[float]) -> McNemar | None:
@@ -138,7 +161,8 @@ def paired_bootstrap(
 ) -> PairedBootstrap:
     """Return how much higher `second` is in the mean, with an interval from resampling whole clusters.
 
-    The same samples in the same order are expected; fewer than two clusters give an interval of NaN.
+    The same samples in the same order are expected. Fewer than two clusters give an interval of NaN, and so do clusters
+    that all differ by the same, other than 0: resampled, they say nothing of how others would differ.
     """
     import numpy as np
     from scipy.stats import bootstrap
@@ -150,6 +174,8 @@ def paired_bootstrap(
     if len(sums) < 2:
         return PairedBootstrap(difference, Interval(math.nan, math.nan))
     totals, sizes = np.array(sums).T
+    if difference and np.allclose(totals / sizes, difference, rtol=0, atol=1e-12):
+        return PairedBootstrap(difference, Interval(math.nan, math.nan))
     result = bootstrap(
         (totals, sizes),
         lambda totals, sizes, axis: totals.sum(axis) / sizes.sum(axis),

@@ -9,6 +9,7 @@ from itertools import chain
 
 import pytest
 
+from adapters.lora import LoRAConfig, add_adapter
 from eval.backends import Answer, Failure
 from eval.backends.checkpoint_model import CheckpointModel, describe
 from eval.backends.local import LocalBackend, _Images
@@ -18,6 +19,7 @@ from eval.batching import planned
 from eval.records import ImageRef
 from tests.eval_models import HarmfulModel, image, picture, question, save_tiny_model
 from vlm import VLM, GenerationConfig, VLMError
+from vlm.checkpoint.peft import save_adapter
 
 NUM = 10
 
@@ -272,6 +274,20 @@ def test_a_description_names_what_decides_the_answers(folder, tmp_path):
     assert found["processor"] == {"tile_size": 28, "max_tiles": 4, "patch_size": 7}
     other = CheckpointModel(source=str(save_tiny_model(tmp_path / "tiny", seed=1))).identity()
     assert other["weights"] != found["weights"] == CheckpointModel(source=str(folder)).identity()["weights"]
+
+
+def test_an_adapter_is_part_of_the_model(folder, tmp_path):
+    opened = CheckpointModel(source=str(folder)).open()
+    for name in "01":
+        add_adapter(opened.model, LoRAConfig(rank=2, targets=("q_proj",)), name=name)
+        save_adapter(opened.model, tmp_path / name, name)
+    plain, one, both = (
+        CheckpointModel(source=str(folder), adapters=tuple(str(tmp_path / name) for name in names)).identity()
+        for names in ("", "0", "01")
+    )
+    assert plain["weights"] == one["weights"]
+    assert (set(one) - set(plain), set(both) - set(one)) == ({"adapter 1"}, {"adapter 2"})
+    assert both["adapter 1"] == one["adapter 1"] != both["adapter 2"]
 
 
 @pytest.mark.parametrize("name", ["a.gguf", "consolidated.00.pth", "model.safetensors", "original/tokenizer.model"])

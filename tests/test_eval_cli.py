@@ -148,7 +148,11 @@ def test_shards_are_merged_by_score(folder, done):
         (["--base-url", "http://h/v1"], "no effect with --backend local"),
         (["--data", "ai2d=x"], "--data says where ai2d lies, which is none of the tasks"),
         (["--engine", "ray", "--shard", "1/2"], "without --shard"),
-        (["--samples", ","], "--samples names none"),
+        (["--samples", ",", "--samples", " "], "--samples names none"),
+        (["--temperature", "nan"], "is nan; expected a finite number"),
+        (["--temperature", "inf"], "is inf; expected a finite number"),
+        (["--top-p", "nan"], "is nan; expected a finite number"),
+        (["--timeout", "nan"], "is nan; expected a finite number"),
         (["--limit", "0"], "--limit"),
     ],
 )
@@ -201,6 +205,16 @@ def test_compare_shows_both_scores_and_the_error_of_their_difference(folder, don
     assert found["n"] == 8
     assert found["scores"]["ours"].keys() >= {"first", "second", "difference", "interval", "p_value", "detectable"}
     assert "chartqa: 8 samples in both" in result.stdout
+    assert "McNemar p, as if independent = 1" in result.stdout
+
+
+def test_compare_says_what_is_unknown_and_what_only_one_run_has(folder, done, tmp_path):
+    (tmp_path / "one").mkdir()
+    line = (folder / "run" / "predictions.jsonl").read_text().splitlines()[-1]
+    (tmp_path / "one" / "predictions.jsonl").write_text(f"{line}\n{line.replace('chartqa', 'docvqa')}\n")
+    result = invoke("compare", tmp_path / "one", folder / "run")
+    assert "[interval unknown]" in result.stdout
+    assert "docvqa: answered in the first run alone and not compared" in result.stdout
 
 
 # report

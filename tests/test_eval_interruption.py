@@ -1,6 +1,7 @@
 """B3 without a model: signals become an interrupt, and the exit status says so, also where the terminal is gone."""
 
 import functools
+import json
 import os
 import pty
 import signal
@@ -30,6 +31,25 @@ def wait():
         time.sleep(60)
 
 main(["wait"])
+"""
+
+WORKS = """
+import time
+import click
+from vlm.cli import ExitStatusGroup
+from vlm.commands.options import json_option
+
+@click.group(cls=ExitStatusGroup)
+def main():
+    pass
+
+@main.command()
+@json_option
+def work(as_json):
+    click.echo("working")
+    time.sleep(60)
+
+main(["work", "--json"])
 """
 
 
@@ -72,6 +92,16 @@ def test_outside_the_main_thread_nothing_is_changed():
     thread.start()
     thread.join()
     assert found == [before]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_with_json_ends_the_output_in_one_object(number):
+    process = subprocess.Popen([sys.executable, "-c", WORKS], stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "working\n"
+    process.send_signal(number)
+    told, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert json.loads(told)["error"]["code"] == "interrupted"
 
 
 def test_a_closed_terminal_leaves_with_130():

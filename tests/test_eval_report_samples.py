@@ -87,6 +87,9 @@ def test_two_tasks_lie_in_one_report(folder, tmp_path):
     assert {row["task"] for row in report.rows["rows"]} == {"ai2d", "chartqa"}
     variant = report.about["pictures"][0]
     assert (variant["name"], variant["problem"], variant["size"]) == ("1.png@opaque", None, [40, 60])
+    told = report.elements.text()
+    assert "ai2d has no sample of this task and is not compared." in told
+    assert "first has no sample of this task and is not compared." in told
 
 
 # What a sample shows

@@ -1,6 +1,5 @@
 """A run: what it writes, how it goes on after any end, what it refuses, and what it asks together."""
 
-import io
 import json
 from dataclasses import replace
 from itertools import pairwise
@@ -255,46 +254,6 @@ def test_a_full_disk_ends_the_run_and_loses_nothing(settings, monkeypatch):
     monkeypatch.undo()
     assert len(records(settings.out)) == 6
     assert run(settings, EchoBackend()) == Outcome(NUM, 6, 0, None)
-
-
-# Selection
-
-
-def test_samples_are_chosen_by_limit_and_by_id(settings):
-    run(replace(settings, selection=Selection(limit=5)), EchoBackend())
-    assert sorted(ids(settings.out)) == [f"q{number}" for number in range(5)]
-    out = settings.out.parent / "two"
-    run(replace(settings, out=out, selection=Selection(samples=("q7", "q3"))), EchoBackend())
-    assert sorted(ids(out)) == ["q3", "q7"]
-
-
-def test_an_id_that_is_not_there_or_there_twice_is_refused(settings):
-    with pytest.raises(VLMError, match="no sample has the id q99"):
-        run(replace(settings, selection=Selection(samples=("q1", "q99"))), EchoBackend())
-    write_chart_questions(settings.data["chartqa"].parent, NUM, changed={3: {"id": "q1"}})
-    with pytest.raises(VLMError, match="q1"):
-        run(settings, EchoBackend())
-
-
-def test_two_samples_of_one_id_are_refused_whoever_loads_them():
-    from eval.selection import select
-
-    samples = [question(number, id=name).sample for number, name in enumerate(["q1", "q2", "q2"])]
-    with pytest.raises(VLMError, match="two samples of t have the id 'q2'"):
-        select({"t": samples}, Selection())
-
-
-def test_blank_images_have_the_size_of_the_real_ones_and_no_picture(settings):
-    from PIL import Image
-
-    from eval.selection import select
-    from eval.tasks import find
-
-    samples = find("chartqa").load(settings.data["chartqa"])
-    (blank, *_) = select({"chartqa": samples}, Selection(blank_images=True))["chartqa"]
-    with Image.open(io.BytesIO(blank.images[0].read())) as shown:
-        assert shown.size == Image.open(settings.data["chartqa"].parent / "0.png").size
-        assert shown.getcolors() == [(shown.width * shown.height, (255, 255, 255))]
 
 
 # Shards

@@ -74,6 +74,8 @@ CASES = [
     ("18–34", "18-34", OURS, "a dash between numbers"),
     ("dark red", "red", set(), "a longer answer"),
     ("soft_pink", "soft_pink", WHOLE | LOOSE, "an underscore belongs to a label"),
+    ("5²", "52", set(), "a power is no digit"),
+    ("CO₂", "CO2", OURS, "a number in a formula may be"),
     # Lists.
     ("[3, 4]", "[3, 4]", (WHOLE - {"vlmevalkit"}) | LOOSE, "the same list; one harness takes its elements for choices"),
     ("[4, 3]", "[3, 4]", OURS, "another order"),
@@ -94,6 +96,7 @@ CASES = [
     ("Answer: 9. No, answer: 60", "60", AFTER_ANSWER | OURS, "the last of two"),
     ("Answer: 60\nAnswer: 9", "60", {"molmo"}, "the first of two, which one takes"),
     ("ANSWER: 9\nANSWER: 60", "60", {"evalscope"} | AFTER_ANSWER | OURS, "the last of two in capitals"),
+    ("FINAL ANSWER: - 60", "60", set(), "a minus before a blank"),
     ("FINAL ANSWER: 60 million", "60", set(), "a unit"),
     ("FINAL ANSWER:", "60", set(), "nothing behind it"),
     ("FINAL ANSWER: 60\nThe bar shows 60.", "60", {"evalscope"} | AFTER_ANSWER | OURS, "more lines"),
@@ -178,7 +181,10 @@ def test_reasoning_is_taken_out_as_lmms_eval_does(text, left):
         ("\\boxed{\\text{dark {red}}}", "\\text{dark {red}}", "\\text{dark {red}}"),
         ("\\boxed{12", None, "\\boxed{12"),
         ("FINAL ANSWER: $\\boxed{12}$", "12", "12"),
-        ("FINAL ANSWER: - 12", "12", "12"),
+        ("FINAL ANSWER: - twelve", "twelve", "twelve"),
+        ("FINAL ANSWER: - 12", "- 12", "- 12"),
+        ("FINAL ANSWER:\n-  US$.5", "-  US$.5", "-  US$.5"),
+        ("FINAL ANSWER - 12", "12", "12"),
         ("FINAL ANSWER: -12", "-12", "-12"),
         ("FINAL ANSWER:\n**\n12", "12", "12"),
         ("FINAL ANSWER:", "", None),
@@ -229,7 +235,7 @@ def test_numbers_are_read_exactly(text, value, unit):
     [
         *("", "-", "$", "%", "nan", "inf", "five", "5 million", "0x10", "٣"),
         *("1_000", "1,2,3", "0,123", "2010,2011", "1/2", "1:2", "1 2", "5-", "1e9999", "9" * 61),
-        *("--5", "-$-5", "$5€", "5 %%"),
+        *("--5", "-$-5", "$5€", "5 %%", "5²", "10⁻³", "5₂", "²"),
     ],
 )
 def test_what_is_no_number_stays_a_text(text):
@@ -261,6 +267,9 @@ def test_the_tolerance_is_exactly_five_percent_in_decimals(gold, places, thousan
         ("['a, b', 'c']", ["a, b", "c"]),
         ("[2010,2011]", ["2010", "2011"]),
         ("1,000, 2,000", ["1,000", "2,000"]),
+        ("1,000 and 2,000", ["1,000", "2,000"]),
+        ("1,000,2,000", ["1,000", "2,000"]),
+        ("100,200", ["100", "200"]),
         ("a, b, and c.", ["a", "b", "c"]),
         ("a; b", ["a", "b"]),
         ("[]", []),

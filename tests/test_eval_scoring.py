@@ -61,7 +61,8 @@ def test_scores_are_what_the_interface_promises(tmp_path):
     # By hand: deviations 0.4 0.4 | -0.6 -0.6 | 0.4 in three clusters.
     assert score["stderr"] == pytest.approx(math.sqrt(3 / 2 * (0.8**2 + 1.2**2 + 0.4**2)) / 5)
     assert score["stderr_naive"] == pytest.approx(math.sqrt(1.2 / 4 / 5))
-    assert score["wilson"] == pytest.approx([0.2307, 0.8824], abs=1e-4)
+    # Five answers times 0.06, the naive variance, over 0.1344, the clustered one, are worth 2.232 of them.
+    assert score["wilson"] == pytest.approx([0.1420, 0.9315], abs=1e-4)
     assert next(iter(task["scores"])) == "ours"
 
 
@@ -191,6 +192,15 @@ def test_a_run_does_not_differ_from_itself(tmp_path):
     score = compare(run, run)["tasks"]["chartqa"]["scores"]["ours"]
     assert (score["difference"], score["interval"], score["p_value"]) == (0, [0, 0], 1)
     assert score["detectable"] is None
+
+
+def test_a_task_that_only_one_run_has_is_named(tmp_path):
+    more = replace(RIGHT_AND_WRONG[0], task="docvqa")
+    first, second = folder(tmp_path / "a", [*RIGHT_AND_WRONG, more]), folder(tmp_path / "b", RIGHT_AND_WRONG)
+    for runs, only in (((first, second), (["docvqa"], [])), ((second, first), ([], ["docvqa"]))):
+        found = compare(*runs)
+        assert (found["tasks_only_in_first"], found["tasks_only_in_second"]) == only
+        assert list(found["tasks"]) == ["chartqa"]
 
 
 @pytest.mark.parametrize("changed", [{"question": "Other?"}, {"target": ("11",)}, {"images": ("x.png",)}])

@@ -12,6 +12,7 @@ from eval.statistics import (
     STYLES,
     Interval,
     clustered_stderr,
+    effective_num,
     mcnemar,
     mean,
     minimum_detectable_difference,
@@ -100,7 +101,8 @@ def test_the_summary_of_a_run():
     assert (summary.n, summary.mean, summary.num_clusters) == (4, 0.5, 3)
     assert summary.stderr == naive_stderr([1, 1, 0, 0])
     assert summary.clustered_stderr == clustered_stderr([1, 1, 0, 0], "aabc")
-    assert summary.wilson == wilson_interval([1, 1, 0, 0])
+    effective = 4 * (summary.stderr / summary.clustered_stderr) ** 2
+    assert summary.wilson == wilson_interval([1, 1, 0, 0], effective)
     one_picture = summarise([1.0, 0.5], ["a", "a"])
     assert math.isnan(one_picture.clustered_stderr)
     assert one_picture.wilson is None
@@ -114,6 +116,43 @@ def test_wilsons_interval_is_where_the_normal_test_of_the_share_turns(right, wro
     assert low <= share <= high
     for bound in (low, high):
         assert (share - bound) ** 2 == pytest.approx(z**2 * bound * (1 - bound) / n, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("values", "clusters", "effective"),
+    [
+        # Three pairs that agree: 12/9/5/6 over 3/2 * 24/9 / 36, which is 2/5.
+        ([1, 1, 0, 0, 1, 1], "aabbcc", 6 * 2 / 5),
+        ([1, 0, 1, 0], "abcd", 4),
+        # Pairs that always disagree are no reason to trust more answers than there are.
+        ([1, 0, 1, 0, 0, 1], "aabbcc", 6),
+        # What does not vary says nothing of how it clusters.
+        ([1, 1, 1, 1], "aabb", 2),
+        ([1, 0, 1, 0], "aaaa", 1),
+        ([1], "a", 1),
+    ],
+)
+def test_so_many_independent_answers_are_clustered_ones_worth(values, clusters, effective):
+    summary = summarise(values, clusters)
+    found = effective_num(len(values), summary.num_clusters, summary.stderr, summary.clustered_stderr)
+    assert found == pytest.approx(effective)
+    assert summary.wilson == pytest.approx(wilson_interval(values, effective))
+
+
+def test_the_interval_of_clustered_answers_holds_the_truth_as_often_as_it_says():
+    draw, truth, held, held_as_if_independent = random.Random(0), 0.7, 0, 0
+    for _ in range(400):
+        # Forty pictures of five questions, right or wrong together in three of four pictures.
+        values = []
+        for _ in range(40):
+            picture, is_together = draw.random() < truth, draw.random() < 0.75
+            values += [float(picture if is_together else draw.random() < truth) for _ in range(5)]
+        low, high = summarise(values, [place // 5 for place in range(200)]).wilson
+        held += low <= truth <= high
+        low, high = wilson_interval(values)
+        held_as_if_independent += low <= truth <= high
+    assert held / 400 == pytest.approx(0.95, abs=0.025)
+    assert held_as_if_independent / 400 < 0.8
 
 
 def test_an_interval_of_nothing_or_of_parts_of_points_is_none():
@@ -189,6 +228,12 @@ def test_one_picture_gives_no_interval():
     assert found.difference == 0.5
     assert all(map(math.isnan, found.interval))
     assert math.isnan(minimum_detectable_difference([0.0, 1.0], [1.0, 1.0], ["a", "a"]))
+
+
+def test_pictures_that_all_differ_by_the_same_give_no_interval():
+    first, second = [0.0] * 4, [1.0] * 4
+    for run in (second, [0.3] * 4):
+        assert all(map(math.isnan, paired_bootstrap(first, run, "aabc").interval))
 
 
 def test_a_difference_that_would_have_been_seen_four_times_in_five():

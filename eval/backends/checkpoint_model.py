@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 _WEIGHTS = ("*.safetensors", "*.pth", "*.gguf")
 _SETTINGS = ("*.json", "tokenizer.model", "original/tokenizer.model")
+_ADAPTER = ("*.safetensors", "*.pt", "*.json")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +27,8 @@ class CheckpointModel:
     dtype: str = "auto"
     reference: str = "meta"
     quantize: str | None = None
+    adapters: tuple[str, ...] = ()
+    """Folders of low-rank adapters on top of it."""
 
     @property
     def name(self) -> str:
@@ -38,16 +41,18 @@ class CheckpointModel:
         """Return the model, loaded."""
         from vlm.pipeline import VLM
 
-        named = {name: getattr(self, name) for name in ("device", "dtype", "reference", "quantize")}
+        named = {name: getattr(self, name) for name in ("device", "dtype", "reference", "quantize", "adapters")}
         return VLM.from_pretrained(self.source, **named)
 
     def identity(self) -> dict[str, str]:
-        """Return the checkpoint's name and the digest of its weights and settings, file by file."""
+        """Return the checkpoint's name and the digest of its weights and settings, file by file; adapters' after it."""
         from vlm import checkpoint
         from vlm.pipeline import DEFAULT_MODEL
 
         folder = DEFAULT_MODEL if self.source is None else checkpoint.resolve(self.source)
-        return {"name": self.name, "weights": _files_digest(folder)}
+        digests = [_files_digest(Path(adapter), _ADAPTER) for adapter in self.adapters]
+        found = {"name": self.name, "weights": _files_digest(folder)}
+        return found | {f"adapter {place}": each for place, each in enumerate(digests, 1)}
 
 
 def describe(model: "VLM") -> dict:
@@ -71,8 +76,8 @@ def describe(model: "VLM") -> dict:
     }
 
 
-def _files_digest(folder: Path) -> str:
-    paths = sorted({path for pattern in _WEIGHTS + _SETTINGS for path in folder.glob(pattern) if path.is_file()})
+def _files_digest(folder: Path, patterns: tuple[str, ...] = _WEIGHTS + _SETTINGS) -> str:
+    paths = sorted({path for pattern in patterns for path in folder.glob(pattern) if path.is_file()})
     names = [path.relative_to(folder).as_posix() for path in paths]
     with ThreadPoolExecutor(max_workers=8) as pool:
         return digest(*zip(names, pool.map(_file_digest, paths), strict=True))

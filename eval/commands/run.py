@@ -75,9 +75,13 @@ def _settings(tasks: tuple[str, ...], options: dict, typed: tuple[str, ...]) -> 
     from eval.selection import Selection
     from eval.shards import Shard
 
-    loading = {name: options[name] for name in ("split", "variant") if options[name] is not None}
-    samples = tuple(filter(None, (options["samples"] or "").split(",")))
-    if options["samples"] is not None and not samples:
+    selection = Selection(
+        limit=options["limit"],
+        samples=options["samples"],
+        options={name: options[name] for name in ("split", "variant") if options[name] is not None},
+        blank_images=options["blank_images"],
+    )
+    if selection.samples and not selection.ids(()):
         raise click.UsageError("--samples names none; give ids with commas between them")
     try:
         shard = None if options["shard"] is None else Shard.parse(options["shard"])
@@ -88,9 +92,7 @@ def _settings(tasks: tuple[str, ...], options: dict, typed: tuple[str, ...]) -> 
     return RunSettings(
         data=_places(tasks, options["places"]),
         out=Path(os.path.expanduser(options["out"])),
-        selection=Selection(
-            limit=options["limit"], samples=samples, options=loading, blank_images=options["blank_images"]
-        ),
+        selection=selection,
         shard=shard,
         command=("vlm-eval", *typed),
         **{name: options[name] for name in ("prompt", "max_new_tokens", "batch_size", "new_run", "retry_errors")},
@@ -153,6 +155,7 @@ def _local(config: dict, options: dict) -> "Backend":
         dtype=options["dtype"],
         reference=options["reference"],
         quantize=options["quantize"],
+        adapters=tuple(os.path.abspath(folder) for folder in options["adapters"]),
     )
     restarts = MAX_RESTARTS if options["max_restarts"] is None else options["max_restarts"]
     return LocalBackend(

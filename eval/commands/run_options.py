@@ -2,6 +2,8 @@
 
 import click
 
+from vlm.commands.options import FiniteRange
+
 
 def _options(*options):
     """Return a decorator that adds `options`, which the help shows in this order."""
@@ -28,13 +30,16 @@ what_is_asked = _options(
     click.option("--split", metavar="NAME[,NAME]", help="Part of the data, as validation, or human in ChartQA."),
     click.option("--variant", metavar="NAME", help="Version of the data, as opaque in AI2D."),
     click.option("--limit", type=click.IntRange(1), help="Only the first so many samples of each task."),
-    click.option("--samples", metavar="ID[,ID]", help="Only these samples, by the ids in predictions.jsonl."),
+    click.option(
+        "--samples",
+        metavar="ID[,ID]",
+        multiple=True,
+        help="Only these samples, by the ids in predictions.jsonl; may be given again, as an id with a comma needs.",
+    ),
     click.option("--blank-images", is_flag=True, help="Show empty pictures: what is answered without looking."),
     click.option("--max-new-tokens", type=click.IntRange(1), help="Most tokens of a reply. [default: the preset's]"),
-    click.option(
-        "--temperature", type=click.FloatRange(0), default=0.0, show_default=True, help="0 draws nothing: greedy."
-    ),
-    click.option("--top-p", type=click.FloatRange(0, 1), default=1.0, show_default=True, help="Where it draws."),
+    click.option("--temperature", type=FiniteRange(0), default=0.0, show_default=True, help="0 draws nothing: greedy."),
+    click.option("--top-p", type=FiniteRange(0, 1), default=1.0, show_default=True, help="Where it draws."),
     click.option("--seed", type=click.IntRange(0, 2**63 - 1), help="Of the drawing. [default: 0 where it draws]"),
     click.option(
         "--likelihood",
@@ -58,7 +63,7 @@ who_answers = _options(
     click.option(
         "--timeout",
         "timeout_s",
-        type=click.FloatRange(0, min_open=True),
+        type=FiniteRange(0, min_open=True),
         default=600.0,
         show_default=True,
         help="Seconds that a sample which hangs may cost; a server is waited for so long, twice at most.",

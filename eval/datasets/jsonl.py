@@ -3,13 +3,15 @@
     {"id": "7", "image": "charts/7.png", "question": "Which year is highest?", "answer": "2019"}
     {"image": ["a.png", "b.png"], "question": "Which is older?", "options": ["the first", "the second"], "answer": "B"}
 
-`image` (or `images`) is a path or a list of them; which other fields there must be is the task's to say.
+`image` (or `images`) is a path or a list of them; which other fields there must be is the task's to say. `answers` is
+taken for `answer` there.
 
 Each line stands by itself: one that is no JSON object in UTF-8, or of no use to the task, is the problem of its own
 sample, named by a digest of the line. A file without any good line is refused.
 """
 
 import functools
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,6 +24,10 @@ from eval.datasets.table import Table, part_named, part_of
 from vlm.errors import VLMError, shown
 
 MAX_KNOWN_PICTURES = 1024
+_LINES_LOOKED_AT = 1000
+"""Of good ones, for the columns of a file."""
+_COLUMNS = {"images": "image", "answers": "answer"}
+"""Fields that go by the name of another column."""
 
 
 class _Line(Struct):
@@ -32,19 +38,15 @@ class _Line(Struct):
 
 
 def jsonl_table(path: Path) -> Table:
-    """Return the table of a JSON lines file; its columns are the fields of the first line that can be read.
+    """Return the table of a JSON lines file; its columns are the fields of the first 1,000 lines that can be read.
 
     Raises: VLMError when none can.
     """
-    first = None
-    for line in _lines(path):
-        if line.problem is None:
-            first = line
-            break
-        first = first or line
-    if first is not None and first.problem is not None:
-        raise first.problem
-    columns = tuple("image" if name == "images" else name for name in (first.record if first else ()))
+    good = (line.record for line in _lines(path) if line.problem is None)
+    names = [name for record in itertools.islice(good, _LINES_LOOKED_AT) for name in record]
+    if not names and (problem := next((line.problem for line in _lines(path) if line.problem), None)):
+        raise problem
+    columns = tuple(dict.fromkeys(_COLUMNS.get(name, name) for name in names))
     return Table(kind="jsonl", path=path, columns=columns, part=part_of(path), read=lambda wanted: _rows(path))
 
 

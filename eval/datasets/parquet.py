@@ -175,7 +175,7 @@ class _Cells:
                 found.append(Picture(None, f"{where} has no image in column {self.column!r}"))
             else:
                 key = digest(content)
-                ref = ImageRef(id=key, load=_Cell(self, group, index, item, key))
+                ref = ImageRef(id=key, load=_Cell(self, group, index, item, key), digest=key)
                 found.append(Picture(ref, content_problem(content, where)))
         return tuple(found)
 

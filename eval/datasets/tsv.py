@@ -186,7 +186,9 @@ class _Pictures:
                 pictures.append(Picture(None, f"{where} has an image that is no base64"))
                 continue
             load = _Cell(self._reader.path, record.offset, self._image, item, digest(content))
-            pictures.append(Picture(ImageRef(id=load.digest, load=load), content_problem(content, where)))
+            pictures.append(
+                Picture(ImageRef(id=load.digest, load=load, digest=load.digest), content_problem(content, where))
+            )
         if index:
             self._known[index] = tuple(pictures)
         return tuple(pictures)

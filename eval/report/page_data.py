@@ -97,9 +97,7 @@ class _Table:
             "question": self._text(record.question),
             "options": self._texts(record.options),
             "targets": self._texts(record.target),
-            "fields": {
-                self._text(name): self._text(value) for name, value in islice(record.fields.items(), _MAX_ITEMS)
-            },
+            "fields": self._fields(record.fields),
             "pictures": [self._pictures[name] for name in sample.pictures[:_MAX_ITEMS] if name in self._pictures],
             "runs": [outcome and self._outcome(outcome, self._scorers[record.task]) for outcome in sample.outcomes],
         }

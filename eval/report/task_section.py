@@ -66,6 +66,8 @@ class TaskSection:
     title: str
     headline: str
     counts: list[RunCounts]
+    lacking: list[int]
+    """Runs without any sample of the task."""
     scores: Mapping[str, list[Score]]
     """By scorer, the headline first."""
     scorers: Mapping[str, rules.Scorer]
@@ -110,6 +112,7 @@ def task_section(
         title=tasks.find(name).title,
         headline=headline,
         counts=[_counts(name, samples, run, runs[run]) for run in having],
+        lacking=[run for run in range(len(runs)) if run not in having],
         scores=scores(samples, len(runs)),
         scorers={scorer: rules.find(tasks.find(name).family, scorer) for scorer in names},
         compared=[_compared(name, comparisons[run], run) for run in having if run > 0 and 0 in having],

@@ -108,17 +108,19 @@ def ours(case: Case) -> Verdict:
     return Verdict(rrc_score(folded(answer), tuple(map(folded, case.targets))), answer)
 
 
-SCORERS = tuple(
-    Scorer(family="anls", name=name, source=source, rule=rule)
-    for name, rule, source in (
-        ("ours", ours, "Sightline"),
-        ("rrc_script_in_qwen_vl", rrc, "QwenLM/Qwen-VL: eval_mm/infographicsvqa_eval.py"),
-        ("lmms_eval", lmms_eval, "EvolvingLMMs-Lab/lmms-eval: api/metrics.py, anls"),
-        ("vlmevalkit", rrc, "open-compass/VLMEvalKit: vlmeval/dataset/utils/vqa_eval.py"),
-        ("vlmevalkit_folded_length", vlmevalkit_folded, "open-compass/VLMEvalKit: the same file as of commit 0a04a1d"),
-        ("pix2struct", pix2struct, "google-research/pix2struct: pix2struct/metrics.py, anls_metric"),
-        ("molmo", molmo, "allenai/molmo: olmo/eval/vqa.py, anls_metric"),
-        ("mistral", mistral, "mistralai/mistral-evals: eval/metrics.py, ANLS"),
-        ("llama_stack_docvqa_normalised_match", llama_stack, "meta-llama/llama-stack: docvqa_scoring_fn.py"),
-    )
+SCORERS = (
+    Scorer(family="anls", name="ours", version=2, source="Sightline", rule=ours),
+    *(
+        Scorer(family="anls", name=name, source=source, rule=rule)
+        for name, rule, source in (
+            ("rrc_script_in_qwen_vl", rrc, "QwenLM/Qwen-VL: eval_mm/infographicsvqa_eval.py"),
+            ("lmms_eval", lmms_eval, "EvolvingLMMs-Lab/lmms-eval: api/metrics.py, anls"),
+            ("vlmevalkit", rrc, "open-compass/VLMEvalKit: vlmeval/dataset/utils/vqa_eval.py"),
+            ("vlmevalkit_folded_length", vlmevalkit_folded, "open-compass/VLMEvalKit: the same file as of 0a04a1d"),
+            ("pix2struct", pix2struct, "google-research/pix2struct: pix2struct/metrics.py, anls_metric"),
+            ("molmo", molmo, "allenai/molmo: olmo/eval/vqa.py, anls_metric"),
+            ("mistral", mistral, "mistralai/mistral-evals: eval/metrics.py, ANLS"),
+            ("llama_stack_docvqa_normalised_match", llama_stack, "meta-llama/llama-stack: docvqa_scoring_fn.py"),
+        )
+    ),
 )

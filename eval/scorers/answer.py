@@ -12,7 +12,8 @@ from eval.scorers.reasoning import without_reasoning
 _CLOSING_MARKUP = r"[*_`\"'”]*"
 FINAL_ANSWER = re.compile(
     rf"(?i:final\s+(?:answer|choice|option){_CLOSING_MARKUP}\s*(?:is\b|[:：=])|\bfinal\s*[:：])"
-    rf"|FINAL\s+ANSWER\b{_CLOSING_MARKUP}"
+    # Without a colon a dash between blanks stands for it.
+    rf"|FINAL\s+ANSWER\b{_CLOSING_MARKUP}(?:[ \t]+[-–—](?=[ \t]))?"
 )
 ANSWER = re.compile(rf"\banswers?{_CLOSING_MARKUP}\s*(?:is\b|are\b|[:：=])", re.IGNORECASE)
 MAX_BARE_WORDS = 20
@@ -65,11 +66,19 @@ def without_markup(text: str) -> str:
     return text
 
 
+CURRENCY_SIGNS = "$¢£¥฿₠-⃀"
+"""As they stand within the brackets of a regular expression."""
 _DASHES = str.maketrans(dict.fromkeys("−‐‑‒–﹣", "-"))
+_RAISED = re.compile(r"(?<![^\W\d_])[²³¹⁰-ₜ]+")
+"""Super- and subscripts, but for those of a letter: "m²" and "CO₂" are often written m2 and CO2."""
 
 
 def plain_text(text: str) -> str:
-    """Return `text` with one kind of blank, dash, digit and compatibility form, and no blanks around it."""
+    """Return `text` with one kind of blank, dash, digit and compatibility form, and no blanks around it.
+
+    The 2 of "5²" stays a power, as in "5^2".
+    """
+    text = _RAISED.sub(lambda found: ("_" if found[0] >= "₀" else "^") + found[0], text)
     return " ".join(unicodedata.normalize("NFKC", text).translate(_DASHES).split())
 
 
@@ -88,9 +97,13 @@ def _after_last(marker: re.Pattern, text: str) -> str | None:
     return None if place is None else text[place:]
 
 
+_BEFORE_ANSWER = re.compile(rf"^[\s:：=*`]*(?:[-–—]\s+(?![\s\d.]|[A-Z]{{0,2}}[{CURRENCY_SIGNS}])|•\s+)?")
+"""Markup and a bullet; a dash before a number is its sign."""
+
+
 def _first_line(rest: str) -> str:
     """Return the first line with more than markup or a bullet, read as an answer; "" when there is none."""
-    lines = (without_markup(re.sub(r"^[\s:：=*`]*(?:[-–—•]\s+)?", "", line)) for line in rest.split("\n"))
+    lines = (without_markup(_BEFORE_ANSWER.sub("", line)) for line in rest.split("\n"))
     return next((line for line in lines if line), "")
 
 

@@ -51,6 +51,10 @@ def is_same(answer: str, target: str, *, years_exact: bool = False) -> bool:
     return answer.casefold() == target.casefold()
 
 
+_NO_THOUSANDS = r"(?<!\d),|,(?!\d{3}(?!\d))"
+"""A comma that is not between a digit and exactly three."""
+
+
 def list_elements(text: str) -> list[str]:
     """Return the elements of "[a, b]", or of "a, b and c"."""
     text = text.strip().removesuffix(".")
@@ -60,8 +64,11 @@ def list_elements(text: str) -> list[str]:
             return [str(element) for element in elements]
         inner = text[1:-1]
     # "1,000, 2,000" has two elements: where blanks follow commas, only those commas part them.
-    comma = r",\s+" if re.search(r",\s", inner) else ","
+    comma = r",\s+" if re.search(r",\s", inner) else _NO_THOUSANDS
     parts = re.split(rf"{comma}|;|\s+and\s+", re.sub(r",?\s+and\s+", " and ", inner))
+    if len(parts) == 1:
+        # Where a list is asked for, "100,200" is two elements.
+        parts = inner.split(",")
     return [part.strip() for part in parts if part.strip()]
 
 
@@ -74,6 +81,6 @@ def _order(element: str) -> tuple[bool, Fraction, str]:
 
 
 SCORERS = (
-    Scorer(family="chartqa", name="ours", source="Sightline", rule=ours),
-    Scorer(family="chartqa", name="ours_years_exact", source="Sightline", rule=ours_years_exact),
+    Scorer(family="chartqa", name="ours", version=2, source="Sightline", rule=ours),
+    Scorer(family="chartqa", name="ours_years_exact", version=2, source="Sightline", rule=ours_years_exact),
 )

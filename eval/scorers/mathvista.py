@@ -106,11 +106,13 @@ def _is_same(answer: str, target: str, case: Case) -> bool:
     return is_same_rounded(answer, target, 0 if case.answer_type == "integer" else case.precision)
 
 
-SCORERS = tuple(
-    Scorer(family="mathvista", name=name, source=source, rule=rule)
-    for name, rule, source in (
-        ("ours", ours, "Sightline"),
-        ("mathvista_official", official, "lupantech/MathVista: evaluation/extract_answer.py, calculate_score.py"),
-        ("vlmevalkit", vlmevalkit, "open-compass/VLMEvalKit: vlmeval/dataset/utils/mathvista.py"),
-    )
+SCORERS = (
+    Scorer(family="mathvista", name="ours", version=2, source="Sightline", rule=ours),
+    *(
+        Scorer(family="mathvista", name=name, source=source, rule=rule)
+        for name, rule, source in (
+            ("mathvista_official", official, "lupantech/MathVista: evaluation/extract_answer.py, calculate_score.py"),
+            ("vlmevalkit", vlmevalkit, "open-compass/VLMEvalKit: vlmeval/dataset/utils/mathvista.py"),
+        )
+    ),
 )

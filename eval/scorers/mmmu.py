@@ -115,16 +115,19 @@ def ours(case: Case) -> Verdict:
     return right(any(is_same_rounded(answer, target, 2) for target in case.targets), answer)
 
 
+VLMEVALKIT = "open-compass/VLMEvalKit: vlmeval/dataset/utils/multiple_choice.py, MMMU_preproc"
 LMMS_EVAL = "EvolvingLMMs-Lab/lmms-eval: tasks/mmmu/utils.py"
 
-SCORERS = tuple(
-    Scorer(family="mmmu", name=name, source=source, rule=rule)
-    for name, rule, source in (
-        ("ours", ours, "Sightline"),
-        ("mmmu_official", _mmmu(mmmu_letter, candidates), "MMMU-Benchmark/MMMU: mmmu/utils/eval_utils.py"),
-        # The first until 0.7.2, the second from 0.7.3 on.
-        ("lmms_eval_pipeline", _mmmu(lmms_eval_mmmu, _characters), LMMS_EVAL),
-        ("lmms_eval_functions_without_flattening", _mmmu(lmms_eval_mmmu, _after_reasoning), LMMS_EVAL),
-        ("vlmevalkit", vlmevalkit, "open-compass/VLMEvalKit: vlmeval/dataset/utils/multiple_choice.py, MMMU_preproc"),
-    )
+SCORERS = (
+    Scorer(family="mmmu", name="ours", version=2, source="Sightline", rule=ours),
+    *(
+        Scorer(family="mmmu", name=name, source=source, rule=rule)
+        for name, rule, source in (
+            ("mmmu_official", _mmmu(mmmu_letter, candidates), "MMMU-Benchmark/MMMU: mmmu/utils/eval_utils.py"),
+            # The first until 0.7.2, the second from 0.7.3 on.
+            ("lmms_eval_pipeline", _mmmu(lmms_eval_mmmu, _characters), LMMS_EVAL),
+            ("lmms_eval_functions_without_flattening", _mmmu(lmms_eval_mmmu, _after_reasoning), LMMS_EVAL),
+            ("vlmevalkit", vlmevalkit, VLMEVALKIT),
+        )
+    ),
 )

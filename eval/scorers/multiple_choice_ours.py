@@ -169,4 +169,4 @@ def ours(case: Case) -> Verdict | None:
     return right(letter in case.targets, letter)
 
 
-SCORERS = (Scorer(family="multiple_choice", name="ours", source="Sightline", rule=ours),)
+SCORERS = (Scorer(family="multiple_choice", name="ours", version=2, source="Sightline", rule=ours),)

@@ -4,12 +4,12 @@ import re
 from dataclasses import dataclass
 from fractions import Fraction
 
-from eval.scorers.answer import bare_text, plain_text
+from eval.scorers.answer import CURRENCY_SIGNS, bare_text, plain_text
 
 MAX_CHARS = 60
 """Longer texts are no number that a chart shows, and could cost much to compute with."""
 
-_CURRENCY = r"(?:US|CA|AU|NZ|HK|A|C|R)?[$¢£¥฿₠-⃀]|USD|EUR|GBP|JPY|CNY|INR|KRW|CHF|CAD|AUD|BRL"
+_CURRENCY = rf"(?:US|CA|AU|NZ|HK|A|C|R)?[{CURRENCY_SIGNS}]|USD|EUR|GBP|JPY|CNY|INR|KRW|CHF|CAD|AUD|BRL"
 _DIGITS = "|".join(
     (
         r"(?P<commas>[1-9]\d{0,2}(?:,\d{3})+(?:\.\d*)?)",
@@ -45,7 +45,7 @@ class Quantity:
 def read_quantity(text: str) -> Quantity | None:
     """Return the number that the whole of `text` is, None when it is none.
 
-    Not read are what only Python takes for numbers ("1_000", "nan", "inf"), words, ratios, and "1,23,4".
+    Not read are what only Python takes for numbers ("1_000", "nan", "inf"), words, ratios, powers ("5²"), and "1,23,4".
     """
     text = plain_text(text)
     found = QUANTITY.fullmatch(text) if len(text) <= MAX_CHARS else None

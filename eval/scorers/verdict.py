@@ -62,8 +62,7 @@ class Case:
 
         So are those of another kind than a rule reads: people's own data may mean something else by such a name.
         """
-        names = {field.name for field in fields(cls)} - {"prediction", "targets"}
-        given = {name: value for name, value in loose.items() if name in names and _is_of_its_kind(name, value)}
+        given = {name: value for name, value in loose.items() if name in _LOOSE and _is_of_its_kind(name, value)}
         for name in ("options", "option_scores", "year_flags"):
             if name in given:
                 given[name] = (given[name],) if isinstance(given[name], str) else tuple(given[name])
@@ -79,6 +78,7 @@ class Case:
         return "".join(chr(ord("A") + place) for place in range(len(self.options)))
 
 
+_LOOSE = frozenset(field.name for field in fields(Case)) - {"prediction", "targets"}
 _KINDS: Mapping[str, type | UnionType] = {
     **dict.fromkeys(("category", "question_type", "answer_type", "language"), str),
     **dict.fromkeys(("options", "option_scores", "year_flags"), str | list | tuple),
@@ -120,7 +120,11 @@ class Scorer:
     def judge(self, prediction: str, targets: str | Sequence[str], /, **case) -> Verdict | None:
         """Return the verdict on a reply, or None where this rule does not apply, or no answer is known."""
         targets = (targets,) if isinstance(targets, str) else tuple(targets)
-        return self.rule(Case.of(prediction, targets, case)) if targets else None
+        return self.judge_case(Case.of(prediction, targets, case))
+
+    def judge_case(self, case: Case) -> Verdict | None:
+        """Return the verdict as `judge` does, on a case that several scorers judge."""
+        return self.rule(case) if case.targets else None
 
 
 def failing(*errors: type[Exception]) -> Callable[[Rule], Rule]:

@@ -104,19 +104,22 @@ def ours(case: Case) -> Verdict:
     return right(words in answers, answer) if len(answers) < 4 else Verdict(agreement(words, answers), answer)
 
 
+VLMEVALKIT = "open-compass/VLMEvalKit: vlmeval/dataset/utils/vqa_eval.py"
 LMMS_EVAL = "EvolvingLMMs-Lab/lmms-eval: tasks/{}/utils.py"
 
-SCORERS = tuple(
-    Scorer(family="vqa_accuracy", name=name, source=source, rule=rule)
-    for name, rule, source in (
-        ("ours", ours, "Sightline"),
-        ("vqa_official_v2", official, "GT-Vision-Lab/VQA: PythonEvaluationTools/vqaEvaluation/vqaEval.py"),
-        ("lmms_eval_textvqa", _after_reasoning(_normalised(evalai_words)), LMMS_EVAL.format("textvqa")),
-        ("lmms_eval_vqav2", _after_reasoning(_normalised(_lmms_eval_vqav2_words)), LMMS_EVAL.format("vqav2")),
-        ("vlmevalkit", _normalised(_vlmevalkit_words), "open-compass/VLMEvalKit: vlmeval/dataset/utils/vqa_eval.py"),
-        ("qwen_vl_official_style", qwen_vl, "QwenLM/Qwen-VL: eval_mm/vqa_eval.py"),
-        ("internvl_textvqa", internvl, "OpenGVLab/InternVL: internvl_chat/eval/vqa/textvqa_eval.py"),
-        ("molmo", molmo, "allenai/molmo: olmo/eval/vqa.py, vqa_score"),
-        ("mistral", mistral, "mistralai/mistral-evals: eval/metrics.py, VQAMatch"),
-    )
+SCORERS = (
+    Scorer(family="vqa_accuracy", name="ours", version=2, source="Sightline", rule=ours),
+    *(
+        Scorer(family="vqa_accuracy", name=name, source=source, rule=rule)
+        for name, rule, source in (
+            ("vqa_official_v2", official, "GT-Vision-Lab/VQA: PythonEvaluationTools/vqaEvaluation/vqaEval.py"),
+            ("lmms_eval_textvqa", _after_reasoning(_normalised(evalai_words)), LMMS_EVAL.format("textvqa")),
+            ("lmms_eval_vqav2", _after_reasoning(_normalised(_lmms_eval_vqav2_words)), LMMS_EVAL.format("vqav2")),
+            ("vlmevalkit", _normalised(_vlmevalkit_words), VLMEVALKIT),
+            ("qwen_vl_official_style", qwen_vl, "QwenLM/Qwen-VL: eval_mm/vqa_eval.py"),
+            ("internvl_textvqa", internvl, "OpenGVLab/InternVL: internvl_chat/eval/vqa/textvqa_eval.py"),
+            ("molmo", molmo, "allenai/molmo: olmo/eval/vqa.py, vqa_score"),
+            ("mistral", mistral, "mistralai/mistral-evals: eval/metrics.py, VQAMatch"),
+        )
+    ),
 )

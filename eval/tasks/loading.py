@@ -1,21 +1,21 @@
-"""From a folder to the samples of a task: which format it is, which parts and variants are meant, and their names."""
+"""From a folder to the samples of a task: which halves and variants are meant, and what a row of no use becomes."""
 
 import itertools
 import logging
-import os
-import re
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from msgspec.structs import replace
 
-from eval.datasets import check_whole, contents, find_tables
 from eval.datasets.pictures import digest
 from eval.datasets.row import Row
 from eval.datasets.table import Table, part_named
 from eval.records import Sample
+from eval.tasks.recognition import recognise
 from eval.tasks.sample_names import SampleNames
+from eval.tasks.samples import given_id
 from eval.tasks.task import Format, Task
 from vlm.errors import VLMError, shown
 
@@ -30,27 +30,10 @@ def load(task: Task, path: Path, split: str | None, variant: str | None, limit: 
         raise VLMError("invalid_request", f"limit is {shown(limit)}; expected a whole number from 1; give one")
     parts, halves = _wanted(task, split)
     try:
-        path = _own_folder(task, path)
-        layout, tables = _recognise(task, path)
+        layout, tables, parts = recognise(task, path, parts)
     except OSError as error:
         raise _unreadable(path, error) from None
-    parts = parts or _default_parts(task, tables)
-    tables = _of_parts(tables, parts)
-    for table in tables:
-        if table.error is not None:
-            raise table.error
-    if path.is_dir():
-        check_whole(tables)
     return itertools.islice(_Selection(task, layout, parts, halves, variant).samples(tables), limit)
-
-
-def _own_folder(task: Task, path: Path) -> Path:
-    """Return the folder in `path` that is called as the task is, for one path may hold the data of several tasks."""
-    if not path.is_dir():
-        return path
-    # Beside the table there may be a hundred thousand pictures: no Path is made of those.
-    own = [path / name for name in sorted(name for name in os.listdir(path) if name.lower() == task.name)]
-    return next((each for each in own if each.is_dir()), path)
 
 
 def _wanted(task: Task, split: str | None) -> tuple[set[str], set[str]]:
@@ -68,71 +51,6 @@ def _wanted(task: Task, split: str | None) -> tuple[set[str], set[str]]:
         else:
             raise task.refusal("split", word, (*task.halves, "train", "validation", "test", "..."))
     return parts, halves
-
-
-def _recognise(task: Task, path: Path) -> tuple[Format, list[Table]]:
-    """Return the one format of the task that lies at `path`, with its tables."""
-    tables = find_tables(path, {layout.kind for layout in task.formats})
-    fitting: dict[int, list[Table]] = {}
-    for table in tables:
-        for number, layout in enumerate(task.formats):
-            if layout.fits(table):
-                fitting.setdefault(number, []).append(table)
-                break
-    broken = [table for table in tables if table.error is not None]
-    if not fitting and broken:
-        raise broken[0].error
-    if not fitting:
-        raise _unrecognised(task, path, tables)
-    if len(fitting) > 1:
-        names = " and ".join(f"{tables[0].path.name:.40} ({tables[0].kind})" for tables in fitting.values())
-        raise VLMError(
-            "invalid_request",
-            f"{path.name:.40} holds {task.title} in two ways, as in {names}; expected one; give the file that is meant",
-        )
-    number, tables = fitting.popitem()
-    layout = task.formats[number]
-    if layout.kind == "tsv" and len(tables) > 1:
-        tables = [table for table in tables if re.match(task.tsv_names, table.path.name, re.IGNORECASE)] or tables
-    return layout, tables + [table for table in broken if table.kind == layout.kind]
-
-
-def _unrecognised(task: Task, path: Path, tables: list[Table]) -> VLMError:
-    found = contents(path)
-    expected = "as " + ", ".join(dict.fromkeys(layout.said for layout in task.formats))
-    if tables and not tables[0].columns:
-        found = f"{tables[0].path.name:.60} is empty"
-    elif tables:
-        names = ", ".join(tables[0].columns)
-        found = f"{tables[0].path.name:.40} has the columns {names:.60}" + ("…" if len(names) > 60 else "")
-        wanted = [", ".join(layout.columns) for layout in task.formats if layout.kind == tables[0].kind]
-        expected = f"with {' or '.join(wanted):.120}"
-    columns = "; ".join(f"{layout.kind} {', '.join(layout.columns)}" for layout in task.formats)
-    fix = f"give that folder or file, see vlm-eval list: {columns}"
-    return VLMError("invalid_request", f"{found}; expected {task.title} {expected}; {fix}")
-
-
-def _default_parts(task: Task, tables: list[Table]) -> set[str]:
-    """Return the only part, or of several the one that the task is scored on."""
-    found = {table.part for table in tables if table.part}
-    if len(found) == 1:
-        return found
-    if found and task.part not in found:
-        raise VLMError(
-            "invalid_request",
-            f"the data has the parts {', '.join(sorted(found))} and not {task.part}, which {task.title} is scored on; "
-            f"say which is meant, for example split={min(found)!r}",
-        )
-    return {task.part} if task.part else set()
-
-
-def _of_parts(tables: list[Table], parts: set[str]) -> list[Table]:
-    chosen = [table for table in tables if not parts or table.part is None or table.part in parts]
-    if not chosen:
-        found = ", ".join(sorted({table.part for table in tables}))
-        wanted = ", ".join(sorted(parts))
-        raise VLMError("invalid_request", f"the data has only {found:.80}; expected {wanted:.80}; choose what there is")
-    return chosen
 
 
 class _RowOfNoUse(Exception):
@@ -210,10 +128,12 @@ class _Selection:
     def _of_no_use(self, row: Row, error: VLMError) -> Sample:
         """Return the sample of a row that only says what is wrong with it."""
         fields = {"variant": self.variant} if self.task.variants and self.variant else {}
-        given, problem = row.values.get("id"), error.message
+        problem = error.message
         sample = Sample(id="", task=self.task.name, images=(), question="", targets=(), fields=fields, problem=problem)
-        if isinstance(given, str) and given:
-            return self._names.named(replace(sample, id=given), row)
+        with suppress(VLMError):
+            sample = replace(sample, id=given_id(row))
+        if sample.id:
+            return self._names.named(sample, row)
         return replace(sample, id=self._names.unused(f"line-{digest(row.line)}"))
 
     def _with_variant(self, sample: Sample, row: Row) -> Sample:

@@ -31,8 +31,11 @@ def sample(
     """Return a sample; a picture that is missing or broken is its problem. Without an id, it is named by its content.
 
     The part of the data that it belongs to is the field "split", unless the task has another use for that.
+
+    Raises: VLMError for more options than there are letters.
     """
     images = tuple(images)
+    _check_letters(row, options)
     problems = [image.problem for image in images if image.problem]
     part = {} if row.part is None else {"split": row.part}
     return Sample(
@@ -55,17 +58,25 @@ def jsonl_sample(row: Row, task: str, fields: Mapping[str, Field] = MappingProxy
     """
     options = row.texts("options")
     own_split = row.fields("split") if row.part is None else {}
-    accepted = (gold_letter(row, "answer", options),) if options else row.texts("answers") or answers(row, "answer")
+    if options:
+        accepted = (gold_letter(row, "answer" if "answer" in row.values else "answers", options),)
+    else:
+        accepted = row.texts("answers") or answers(row, "answer")
     return sample(
         row,
         task=task,
-        id=row.text("id") if "id" in row.values else "",
+        id=given_id(row),
         images=row.images("image"),
         question=row.text("question"),
         targets=accepted,
         options=options,
         fields={**own_split, **row.fields(*[name for name in row.values if name not in _NO_FIELDS]), **fields},
     )
+
+
+def given_id(row: Row) -> str:
+    """Return the id that a row of JSON lines gives itself, "" where it gives none."""
+    return row.text("id") if "id" in row.values else ""
 
 
 def answers(row: Row, column: str) -> tuple[str, ...]:
@@ -78,6 +89,7 @@ def answers(row: Row, column: str) -> tuple[str, ...]:
 
 def gold_letter(row: Row, column: str, options: Sequence[str]) -> str:
     """Return the letter of the right option, given as a letter, or as its place counted from 0."""
+    _check_letters(row, options)
     value = row.values.get(column)
     letter = value.strip().upper() if isinstance(value, str) else ""
     place = string.ascii_uppercase.index(letter) if letter in [*string.ascii_uppercase] else row.integer(column)
@@ -85,6 +97,12 @@ def gold_letter(row: Row, column: str, options: Sequence[str]) -> str:
         count = len(options)
         raise row.damaged(column, f"{value!r:.20}", f"the letter of one of the {count} options, or 0 to {count - 1}")
     return string.ascii_uppercase[place]
+
+
+def _check_letters(row: Row, options: Sequence[str]) -> None:
+    most = len(string.ascii_uppercase)
+    if len(options) > most:
+        raise row.damaged("options", f"{len(options)} options", f"at most {most}, a letter each")
 
 
 def lettered_columns(row: Row) -> tuple[str, ...]:
