@@ -19,7 +19,7 @@ import click
 from tqdm import tqdm
 
 from eval import score
-from eval.statistics import mean, wilson_interval
+from eval.statistics import summarise
 from eval.tasks import find
 
 NUMBER = re.compile(r"[$€£]?-?\d{1,3}(?:[ ,]?\d{3})*(?:\.\d+)?%?$")
@@ -74,16 +74,17 @@ def main(folder: Path) -> None:
     if shutil.which("tesseract") is None:
         raise click.ClickException("not run: tesseract-ocr; install it with `apt-get install tesseract-ocr`")
     read: dict[str, list[Word]] = {}
-    verdicts = []
+    verdicts, clusters = [], []
     for sample in tqdm(list(find("chartqa").load(folder)), disable=None, unit="question"):
         image = sample.images[0]
         if image.id not in read:
             read[image.id] = read_words(image.read())
         verdicts.append(score("chartqa", "pix2struct", answer(read[image.id], sample.question), list(sample.targets)))
-    share = mean(verdicts)
-    low, high = wilson_interval(verdicts)
-    click.echo(f"{len(verdicts)} questions, {100 * share:.1f} % relaxed (95 %: {100 * low:.1f} to {100 * high:.1f})")
-    click.echo(json.dumps({"n": len(verdicts), "relaxed": share}))
+        clusters.append(sample.cluster)
+    found = summarise(verdicts, clusters)
+    low, high = found.wilson
+    click.echo(f"{found.n} questions, {100 * found.mean:.1f} % relaxed (95 %: {100 * low:.1f} to {100 * high:.1f})")
+    click.echo(json.dumps({"n": found.n, "relaxed": found.mean}))
 
 
 if __name__ == "__main__":

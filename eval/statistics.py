@@ -5,7 +5,7 @@ pictures. What scipy has is taken from it, and only then imported.
 """
 
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from typing import NamedTuple
 
 CONFIDENCE = 0.95
@@ -68,7 +68,7 @@ def naive_stderr(values: Sequence[float]) -> float:
     return math.sqrt(_sum_of_squares(values) / (len(values) - 1) / len(values))
 
 
-def clustered_stderr(values: Sequence[float], clusters: Sequence[Hashable], *, style: str = "inspect_ai") -> float:
+def clustered_stderr(values: Iterable[float], clusters: Iterable[Hashable], *, style: str = "inspect_ai") -> float:
     """Return the standard error of the mean of values that depend on each other within a cluster.
 
     style: "inspect_ai" sums squared deviations of clusters and corrects for few of them by C / (C - 1); one cluster
@@ -76,7 +76,8 @@ def clustered_stderr(values: Sequence[float], clusters: Sequence[Hashable], *, s
         evals", 2024, equation 4); fewer than two values give NaN.
     Raises: VLMError (invalid_request) for an unknown style, missing clusters, and lists of unequal length.
     """
-    values, sums = list(values), _cluster_sums(values, clusters)
+    values, clusters = list(values), list(clusters)
+    sums = _cluster_sums(values, clusters)
     if style not in STYLES:
         raise _invalid(f"style is {style!r:.40}; expected one of {', '.join(STYLES)}")
     n, num_clusters, between = len(values), len(sums), math.fsum(total * total for total, _ in sums)

@@ -4,6 +4,7 @@ import itertools
 import math
 import random
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -251,3 +252,11 @@ def test_a_difference_that_would_have_been_seen_four_times_in_five():
 def test_runs_on_different_samples_cannot_be_compared(compare):
     with pytest.raises(VLMError, match="the runs have 2 and 1 values; give both on the same samples"):
         compare([1.0, 0.0], [1.0])
+
+
+@pytest.mark.parametrize("style", STYLES)
+@pytest.mark.parametrize("given", [np.array, tuple, iter], ids=["array", "tuple", "iterator"])
+def test_values_come_in_any_row(given, style):
+    values, clusters = [1.0, 0.0, 1.0, 1.0], ["a", "a", "b", "c"]
+    expected = clustered_stderr(values, clusters, style=style)
+    assert clustered_stderr(given(values), given(clusters), style=style) == pytest.approx(expected)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from vlm.commands.options import json_option, kv_cache_dtype_option, low_memory_option, model_options
+from vlm.commands.options import FiniteRange, json_option, kv_cache_dtype_option, low_memory_option, model_options
 from vlm.commands.terminal import Command, say, say_json
 from vlm.errors import VLMError
 
@@ -57,7 +57,7 @@ _LIMIT_OPTIONS = (
     click.option(
         "--timeout",
         "timeout_s",
-        type=click.FloatRange(1),
+        type=FiniteRange(1),
         default=300.0,
         show_default=True,
         help="Seconds a request may take, waiting too; then 504.",
