@@ -19,10 +19,10 @@ from vlm.batch import Batch, DecoderPrompt, PromptImage, build_batch
 from vlm.bench.measure import machine, seconds
 from vlm.bench.random_models import random_model
 from vlm.config import ModelConfig, preset
-from vlm.draft import MAX_PROPOSED, Proposer, decode_ahead, draft_price
-from vlm.generate import Prefilled, decode, prefill
+from vlm.generation.draft import MAX_PROPOSED, Proposer, decode_ahead, draft_price
+from vlm.generation.generate import Prefilled, decode, prefill
+from vlm.generation.sampling import GenerationConfig, Sampler
 from vlm.model import VisionLanguageModel
-from vlm.sampling import GenerationConfig, Sampler
 
 _PROMPT, _IMAGE_TOKENS, _LAYERS = 128, 4 * 1601, 32
 _GREEDY = Sampler(GenerationConfig(), [], torch.device("cpu"))

@@ -31,7 +31,7 @@ from vlm.bench.operations import encode_operations
 from vlm.bench.random_folder import num_tensors, write_random
 from vlm.bench.random_models import weights_read
 from vlm.config import ModelConfig, preset
-from vlm.image_cache import EncodedImage
+from vlm.images.cache import EncodedImage
 from vlm.machine import peak_bytes
 
 MAX_BYTES = 8_000_000_000

@@ -36,11 +36,11 @@ from transformers import MllamaImageProcessorPil
 from eval import tasks
 from eval.backends.checkpoint_model import CheckpointModel
 from eval.backends.local import LocalBackend
-from eval.journal import read_journal
 from eval.records import Sample
-from eval.run_folder import RunFolder
-from eval.runner import RunSettings, run
-from eval.selection import Selection
+from eval.run.folder import RunFolder
+from eval.run.journal import read_journal
+from eval.run.runner import RunSettings, run
+from eval.run.selection import Selection
 from vision_encoder.preprocess import MEAN, STD
 from vlm import VLM, GenerationConfig
 from vlm.machine import hardware

@@ -3,9 +3,9 @@
 import math
 import os
 
-from eval.journal import read_journals
 from eval.records import Prediction
-from eval.run_folder import RunFolder
+from eval.run.folder import RunFolder
+from eval.run.journal import read_journals
 from eval.scoring import judges_of, verdicts
 from eval.statistics import mcnemar, mean, minimum_detectable_difference, paired_bootstrap
 from vlm.errors import VLMError

@@ -16,7 +16,7 @@ import msgspec
 from msgspec import Struct
 
 from vlm.errors import VLMError
-from vlm.picture_gate import named_picture
+from vlm.images.gate import named_picture
 
 if TYPE_CHECKING:
     from PIL.Image import Image

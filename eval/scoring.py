@@ -7,9 +7,9 @@ from contextlib import nullcontext
 
 from eval import scorers as rules
 from eval import tasks
-from eval.journal import read_journals
 from eval.records import Prediction
-from eval.run_folder import SCORES, RunFolder
+from eval.run.folder import SCORES, RunFolder
+from eval.run.journal import read_journals
 from eval.statistics import summarise
 from vlm.errors import UnknownName, VLMError
 

@@ -7,8 +7,8 @@ import torch
 
 from tests.conftest import random_model
 from vlm import VLM, GenerationConfig, ModelConfig, Tokenizer, preset
+from vlm.generation.reply import Reply
 from vlm.model import VisionLanguageModel
-from vlm.reply import Reply
 
 LONG = GenerationConfig(max_new_tokens=24)
 

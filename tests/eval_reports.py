@@ -9,8 +9,8 @@ from pathlib import Path
 from PIL import Image, ImageDraw
 
 from eval import tasks
-from eval.journal import Journal
 from eval.records import Prediction, Sample
+from eval.run.journal import Journal
 
 HOSTILE = (
     "</script><script>window.harmed = 1</script>",

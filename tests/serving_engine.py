@@ -9,7 +9,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, replace
 
-from vlm.reply import Timings
+from vlm.generation.reply import Timings
 from vlm.serving.app import create_app
 from vlm.serving.http.server import HTTPServer
 from vlm.serving.model_process.job import (

@@ -9,7 +9,7 @@ from tests.conftest import random_model
 from tests.conversations import FOUR_TILES, MIXED, SMALL, changed_logits, forced, user
 from vlm import VLM, GenerationConfig, Tokenizer, VLMError, preset
 from vlm.batch import JoinedImages
-from vlm.image_cache import ImageCache
+from vlm.images.cache import ImageCache
 from vlm.serving.model_process import batcher as module
 from vlm.serving.model_process.batcher import Batcher
 from vlm.serving.model_process.job import Failed, Finished, Job, Piece, Started

@@ -105,6 +105,14 @@ def test_the_picture_is_pale_where_nothing_is_and_coloured_where_attention_is():
     assert np.unique(np.asarray(overlay(picture, weights * 0, 0.0))).tolist() == [156]
 
 
+def test_a_small_place_looks_as_strong_as_a_large_one():
+    picture = Image.fromarray(np.full((192, 192, 3), 255, dtype=np.uint8))
+    small, large = np.zeros((2, 192, 192), dtype=np.float32)
+    small[94:98, 94:98], large[64:128, 64:128] = 0.25, 0.25
+    strengths = [np.asarray(overlay(picture, weights, 0.25)).astype(int)[96, 96] for weights in (small, large)]
+    assert np.abs(strengths[0] - strengths[1]).max() <= 4
+
+
 @pytest.mark.parametrize("grey", [0, 128, 255])
 def test_a_ring_stands_out_on_light_and_on_dark(grey):
     picture = Image.fromarray(np.full((480, 480, 3), grey, dtype=np.uint8))

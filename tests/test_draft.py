@@ -10,12 +10,13 @@ import torch
 from tests.conftest import random_model
 from tests.conversations import END_OF_TURN, MIXED, changed_logits, refusal, user
 from tests.draft_models import LONG, same, text_model, text_twin, writing_bytes
-from vlm import VLM, GenerationConfig, Tokenizer, VLMError, draft, native, preset
-from vlm.draft import decode_ahead
-from vlm.generate import Step, decode, prefill
+from vlm import VLM, GenerationConfig, Tokenizer, VLMError, native, preset
+from vlm.generation import draft
+from vlm.generation.draft import decode_ahead
+from vlm.generation.generate import Step, decode, prefill
+from vlm.generation.sampling import Sampler
 from vlm.model import VisionLanguageModel
 from vlm.quantization import quantize_model
-from vlm.sampling import Sampler
 
 needs_native = pytest.mark.skipif(native.library() is None, reason="not run: gcc, or a processor with AVX-512 VNNI")
 

@@ -14,7 +14,7 @@ from tests.draft_models import LONG, same, text_model, writing_bytes
 from vlm import VLM, Tokenizer, preset
 from vlm.checkpoint import stays_quantized
 from vlm.cli import main
-from vlm.draft import Draft
+from vlm.generation.draft import Draft
 from vlm.quantization import quantized_layers
 from vlm.tokenizer_files.llama3 import meta_special_ids
 

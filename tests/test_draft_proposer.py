@@ -8,8 +8,9 @@ import torch
 from tests.conftest import random_model
 from tests.conversations import MIXED, SMALL
 from tests.draft_models import LONG, same, text_model, text_twin, writing_bytes
-from vlm import VLM, ModelConfig, Tokenizer, draft, preset
-from vlm.draft import Proposer, draft_price, worthwhile
+from vlm import VLM, ModelConfig, Tokenizer, preset
+from vlm.generation import draft
+from vlm.generation.draft import Proposer, draft_price, worthwhile
 from vlm.model import VisionLanguageModel
 from vlm.quantization import quantize_model
 

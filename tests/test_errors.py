@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from eval.manifest import Difference, RunDiffers
+from eval.run.manifest import Difference, RunDiffers
 from tests.conversations import user
 from tests.image_files import encode, noise_picture
 from vision_encoder.image_input import ImageError

@@ -15,8 +15,8 @@ from eval.backends.checkpoint_model import CheckpointModel, describe
 from eval.backends.local import LocalBackend, _Images
 from eval.backends.model_answers import OUT_OF_MEMORY, ModelAnswers, Request
 from eval.backends.worker import WorkerLost
-from eval.batching import planned
 from eval.records import ImageRef
+from eval.run.batching import planned
 from tests.eval_models import HarmfulModel, image, picture, question, save_tiny_model
 from vlm import VLM, GenerationConfig, VLMError
 from vlm.checkpoint.peft import save_adapter

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from eval.runner import Outcome, RunSettings, run
+from eval.run.runner import Outcome, RunSettings, run
 from eval.scoring import score_folder
 from tests.eval_data_sets import picture
 from tests.eval_models import EchoBackend, write_chart_questions

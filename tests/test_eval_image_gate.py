@@ -7,7 +7,7 @@ from PIL import Image
 
 from eval.datasets.ai2d_letters import draw_letters
 from eval.records import ImageRef, Sample
-from eval.selection import Selection, select
+from eval.run.selection import Selection, select
 from eval.stitching import GAP_PIXELS, side_by_side
 from tests.image_files import encode, exif
 from vlm.errors import VLMError

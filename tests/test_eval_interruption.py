@@ -11,13 +11,13 @@ import threading
 
 import pytest
 
-from eval.interruption import Interrupted, interruptible
+from eval.run.interruption import Interrupted, interruptible
 
 SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
 WAITS = """
 import time
 import click
-from eval.interruption import interruptible
+from eval.run.interruption import interruptible
 from vlm.cli import ExitStatusGroup
 
 @click.group(cls=ExitStatusGroup)

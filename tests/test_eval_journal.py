@@ -12,11 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eval.journal import Journal, RecordHead, read_journal, read_journals
-from eval.manifest import FREE, RunDiffers, check_same, new_manifest
 from eval.records import Prediction
-from eval.run_folder import MANIFEST, RunFolder, replace_file
-from eval.shards import Shard
+from eval.run.folder import MANIFEST, RunFolder, replace_file
+from eval.run.journal import Journal, RecordHead, read_journal, read_journals
+from eval.run.manifest import FREE, RunDiffers, check_same, new_manifest
+from eval.run.shards import Shard
 from vlm import VLMError
 
 
@@ -171,7 +171,7 @@ def test_a_second_process_is_refused_at_once_and_told_who_is_first(tmp_path):
 
 def test_the_lock_of_a_killed_process_is_free(tmp_path):
     program = (
-        "import sys, time\nfrom eval.run_folder import RunFolder\n"
+        "import sys, time\nfrom eval.run.folder import RunFolder\n"
         "with RunFolder(sys.argv[1]).claimed(None):\n    print('held', flush=True)\n    time.sleep(600)"
     )
     process = subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], stdout=subprocess.PIPE, text=True)

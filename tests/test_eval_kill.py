@@ -80,7 +80,7 @@ def assert_equal(out: Path, whole: Path, num_samples: int) -> None:
 WITHOUT_A_MODEL = """
 import sys
 from pathlib import Path
-from eval.runner import RunSettings, run
+from eval.run.runner import RunSettings, run
 from tests.mortal_backend import MortalBackend
 
 data, out, notes = map(Path, sys.argv[1:4])

@@ -9,9 +9,9 @@ import tracemalloc
 import pytest
 
 from eval.backends import Answer, Asked
-from eval.image_digests import SUFFIX, ImageDigests
 from eval.records import ImageRef
-from eval.runner import RunSettings, run
+from eval.run.image_digests import SUFFIX, ImageDigests
+from eval.run.runner import RunSettings, run
 from tests.eval_data_sets import picture
 from vlm import VLMError
 
@@ -61,14 +61,14 @@ def resident_bytes() -> int:
 
 def quietly(monkeypatch) -> None:
     """Let a test write without waiting for the disk, and take files that were just written for old ones."""
-    monkeypatch.setattr("eval.journal.os.fsync", lambda descriptor: None)
-    monkeypatch.setattr("eval.image_digests._SETTLED_NS", -(10**12))
+    monkeypatch.setattr("eval.run.journal.os.fsync", lambda descriptor: None)
+    monkeypatch.setattr("eval.run.image_digests._SETTLED_NS", -(10**12))
 
 
 def test_memory_does_not_grow_with_the_answers(tmp_path, monkeypatch):
     """What a sample leaves behind in memory is less than its own line in the log, by far."""
     quietly(monkeypatch)
-    monkeypatch.setattr("eval.image_digests.MAX_KNOWN", 64)
+    monkeypatch.setattr("eval.run.image_digests.MAX_KNOWN", 64)
     tracemalloc.start()
     # Collecting also empties Python's store of freed tuples, which fills up to a limit.
     backend = Numbers(lambda: (gc.collect(), tracemalloc.get_traced_memory()[0])[1], every=500)

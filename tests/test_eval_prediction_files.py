@@ -12,9 +12,9 @@ import pytest
 from click.testing import CliRunner
 
 from eval.cli import main
-from eval.journal import read_journal
 from eval.prediction_files import read_predictions
 from eval.prediction_files.taking_over import agreement
+from eval.run.journal import read_journal
 from vlm.errors import VLMError
 
 ASKED = "How many?\nAnswer the question with a single word."

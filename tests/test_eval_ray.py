@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from eval.run_folder import RunFolder
-from eval.runner import RunSettings, run
+from eval.run.folder import RunFolder
+from eval.run.runner import RunSettings, run
 from eval.scoring import score_folder
 from tests.eval_models import write_chart_questions
 from tests.mortal_backend import MortalBackend
@@ -43,7 +43,7 @@ def records(out: Path) -> list[dict]:
 
 
 def test_the_loss_of_a_worker_changes_no_record(ray, settings, tmp_path):
-    from eval.ray_engine import run_on_ray
+    from eval.run.ray_engine import run_on_ray
 
     processes = tmp_path / "processes"
     outcome = run_on_ray(settings, partial(MortalBackend, processes, "q7"), 2, uses_accelerator=False)
@@ -57,7 +57,7 @@ def test_the_loss_of_a_worker_changes_no_record(ray, settings, tmp_path):
 
 
 def test_what_stops_a_shard_is_raised_here(ray, settings, tmp_path):
-    from eval.ray_engine import run_on_ray
+    from eval.run.ray_engine import run_on_ray
 
     (tmp_path / "data" / "test.jsonl").write_text("{")
     with pytest.raises(VLMError, match=r"test\.jsonl"):
@@ -65,7 +65,7 @@ def test_what_stops_a_shard_is_raised_here(ray, settings, tmp_path):
 
 
 def test_without_ray_it_says_what_to_install(settings, monkeypatch):
-    from eval.ray_engine import run_on_ray
+    from eval.run.ray_engine import run_on_ray
 
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(VLMError, match="pip install ray"):

@@ -10,15 +10,15 @@ from hypothesis import given
 from hypothesis import settings as limits
 from hypothesis import strategies as st
 
-from eval.answer_log import MAX_TEXT_OF_ERROR
-from eval.batching import Halving, planned, rows_on_cpu, rows_that_fit
-from eval.journal import read_journals
-from eval.manifest import RunDiffers
-from eval.run_folder import RunFolder
-from eval.runner import Outcome, RunSettings, run
+from eval.run.answer_log import MAX_TEXT_OF_ERROR
+from eval.run.batching import Halving, planned, rows_on_cpu, rows_that_fit
+from eval.run.folder import RunFolder
+from eval.run.journal import read_journals
+from eval.run.manifest import RunDiffers
+from eval.run.runner import Outcome, RunSettings, run
+from eval.run.selection import Selection
+from eval.run.shards import Shard
 from eval.scoring import score_folder
-from eval.selection import Selection
-from eval.shards import Shard
 from tests.eval_models import EchoBackend, picture, question, write_chart_questions
 from vlm import VLMError
 
@@ -239,7 +239,7 @@ def test_two_runs_in_one_folder_exclude_each_other(settings):
 
 
 def test_a_full_disk_ends_the_run_and_loses_nothing(settings, monkeypatch):
-    from eval import journal as module
+    from eval.run import journal as module
 
     real_write, count = module.os.write, 0
 

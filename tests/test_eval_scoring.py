@@ -9,8 +9,8 @@ from dataclasses import replace
 import pytest
 
 from eval.comparison import compare
-from eval.journal import Journal
 from eval.records import Prediction
+from eval.run.journal import Journal
 from eval.scoring import score_folder, verdicts
 from vlm import VLMError
 

@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 from PIL import Image
 
-from eval.runner import RunSettings, run
-from eval.selection import Selection, select
+from eval.run.runner import RunSettings, run
+from eval.run.selection import Selection, select
 from eval.tasks import find
 from tests.eval_data_sets import base64_text, embedded, write_parquet, write_tsv
 from tests.eval_data_sets import picture as invented_picture
@@ -54,7 +54,7 @@ def test_two_samples_of_one_id_are_refused_whoever_loads_them():
 
 
 def test_blank_images_have_the_size_of_the_real_ones_and_no_picture(settings):
-    from eval.selection import select
+    from eval.run.selection import select
 
     samples = find("chartqa").load(settings.data["chartqa"])
     (blank, *_) = select({"chartqa": samples}, Selection(blank_images=True))["chartqa"]

@@ -10,7 +10,7 @@ import pytest
 
 from tests.image_files import encode, noise_picture
 from vlm import VLM, GenerationConfig, Tokenizer, VLMError
-from vlm.fetch import Fetcher, is_public, resolve
+from vlm.images.fetch import Fetcher, is_public, resolve
 
 LEAK = re.compile(r"0x[0-9a-f]{4,}|Traceback|object at|\.py\b|\d+\.\d+\.\d+\.\d+|::")
 PICTURE = encode(noise_picture(), "PNG")

@@ -13,7 +13,7 @@ from tests.conftest import random_model
 from tests.conversations import END_OF_TURN, FOUR_TILES, HEADER, META_IMAGE, MIXED, SMALL, changed_logits, forced, user
 from vlm import VLM, GenerationConfig, ModelConfig, Tokenizer, VLMError, preset
 from vlm.config import DecoderConfig
-from vlm.generate import prefill
+from vlm.generation.generate import prefill
 
 
 @contextmanager

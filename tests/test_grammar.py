@@ -9,9 +9,9 @@ import torch
 
 from tests.conversations import MIXED, SMALL, changed_logits, refusal, user
 from vlm import VLM, GenerationConfig, Tokenizer, VLMError
-from vlm.grammar import MAX_SCHEMA_CHARS, NUM_KEPT, Constraint, Grammars, restrict
+from vlm.generation.grammar import MAX_SCHEMA_CHARS, NUM_KEPT, Constraint, Grammars, restrict
+from vlm.generation.sampling import Sampler
 from vlm.pipeline import DEFAULT_MODEL
-from vlm.sampling import Sampler
 from vlm.serving.model_process.batcher import Batcher
 from vlm.serving.model_process.job import Job
 from vlm.serving.model_process.job_reader import JobReader
@@ -255,7 +255,7 @@ except VLMError as error:
     first, second = done.stdout.splitlines()
     assert first in ("stop", "length")
     assert second.startswith("invalid_request")
-    assert "sightline-vlm[serve]" in second
+    assert "run: pip install llguidance" in second
 
 
 def test_compiled_grammars_are_kept_and_bounded(tiny_model, monkeypatch):

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from tests.conftest import random_model
 from tests.image_files import encode, exif, noise_picture, smooth_pixels
 from vlm import VLM, EncodedImage, GenerationConfig, Tokenizer, VLMError, preset
-from vlm.image_cache import ImageCache, ImageEntry
+from vlm.images.cache import ImageCache, ImageEntry
 
 SHORT = GenerationConfig(max_new_tokens=4)
 

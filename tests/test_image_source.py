@@ -6,7 +6,7 @@ from tests.image_files import noise_picture
 from tests.test_image_cache import entry_of
 from vision_encoder import preprocess
 from vlm import VLM, Tokenizer
-from vlm.image_cache import ImageCache, ImageEntry
+from vlm.images.cache import ImageCache, ImageEntry
 
 
 @pytest.fixture

@@ -54,7 +54,7 @@ def test_imports_go_one_way():
         ("vision_encoder/encoder.py", "from adapters.projector import VisionProjector"),
         ("adapters/masks.py", "import vlm.errors"),
         ("vlm/model.py", "    from eval.records import Record"),
-        ("eval/runner.py", "import vision_encoder"),
+        ("eval/run/runner.py", "import vision_encoder"),
     ],
 )
 def test_a_planted_import_in_the_wrong_direction_is_found(tmp_path, file, line):

@@ -18,7 +18,7 @@ from vlm import VLM, GenerationConfig, Tokenizer, native, preset
 from vlm.attention import attend
 from vlm.batch import DecoderPrompt, build_batch
 from vlm.decoder import TextDecoder
-from vlm.generate import prefill
+from vlm.generation.generate import prefill
 from vlm.kv_cache import KVCache, dequantize_vectors, empty_cache, quantize_vectors
 
 CONFIG = preset("tiny").decoder

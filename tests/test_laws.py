@@ -19,11 +19,11 @@ from tests.oracles import ours
 from tests.oracles.cases import Case, Picture, SmallConfig, build_case, prompt_names
 from vlm.batch import Batch, DecoderPrompt, build_batch
 from vlm.config import preset
-from vlm.generate import BadLogits, Prefilled, Step, decode, prefill
+from vlm.generation.generate import BadLogits, Prefilled, Step, decode, prefill
+from vlm.generation.sampling import GenerationConfig, Sampler
 from vlm.kv_cache import empty_cache
 from vlm.model import VisionLanguageModel
 from vlm.pipeline import VLM
-from vlm.sampling import GenerationConfig, Sampler
 
 CONFIG = preset("tiny")
 # Only what prompts are drawn from: the tiny preset's ids and tiles.

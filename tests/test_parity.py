@@ -78,7 +78,7 @@ def test_generated_rows_see_what_the_last_row_of_the_prompt_saw(prompt, images) 
     shorter = ours.batch(model, [Case(case.ids[:cut], case.images)])
     with torch.inference_mode():
         rest = torch.tensor([case.ids[cut:]])
-        from vlm.generate import prefill
+        from vlm.generation.generate import prefill
 
         hidden, cache = prefill(model, shorter, len(case.ids))
         output = model.decoder(rest, cache, shorter.image, shorter.reply_mask())

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vlm.reply import ReplyText
+from vlm.generation.reply import ReplyText
 from vlm.tokenizer import Tokenizer
 
 TOKENIZER = Tokenizer.bytes_only()

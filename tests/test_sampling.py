@@ -16,7 +16,7 @@ from transformers import (
 )
 
 from vlm import GenerationConfig, VLMError
-from vlm.sampling import MAX_STOP_CHARS, MAX_STOPS, Sampler, filtered_probabilities
+from vlm.generation.sampling import MAX_STOP_CHARS, MAX_STOPS, Sampler, filtered_probabilities
 
 CPU = torch.device("cpu")
 NAN, INFINITE = float("nan"), float("inf")

@@ -70,7 +70,7 @@ def test_a_missing_extra_is_one_sentence(missing):
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
     assert done.stdout.startswith("1 error: vlm serve needs")
-    assert 'pip install "sightline-vlm[serve]"' in done.stdout
+    assert "run: pip install " in done.stdout
     assert len(done.stdout.strip().splitlines()) == 1
 
 

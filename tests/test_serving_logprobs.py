@@ -5,8 +5,8 @@ import torch
 
 from tests.conftest import random_model
 from vlm import GenerationConfig, Tokenizer, preset
-from vlm.generate import choose
-from vlm.sampling import Sampler
+from vlm.generation.generate import choose
+from vlm.generation.sampling import Sampler
 from vlm.serving.model_process.batcher import Batcher
 
 NUM_ROWS = 8

@@ -4,7 +4,7 @@ import base64
 
 import pytest
 
-from vlm.sampling import MAX_STOPS
+from vlm.generation.sampling import MAX_STOPS
 from vlm.serving import prompts
 from vlm.serving.fields import MAX_FIELDS
 from vlm.serving.ollama import requests as ollama_requests

@@ -141,5 +141,5 @@ def test_a_sample_that_cannot_be_read_is_named(tmp_path):
 
 def test_without_the_library_the_error_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "tokenizers", None)
-    with pytest.raises(VLMError, match=r"need the package tokenizers.*sightline-vlm\[train\]"):
+    with pytest.raises(VLMError, match=r"needs tokenizers, which is not installed; run: pip install tokenizers"):
         train_bpe([TEXT], 300)

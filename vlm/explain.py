@@ -15,12 +15,12 @@ from adapters.masks import CrossMask
 from vlm.attention import attention_weights
 from vlm.batch import Batch, DecoderPrompt, build_batch
 from vlm.errors import VLMError, shown
-from vlm.generate import not_finite, prefill
-from vlm.image_cache import EncodedImage
+from vlm.generation.generate import not_finite, prefill
+from vlm.generation.reply import Reply
+from vlm.images.cache import EncodedImage
 from vlm.model import VisionLanguageModel
 from vlm.picture_map import Picture, pixel_maps
 from vlm.prompt import Prompt
-from vlm.reply import Reply
 from vlm.request import RequestReader, listed
 from vlm.tokenizer import Tokenizer
 

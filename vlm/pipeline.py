@@ -16,22 +16,22 @@ from vlm import checkpoint
 from vlm.batch import MAX_BATCH_SIZE, DecoderPrompt
 from vlm.checkpoint.hub import folder_path
 from vlm.checkpoint.peft import load_adapter, read_adapter_settings
-from vlm.draft import Draft, refuse_vision
 from vlm.errors import VLMError, public, shown
 from vlm.explain import Chosen, explain
-from vlm.fetch import Fetcher
-from vlm.grammar import Grammars
-from vlm.image_cache import EncodedImage
-from vlm.image_source import DEFAULT_CACHE_BYTES, ImageSource
+from vlm.generation.batch_run import Clock, Run
+from vlm.generation.draft import Draft, refuse_vision
+from vlm.generation.grammar import Grammars
+from vlm.generation.reply import ModelInfo, Reply, Score
+from vlm.generation.reply_stream import ReplyStream
+from vlm.generation.sampling import GenerationConfig
+from vlm.generation.score import reply_log_probabilities
+from vlm.images.cache import EncodedImage
+from vlm.images.fetch import Fetcher
+from vlm.images.source import DEFAULT_CACHE_BYTES, ImageSource
 from vlm.loading import choose_dtype, choose_kv_cache_dtype, load, warn_of_other_template
 from vlm.model import VisionLanguageModel
 from vlm.quantization import check_precision
-from vlm.reply import ModelInfo, Reply, Score
-from vlm.reply_stream import ReplyStream
 from vlm.request import RequestReader, check_batch_size, listed, question_about, questions
-from vlm.run import Clock, Run
-from vlm.sampling import GenerationConfig
-from vlm.score import reply_log_probabilities
 from vlm.tokenizer import Tokenizer
 
 DEFAULT_MODEL = Path(__file__).parent / "default_model"

@@ -5,10 +5,10 @@ from pathlib import Path
 
 from vlm.batch import Batch, DecoderPrompt, build_batch
 from vlm.errors import VLMError, shown
-from vlm.image_source import ImageSource
+from vlm.generation.sampling import DEFAULT_MAX_NEW_TOKENS
+from vlm.images.source import ImageSource
 from vlm.model import VisionLanguageModel
 from vlm.prompt import Prompt, encode_completion, encode_prompt, parse_messages
-from vlm.sampling import DEFAULT_MAX_NEW_TOKENS
 from vlm.tokenizer import Tokenizer
 
 

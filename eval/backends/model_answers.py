@@ -4,11 +4,11 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from eval.batching import Halving, rows_on_cpu, rows_that_fit
+from eval.run.batching import Halving, rows_on_cpu, rows_that_fit
 from vlm.errors import VLMError, is_out_of_memory
 
 if TYPE_CHECKING:
-    from vlm.image_cache import EncodedImage
+    from vlm.images.cache import EncodedImage
     from vlm.pipeline import VLM
 
 OUT_OF_MEMORY = {"error": "the memory ran out for this sample alone; give a smaller dtype, model or --max-new-tokens"}
@@ -86,7 +86,7 @@ class ModelAnswers:
         return encoded
 
     def _chat_now(self, rows: list) -> list[dict]:
-        from vlm.sampling import GenerationConfig
+        from vlm.generation.sampling import GenerationConfig
 
         request = rows[0][2]
         replies = self.model.chat_many(

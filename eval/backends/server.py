@@ -11,6 +11,7 @@ from collections.abc import Callable
 from urllib.parse import urlsplit, urlunsplit
 
 from vlm.errors import VLMError
+from vlm.packages import needed
 
 CONNECT_TIMEOUT_S = 10.0
 MAX_WAIT_S, MAX_RETRY_AFTER_S = 30.0, 300.0
@@ -54,12 +55,7 @@ class PatientServer:
 
     def open(self) -> None:
         """Make ready to ask. Raises: VLMError where httpx is not installed."""
-        try:
-            import httpx
-        except ImportError:
-            raise VLMError(
-                "invalid_request", "--backend openai needs httpx, which is not installed; pip install httpx"
-            ) from None
+        httpx = needed("httpx", "--backend openai")
         key = os.environ.get(KEY_VARIABLE)
         self._client = httpx.AsyncClient(
             headers={"Authorization": f"Bearer {key}"} if key else {},

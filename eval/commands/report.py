@@ -27,7 +27,7 @@ def report(folders: tuple[str, ...], out: str | None, as_json: bool):
     With --json the last line is {"report", "runs": {DIR: as in scores.json}}
     """
     from eval.report import write_report
-    from eval.run_folder import REPORT
+    from eval.run.folder import REPORT
     from eval.scoring import score_folder
 
     scores = {}

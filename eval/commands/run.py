@@ -18,7 +18,7 @@ from vlm.errors import VLMError
 
 if TYPE_CHECKING:
     from eval.backends import Backend
-    from eval.runner import Outcome, RunSettings
+    from eval.run.runner import Outcome, RunSettings
 
 _LOCAL_ONLY = ("likelihood", "max_restarts", "batch_size", "device", "dtype", "quantize", "reference")
 _SERVER_ONLY = ("base_url", "concurrency")
@@ -49,7 +49,7 @@ def run(ctx: click.Context, tasks: tuple[str, ...], as_json: bool, **options):
     With --json the last line is
     {"out", "samples", "errors", "tasks": as in scores.json}
     """
-    from eval.interruption import interruptible
+    from eval.run.interruption import interruptible
 
     settings = _settings(tasks, options, ctx.obj or ())
     open_backend = _backend_opener(options)
@@ -71,9 +71,9 @@ def run(ctx: click.Context, tasks: tuple[str, ...], as_json: bool, **options):
 
 
 def _settings(tasks: tuple[str, ...], options: dict, typed: tuple[str, ...]) -> "RunSettings":
-    from eval.runner import RunSettings
-    from eval.selection import Selection
-    from eval.shards import Shard
+    from eval.run.runner import RunSettings
+    from eval.run.selection import Selection
+    from eval.run.shards import Shard
 
     selection = Selection(
         limit=options["limit"],
@@ -169,12 +169,12 @@ def _local(config: dict, options: dict) -> "Backend":
 
 def _answered(settings: "RunSettings", open_backend, options: dict) -> "Outcome":
     if options["engine"] == "ray":
-        from eval.ray_engine import run_on_ray
+        from eval.run.ray_engine import run_on_ray
 
         uses_accelerator = options["backend"] == "local" and options["device"] != "cpu"
         outcome = run_on_ray(settings, open_backend, options["workers"] or 2, uses_accelerator=uses_accelerator)
     else:
-        from eval.runner import run as answer
+        from eval.run.runner import run as answer
 
         outcome = answer(settings, open_backend())
     if outcome.moved_to is not None:
@@ -196,7 +196,7 @@ def _scored(settings: "RunSettings", outcome: "Outcome", *, with_report: bool) -
         say(line)
     if with_report:
         from eval.report import write_report
-        from eval.run_folder import REPORT
+        from eval.run.folder import REPORT
 
         write_report([settings.out], settings.out / REPORT)
         say(f"report: {settings.out / REPORT}")

@@ -4,7 +4,7 @@ import io
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from vlm.picture_gate import named_picture
+from vlm.images.gate import named_picture
 
 _FILL, _HALF = (255, 255, 255), 127
 """White; how much of it lies over a word that can still be read, of 255."""

@@ -18,6 +18,7 @@ from eval.datasets.row import Row, damaged
 from eval.datasets.table import Table, part_of
 from eval.records import ImageRef
 from vlm.errors import VLMError
+from vlm.packages import needed
 
 _ROWS_AT_ONCE = 32
 _PICTURES_AT_ONCE = 16
@@ -33,14 +34,7 @@ def parquet_table(path: Path) -> Table:
 
 
 def _open(path: Path):
-    try:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-    except ImportError:
-        raise VLMError(
-            "invalid_request",
-            f"{path.name:.60} is a parquet file and pyarrow is not installed; pip install 'sightline-vlm[eval]'",
-        ) from None
+    pa, pq = (needed(name, f"{path.name:.60}") for name in ("pyarrow", "pyarrow.parquet"))
     try:
         # Without pre_buffer and with a buffer, a row group's pages come one by one and not all at once.
         file = pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20, page_checksum_verification=True)

@@ -73,7 +73,7 @@ class Guest:
 
     def _greedy_ids(self, messages: list[dict], num_tokens: int) -> tuple[int, ...]:
         """Return the beginning of the model's own reply; the options of one question follow each other."""
-        from vlm.sampling import GenerationConfig
+        from vlm.generation.sampling import GenerationConfig
 
         known, length, ids = self._greedy
         if known != messages or length < num_tokens:

@@ -4,10 +4,10 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from eval.journal import Journal
-from eval.manifest import new_manifest
 from eval.prediction_files import PredictionFile
-from eval.run_folder import MANIFEST, RunFolder
+from eval.run.folder import MANIFEST, RunFolder
+from eval.run.journal import Journal
+from eval.run.manifest import new_manifest
 from eval.scoring import verdicts
 from vlm.errors import VLMError
 

@@ -19,6 +19,7 @@ from eval import tasks
 from eval.prediction_files import FORMATS, ForeignAnswer, foreign_record
 from eval.prediction_files.lmms_eval import targets
 from vlm.errors import VLMError
+from vlm.packages import needed
 
 NAME = "VLMEvalKit"
 _OF_MATCHES = {
@@ -53,14 +54,7 @@ def rows(path: Path) -> list[dict]:
 
 
 def _sheet(path: Path) -> list[dict]:
-    try:
-        import openpyxl
-    except ImportError:
-        raise VLMError(
-            "invalid_request",
-            f"{path.name:.60} is a spreadsheet and openpyxl is not installed; pip install openpyxl, or have VLMEvalKit "
-            "write tsv (PRED_FORMAT=tsv)",
-        ) from None
+    openpyxl = needed("openpyxl", f"{path.name:.60}")
     try:
         lines = openpyxl.load_workbook(path, read_only=True, data_only=True).active.iter_rows(values_only=True)
         names = [str(name) for name in next(lines, ())]

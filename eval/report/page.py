@@ -16,7 +16,7 @@ from eval.report.run import Run, read_runs
 from eval.report.samples import ComparedSample, PictureName, by_task, side_by_side
 from eval.report.scores import scorers_of
 from eval.report.task_section import comparisons, task_section
-from eval.run_folder import RunFolder, replace_file
+from eval.run.folder import RunFolder, replace_file
 
 MAX_BYTES = 30_000_000
 """Of a report of 3,000 samples, whatever their pictures and texts."""

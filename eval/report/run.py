@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from eval.journal import read_journals
 from eval.records import Prediction
-from eval.run_folder import RunFolder
+from eval.run.folder import RunFolder
+from eval.run.journal import read_journals
 from eval.scorers import Verdict
 from eval.scoring import verdicts
 from vlm.errors import VLMError

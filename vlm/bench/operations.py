@@ -8,10 +8,10 @@ from adapters.cross_attention import ImageKV
 from adapters.masks import CrossMask
 from vlm.bench.measure import Call
 from vlm.config import DecoderConfig, ModelConfig
+from vlm.generation.sampling import GenerationConfig
 from vlm.kv_cache import SCALE_DTYPE, empty_cache
 from vlm.model import VisionLanguageModel
 from vlm.pipeline import VLM
-from vlm.sampling import GenerationConfig
 
 
 def decode_step(

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from vlm.checkpoint.files import invalid, open_file
 from vlm.checkpoint.stored import QuantizedTensor, StoredTensor
-from vlm.errors import VLMError
+from vlm.packages import needed
 from vlm.quantization.weight import CHUNK
 
 _VERSIONS = (2, 3)
@@ -68,12 +68,7 @@ def open_gguf(folder: Path, name: str, opened: ExitStack) -> tuple[dict, dict[st
 
     Raises VLMError for what is no whole file, and where the library is not installed.
     """
-    try:
-        import gguf
-    except ImportError:
-        raise VLMError(
-            "checkpoint_invalid", f"{name} is read with the gguf library; pip install 'sightline-vlm[gguf]'"
-        ) from None
+    gguf = needed("gguf", name)
     file = opened.enter_context(open_file(folder, name))
     num_bytes = os.fstat(file.fileno()).st_size
     head = _Head(file.read(min(num_bytes, _MAX_HEAD_BYTES)))

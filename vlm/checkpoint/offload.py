@@ -12,7 +12,7 @@ from vlm.checkpoint.memory import num_bytes
 from vlm.config import ModelConfig
 from vlm.decoder import SelfAttentionLayer
 from vlm.errors import VLMError
-from vlm.generate import PREFILL_CHUNK
+from vlm.generation.generate import PREFILL_CHUNK
 from vlm.model import VisionLanguageModel
 from vlm.quantization import quantized_layers
 

@@ -11,8 +11,8 @@ import click
 from vlm.errors import VLMError
 
 if TYPE_CHECKING:
+    from vlm.generation.sampling import GenerationConfig
     from vlm.pipeline import VLM
-    from vlm.sampling import GenerationConfig
 
 AS_JSON = "sightline.as_json"
 """Where a context's `meta` says that the command was given --json."""
@@ -145,7 +145,7 @@ def open_model(options: dict) -> "VLM":
 def generation_config(options: dict) -> "GenerationConfig":
     """Return the settings that `options` name; what they cannot be is wrong usage."""
     import_torch()
-    from vlm.sampling import GenerationConfig
+    from vlm.generation.sampling import GenerationConfig
 
     names = ("max_new_tokens", "temperature", "top_p", "seed", "stop")
     try:

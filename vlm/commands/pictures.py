@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from vlm.picture_gate import named_picture
+from vlm.images.gate import named_picture
 
 if TYPE_CHECKING:
     from PIL.Image import Image

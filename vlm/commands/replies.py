@@ -23,9 +23,9 @@ from vlm.commands.terminal import Command, complain, say, say_json
 from vlm.errors import VLMError
 
 if TYPE_CHECKING:
+    from vlm.generation.reply import Reply
+    from vlm.generation.sampling import GenerationConfig
     from vlm.pipeline import VLM
-    from vlm.reply import Reply
-    from vlm.sampling import GenerationConfig
 
 _ASK_EXAMPLE = 'vlm ask chart.png "Which year is highest?"'
 

@@ -11,6 +11,7 @@ import click
 from vlm.commands.options import FiniteRange, json_option, kv_cache_dtype_option, low_memory_option, model_options
 from vlm.commands.terminal import Command, say, say_json
 from vlm.errors import VLMError
+from vlm.packages import missing
 
 _NEEDED = ("fastapi", "uvicorn", "prometheus_client", "llguidance")
 _MEGABYTE = 2**20
@@ -116,11 +117,8 @@ def serve(as_json: bool, **options):
 
 
 def _check_installed() -> None:
-    if missing := [name for name in _NEEDED if importlib.util.find_spec(name) is None]:
-        raise VLMError(
-            "invalid_request",
-            f'vlm serve needs {missing[0]}, which is not installed; pip install "sightline-vlm[serve]"',
-        )
+    if absent := [name for name in _NEEDED if importlib.util.find_spec(name) is None]:
+        raise missing("vlm serve", *absent)
 
 
 def _check_keys(options: dict) -> None:

@@ -11,8 +11,8 @@ from vlm.demo.heat_map import MAP_SIDE, Place, overlay, preview, strongest_place
 from vlm.demo.talk import Talk
 from vlm.demo.words import words_of
 from vlm.errors import VLMError, public
+from vlm.generation.sampling import GenerationConfig
 from vlm.pipeline import VLM
-from vlm.sampling import GenerationConfig
 
 MAX_PICTURES = 8
 

@@ -18,9 +18,9 @@ from vlm.demo.table import TABLE_REQUEST, read_table
 from vlm.demo.talk import Talk
 from vlm.demo.words import first_number, words_of
 from vlm.errors import VLMError
+from vlm.generation.reply import Reply
+from vlm.generation.sampling import GenerationConfig
 from vlm.pipeline import CAPTION_REQUEST, VLM
-from vlm.reply import Reply
-from vlm.sampling import GenerationConfig
 
 ALL_LAYERS = "all"
 MAX_WORDS = 120

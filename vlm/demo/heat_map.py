@@ -12,7 +12,7 @@ PREVIEW_SIDE = 1024
 
 SOFTNESS = 0.02
 """Radius of the blur in parts of the longer side."""
-COOL, HOT = np.array([255, 196, 64]), np.array([214, 28, 44])
+COOL, HOT = np.array([255, 176, 32]), np.array([214, 28, 44])
 STRONGEST = 0.78
 """How much of the picture the colour hides where attention is strongest."""
 CONTRAST = 0.6
@@ -65,6 +65,8 @@ def overlay(picture: Image.Image, weights: np.ndarray, strongest: float, mark: P
         picture.size, Image.Resampling.BICUBIC
     )
     heat = np.asarray(heat, dtype=np.float32)[..., None] / 255
+    # Softening must not make a small place look weaker than it is.
+    heat = heat * (share.max() / max(heat.max(), 1e-3))
     grey = 255 - CONTRAST * (255 - np.asarray(picture.convert("L"), dtype=np.float32)[..., None])
     hidden = STRONGEST * heat**0.7
     out = Image.fromarray((grey * (1 - hidden) + (COOL + (HOT - COOL) * heat) * hidden).round().astype(np.uint8))

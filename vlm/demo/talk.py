@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from vlm.reply import Reply
+from vlm.generation.reply import Reply
 
 
 @dataclass(frozen=True)

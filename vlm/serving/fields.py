@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from vlm.errors import VLMError, shown
-from vlm.sampling import MAX_INTEGER, GenerationConfig
+from vlm.generation.sampling import MAX_INTEGER, GenerationConfig
 from vlm.serving.refusal import Refusal, invalid
 
 MAX_FIELDS = 200

@@ -4,9 +4,9 @@ from pathlib import Path
 
 from vision_encoder.image_input import read_image
 from vlm.errors import VLMError, public
+from vlm.generation.sampling import GenerationConfig
 from vlm.pipeline import VLM
 from vlm.request import question_about
-from vlm.sampling import GenerationConfig
 from vlm.training.config import Samples
 from vlm.training.journal import Lines
 

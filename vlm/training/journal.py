@@ -7,9 +7,9 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+from vlm.packages import needed
 from vlm.tokenizer_files.disk import write_whole
 from vlm.training.data.batches import Poison
-from vlm.training.optional import needed
 
 logger = logging.getLogger(__name__)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
 from vlm.errors import VLMError
+from vlm.packages import needed
 
 Settings = TypeVar("Settings")
 
@@ -96,15 +97,13 @@ def _parse(path: Path) -> dict:
     except (OSError, UnicodeDecodeError) as error:
         why = getattr(error, "strerror", None) or "it is no UTF-8"
         raise _bad(f"{path.name} cannot be read: {why}; give a TOML or YAML file") from None
+    is_yaml = path.suffix in (".yaml", ".yml")
+    yaml = needed("yaml", f"{path.name:.60}") if is_yaml else None
     try:
-        if path.suffix in (".yaml", ".yml"):
-            import yaml
-
+        if is_yaml:
             return yaml.safe_load(text) or {}
         if path.suffix == ".toml":
             return tomllib.loads(text)
-    except ImportError:
-        raise _bad(f"{path.name} needs the library PyYAML; install it, or write TOML") from None
     except Exception as error:  # noqa: BLE001 - yaml's errors share no base with tomllib's
         raise _bad(f"{path.name} cannot be parsed: {str(error).splitlines()[0]!s:.150}") from None
     raise _bad(f"{path.name!r:.60} ends with neither .toml nor .yaml; give a file of one of these kinds")

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from vlm.errors import VLMError
+from vlm.packages import needed
 from vlm.tokenizer import Tokenizer
 from vlm.tokenizer_files import JSON_FILE
 from vlm.tokenizer_files.json_reader import parse_json_file
@@ -13,7 +14,6 @@ from vlm.tokenizer_files.llama3 import LLAMA_PATTERN, meta_special_ids
 from vlm.training.data.layouts import read_sample
 from vlm.training.data.samples import sample_text
 from vlm.training.data.source import open_rows
-from vlm.training.optional import needed
 
 NUM_BYTES = 256
 
@@ -39,7 +39,7 @@ def train_bpe(texts: Iterable[str], num_tokens: int) -> Tokenizer:
     """
     if num_tokens < NUM_BYTES:
         raise VLMError("invalid_request", f"the size is {num_tokens}; expected at least {NUM_BYTES}, for all bytes")
-    tokenizers = needed("tokenizers", "trained tokenizers")
+    tokenizers = needed("tokenizers", "a trained tokenizer")
     steps = tokenizers.pre_tokenizers
     learned = tokenizers.Tokenizer(tokenizers.models.BPE())
     learned.pre_tokenizer = steps.Sequence(

@@ -9,9 +9,9 @@ from torch import Tensor
 from vision_encoder.config import VisionConfig
 from vision_encoder.preprocess import ProcessedImage
 from vlm.batch import DecoderPrompt, build_batch
-from vlm.generate import BadLogits, decode, not_finite, prefill
+from vlm.generation.generate import BadLogits, decode, not_finite, prefill
+from vlm.generation.sampling import GenerationConfig, Sampler
 from vlm.pipeline import VLM
-from vlm.sampling import GenerationConfig, Sampler
 
 NUM_GREEDY = 8
 

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from vlm.batch import Batch, build_batch
 from vlm.errors import VLMError, is_out_of_memory
-from vlm.generate import BadLogits, Prefilled, Step, choose, prefill_in_chunks
+from vlm.generation.generate import BadLogits, Prefilled, Step, choose, prefill_in_chunks
+from vlm.generation.reply import Timings
 from vlm.model import VisionLanguageModel
-from vlm.reply import Timings
 from vlm.serving.model_process.job import Event, Failed, Finished, Piece, Started, TokenLogprob
 from vlm.serving.model_process.running_batch import Row, RunningRows
 from vlm.tokenizer import Tokenizer

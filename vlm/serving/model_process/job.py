@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from vlm.reply import Timings
-from vlm.sampling import GenerationConfig
+from vlm.generation.reply import Timings
+from vlm.generation.sampling import GenerationConfig
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,12 +19,12 @@ import torch
 from vision_encoder.decode_worker import DecodeWorker
 from vision_encoder.image_input import encoded_bytes
 from vlm.errors import VLMError, public
-from vlm.fetch import Fetcher
+from vlm.generation.reply import ReplyText
+from vlm.generation.sampling import DEFAULT_MAX_NEW_TOKENS, GenerationConfig, Sampler
+from vlm.images.fetch import Fetcher
 from vlm.pipeline import VLM
 from vlm.prompt import Prompt
-from vlm.reply import ReplyText
 from vlm.request import RequestReader
-from vlm.sampling import DEFAULT_MAX_NEW_TOKENS, GenerationConfig, Sampler
 from vlm.serving.model_process.job import Failed, Job
 from vlm.serving.model_process.running_batch import Row
 from vlm.serving.settings import EngineOptions

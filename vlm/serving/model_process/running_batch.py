@@ -8,11 +8,11 @@ from torch import Tensor
 from adapters.cross_attention import ImageKV
 from adapters.masks import CrossMask, cross_mask
 from vlm.batch import Batch, DecoderPrompt, JoinedImages
-from vlm.generate import Prefilled
+from vlm.generation.generate import Prefilled
+from vlm.generation.reply import ReplyText
+from vlm.generation.sampling import Sampler
 from vlm.kv_cache import CAPACITY_STEP, KVCache, close_up
 from vlm.model import VisionLanguageModel
-from vlm.reply import ReplyText
-from vlm.sampling import Sampler
 
 
 @dataclass(eq=False, kw_only=True)

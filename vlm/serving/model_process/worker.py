@@ -17,7 +17,7 @@ from pathlib import Path
 
 from vlm import checkpoint
 from vlm.errors import VLMError, is_out_of_memory
-from vlm.image_cache import ImageCache
+from vlm.images.cache import ImageCache
 from vlm.pipeline import DEFAULT_MODEL, VLM
 from vlm.serving.http.json_lines import log_to
 from vlm.serving.model_process.batcher import Batcher, Events

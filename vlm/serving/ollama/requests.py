@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import ConfigDict, Field
 
-from vlm.sampling import GenerationConfig
+from vlm.generation.sampling import GenerationConfig
 from vlm.serving.fields import Fields, Int64, check_schema, generation_config, read_fields
 from vlm.serving.model_process.job import Job
 from vlm.serving.ollama.replies import ChatFormat, GenerateFormat

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from vlm.sampling import MAX_INTEGER, GenerationConfig
+from vlm.generation.sampling import MAX_INTEGER, GenerationConfig
 from vlm.serving.fields import Fields, Int64, check_schema, generation_config, read_fields
 from vlm.serving.generation import ReplyFormat
 from vlm.serving.model_process.job import Job

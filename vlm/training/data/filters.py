@@ -5,9 +5,9 @@ import unicodedata
 from collections.abc import Callable, Sequence
 
 from vlm.errors import VLMError
+from vlm.packages import needed
 from vlm.training.config import Filter
 from vlm.training.data.samples import Sample, sample_images, sample_text
-from vlm.training.optional import needed
 
 Keeps = Callable[[Sample], bool]
 """Tells whether a sample stays. Duplicates are told from what came before, so that the order counts."""
@@ -40,7 +40,7 @@ class _Language:
     """
 
     def __init__(self, step: Filter):
-        langid = needed("py3langid.langid", "language filters")
+        langid = needed("py3langid.langid", "a language filter")
         self._model = langid.LanguageIdentifier.from_model_file(langid.MODEL_FILE, norm_probs=True)
         self._languages, self._least = frozenset(step.languages), step.min_probability or MIN_PROBABILITY
         unknown = sorted(self._languages - set(self._model.labels))
@@ -76,7 +76,7 @@ class _NearDuplicates:
     """
 
     def __init__(self, step: Filter):
-        datasketch = needed("datasketch", "filters of near duplicates")
+        datasketch = needed("datasketch", "a filter of near duplicates")
         self._least = step.similarity or SIMILARITY
         # Higher than this the index has too few bands; it only finds candidates anyway.
         self._index = datasketch.MinHashLSH(threshold=min(self._least, 0.9), num_perm=NUM_PERMUTATIONS)

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 
 from vlm.errors import VLMError
+from vlm.packages import needed
 from vlm.training.data.stored import Groups
-from vlm.training.optional import needed
 
 MAX_GROUPS, MAX_BYTES = 8, 256 * 2**20
 """What a process holds at most, but one group at least."""
@@ -71,7 +71,7 @@ class ParquetRows:
 
 def _guarded(path: Path, use):
     """Return what `use` makes of an opened file. Files are opened anew each time, so that processes share none."""
-    pyarrow, parquet = needed("pyarrow", "parquet files"), needed("pyarrow.parquet", "parquet files")
+    pyarrow, parquet = needed("pyarrow", "a parquet file"), needed("pyarrow.parquet", "a parquet file")
     try:
         with parquet.ParquetFile(path, pre_buffer=False, page_checksum_verification=True) as file:
             return use(file)

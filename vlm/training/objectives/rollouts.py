@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from vlm.batch import build_batch
-from vlm.generate import BadLogits, decode, prefill
+from vlm.generation.generate import BadLogits, decode, prefill
+from vlm.generation.sampling import GenerationConfig, Sampler
 from vlm.model import VisionLanguageModel
-from vlm.sampling import GenerationConfig, Sampler
 from vlm.tokenizer import Tokenizer
 from vlm.training.rows import IGNORED, Row, decoder_prompts, predict, score_targets
 

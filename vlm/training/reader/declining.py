@@ -16,8 +16,8 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from vlm.generation.sampling import GenerationConfig
 from vlm.pipeline import VLM
-from vlm.sampling import GenerationConfig
 from vlm.training.reader.score import LONGEST_SIDES, MAX_NEW_TOKENS
 from vlm.training.synthetic.charts import Chart, Question, ask, draw_chart
 from vlm.training.synthetic.no_charts import ask_in_vain, draw_no_chart

@@ -15,8 +15,8 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from vlm.generation.sampling import GenerationConfig
 from vlm.pipeline import VLM
-from vlm.sampling import GenerationConfig
 from vlm.training.synthetic.charts import Question, ask, draw_chart
 
 MAX_NEW_TOKENS = 128

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from vlm.batch import MAX_BATCH_SIZE, Batch
-from vlm.generate import not_finite, prefill
+from vlm.generation.generate import not_finite, prefill
 from vlm.kv_cache import KVCache
 from vlm.model import VisionLanguageModel
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from vlm.errors import VLMError, shown
-from vlm.grammar import Constraint, check_schema
+from vlm.generation.grammar import Constraint, check_schema
 
 DEFAULT_MAX_NEW_TOKENS = 512
 MAX_STOPS = 64

@@ -6,8 +6,8 @@ would take four times as long as to go on.
 
 import time
 
-from eval.journal import RecordHead
 from eval.records import Prediction
+from eval.run.journal import RecordHead
 
 
 class Progress:

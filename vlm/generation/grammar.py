@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from vlm.errors import VLMError
+from vlm.packages import missing
 from vlm.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -84,11 +85,7 @@ class Grammars:
         try:
             from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
         except ImportError:
-            raise VLMError(
-                "invalid_request",
-                "a schema needs the package llguidance, which is not installed; "
-                "install it with: pip install 'sightline-vlm[serve]'",
-            ) from None
+            raise missing("a schema", "llguidance") from None
         if self._vocabulary is None:
             words = TokenizerWrapper(_Words(self._tokenizer, self._vocab_size))
             self._vocabulary = LLTokenizer(words, n_vocab=self._vocab_size, eos_token=list(self._tokenizer.stop_ids))

@@ -10,11 +10,12 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from eval.backends import Backend
-from eval.run_folder import RunFolder
-from eval.runner import Outcome, RunSettings, run
-from eval.settling import start_anew
-from eval.shards import Shard
+from eval.run.folder import RunFolder
+from eval.run.runner import Outcome, RunSettings, run
+from eval.run.settling import start_anew
+from eval.run.shards import Shard
 from vlm.errors import VLMError
+from vlm.packages import needed
 
 MAX_RETRIES = 3
 
@@ -29,10 +30,7 @@ def run_on_ray(
 
     Raises: VLMError for what stopped a shard; the others go on to their end first.
     """
-    try:
-        import ray
-    except ImportError:
-        raise VLMError("invalid_request", "--engine ray needs Ray, which is not installed; pip install ray") from None
+    ray = needed("ray", "--engine ray")
     if not ray.is_initialized():
         path = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
         ray.init(log_to_driver=False, include_dashboard=False, runtime_env={"env_vars": path})

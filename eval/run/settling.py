@@ -3,9 +3,9 @@
 from contextlib import ExitStack
 from pathlib import Path
 
-from eval.manifest import RunDiffers, check_same
-from eval.run_folder import MANIFEST, REPORT, SCORES, RunFolder, lock
-from eval.shards import Shard
+from eval.run.folder import MANIFEST, REPORT, SCORES, RunFolder, lock
+from eval.run.manifest import RunDiffers, check_same
+from eval.run.shards import Shard
 from vlm.errors import VLMError
 
 

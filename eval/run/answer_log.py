@@ -5,11 +5,11 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from eval.backends import Asked, Failure, Question, shown_images
-from eval.fingerprint import digest, record_key
-from eval.image_digests import ImageDigests
-from eval.journal import Journal, RecordHead, read_journal
-from eval.progress import Progress
 from eval.records import Prediction
+from eval.run.fingerprint import digest, record_key
+from eval.run.image_digests import ImageDigests
+from eval.run.journal import Journal, RecordHead, read_journal
+from eval.run.progress import Progress
 from vlm.errors import VLMError
 
 MAX_TEXT_OF_ERROR = 10_000

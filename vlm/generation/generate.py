@@ -9,10 +9,10 @@ from torch import Tensor
 
 from vlm.batch import Batch
 from vlm.errors import VLMError
-from vlm.grammar import restrict
+from vlm.generation.grammar import restrict
+from vlm.generation.sampling import Sampler
 from vlm.kv_cache import KVCache, close_up
 from vlm.model import VisionLanguageModel
-from vlm.sampling import Sampler
 
 PREFILL_CHUNK = 2048
 

@@ -6,13 +6,13 @@ from collections.abc import Iterator
 import torch
 
 from vlm.batch import Batch, DecoderPrompt, build_batch
-from vlm.draft import Draft, can_draft, decode_ahead
 from vlm.errors import VLMError
-from vlm.generate import BadLogits, Prefilled, Step, decode, prefill
-from vlm.grammar import Grammars
+from vlm.generation.draft import Draft, can_draft, decode_ahead
+from vlm.generation.generate import BadLogits, Prefilled, Step, decode, prefill
+from vlm.generation.grammar import Grammars
+from vlm.generation.reply import Reply, ReplyText, Timings
+from vlm.generation.sampling import GenerationConfig, Sampler
 from vlm.model import VisionLanguageModel
-from vlm.reply import Reply, ReplyText, Timings
-from vlm.sampling import GenerationConfig, Sampler
 from vlm.tokenizer import Tokenizer
 
 

@@ -10,7 +10,7 @@ from vision_encoder.image_input import ImageLimits, pixel_key, read_image
 from vision_encoder.preprocess import ImageProcessor, normalise
 from vlm.batch import PromptImage
 from vlm.errors import VLMError
-from vlm.image_cache import EncodedImage, ImageCache, ImageEntry
+from vlm.images.cache import EncodedImage, ImageCache, ImageEntry
 from vlm.model import VisionLanguageModel
 
 DEFAULT_CACHE_BYTES = 2 * 2**30

@@ -13,20 +13,20 @@ from pathlib import Path
 from typing import NamedTuple
 
 from eval import tasks
-from eval.answer_log import AnswerLog, Name, name_of
 from eval.backends import Asked, Backend, Failure, Question
-from eval.batching import planned
-from eval.fingerprint import digest, prompt_digest, samples_digest
-from eval.image_digests import SUFFIX, ImageDigests
-from eval.journal import Journal
-from eval.manifest import new_manifest
-from eval.progress import Progress
 from eval.prompts import Preset
 from eval.records import Prompt, Sample
-from eval.run_folder import RunFolder
-from eval.selection import Selection, select
-from eval.settling import settle
-from eval.shards import Shard
+from eval.run.answer_log import AnswerLog, Name, name_of
+from eval.run.batching import planned
+from eval.run.fingerprint import digest, prompt_digest, samples_digest
+from eval.run.folder import RunFolder
+from eval.run.image_digests import SUFFIX, ImageDigests
+from eval.run.journal import Journal
+from eval.run.manifest import new_manifest
+from eval.run.progress import Progress
+from eval.run.selection import Selection, select
+from eval.run.settling import settle
+from eval.run.shards import Shard
 from vlm.errors import VLMError
 
 logger = logging.getLogger(__name__)

@@ -15,12 +15,12 @@ from torch import Tensor
 from vlm.batch import Batch, DecoderPrompt, build_batch
 from vlm.config import ModelConfig
 from vlm.errors import VLMError
-from vlm.generate import BadLogits, Prefilled, Step, choose, prefill
+from vlm.generation.generate import BadLogits, Prefilled, Step, choose, prefill
+from vlm.generation.sampling import Sampler
 from vlm.kv_cache import KVCache
 from vlm.model import VisionLanguageModel
 from vlm.native import MAX_ROWS
 from vlm.quantization import quantized_layers
-from vlm.sampling import Sampler
 from vlm.tokenizer import Tokenizer
 
 MAX_PROPOSED = MAX_ROWS - 1

@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 
 from vlm.errors import VLMError
-from vlm.reply import Reply
-from vlm.run import Run
+from vlm.generation.batch_run import Run
+from vlm.generation.reply import Reply
 
 
 class ReplyStream(Iterator[str]):

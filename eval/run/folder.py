@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from eval.shards import Shard
+from eval.run.shards import Shard
 from vlm.errors import VLMError
 
 MANIFEST, SCORES, REPORT = "manifest.json", "scores.json", "report.html"
