@@ -21,7 +21,9 @@ with ended_by_signals():
         threading.Thread(target=compute, daemon=True).start()
     try:
         print("computing", flush=True)
-        time.sleep(60)
+        # In steps, as the page's server waits: a signal may come to another thread.
+        for _ in range(600):
+            time.sleep(0.1)
     finally:
         print("tidied up")
 """

@@ -183,7 +183,7 @@ def test_a_spreadsheet_is_read_as_its_tsv_is(tmp_path):
 def test_without_openpyxl_a_spreadsheet_says_what_to_do(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "openpyxl", None)
     (tmp_path / "M_ChartQA_TEST.xlsx").write_bytes(b"PK")
-    with pytest.raises(VLMError, match="pip install openpyxl, or have VLMEvalKit write tsv"):
+    with pytest.raises(VLMError, match="needs openpyxl, which is not installed; run: pip install openpyxl"):
         read_predictions(tmp_path / "M_ChartQA_TEST.xlsx")
 
 

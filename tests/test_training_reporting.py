@@ -77,7 +77,7 @@ def test_tensorboard_shows_what_the_log_says(place, tmp_path):
 
 def test_a_missing_tensorboard_is_named_before_the_first_step(place, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorboard", None)
-    with pytest.raises(VLMError, match="TensorBoard need the package tensorboard"):
+    with pytest.raises(VLMError, match="needs tensorboard, which is not installed"):
         Training(settings(place, tmp_path / "run", tensorboard=True))
 
 

@@ -24,7 +24,7 @@ class Journal:
         self.folder = folder
         self._board = None
         if tensorboard:
-            needed("tensorboard", "curves for TensorBoard")
+            needed("tensorboard", "tensorboard = true")
             from torch.utils.tensorboard import SummaryWriter
 
             self._board = SummaryWriter(str(folder / BOARD), purge_step=num_done + 1)
