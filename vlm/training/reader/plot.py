@@ -28,18 +28,22 @@ def main(log: Path, picture: Path) -> None:
 
     rows = read_log(log)
     minutes = np.array([row["elapsed_s"] / 60 for row in rows])
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
+    figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.5), layout="constrained")
     for name in LOSSES:
         # A loss that its stage does not use is zero, or not there.
         left.plot(minutes, smooth([row.get(name) or np.nan for row in rows]), label=name)
-    left.set(xlabel="minutes", title="losses", ylim=(0, None))
+    left.set(xlabel="minutes of training", ylabel="loss", ylim=(0, None))
     for kind in KINDS:
-        right.plot(minutes, smooth([row["exact"].get(kind, np.nan) for row in rows]), label=kind)
-    right.set(xlabel="minutes", title="whole replies predicted right, on charts never seen before", ylim=(0, 1))
+        right.plot(minutes, smooth([row["exact"].get(kind, np.nan) for row in rows]), label=kind.replace("_", " "))
+    right.set(xlabel="minutes of training", ylabel="whole replies right, of new charts", ylim=(0, 1))
+    begun = [rows[0], *(after for before, after in itertools.pairwise(rows) if before["stage"] != after["stage"])]
     for axes in (left, right):
-        for before, after in itertools.pairwise(rows):
-            if before["stage"] != after["stage"]:
-                axes.axvline(after["elapsed_s"] / 60, color="0.8", zorder=0)
+        for row in begun:
+            axes.axvline(row["elapsed_s"] / 60, color="0.8", zorder=0)
+            axes.annotate(
+                row["stage"], (row["elapsed_s"] / 60, 1), xycoords=("data", "axes fraction"), xytext=(1, 3),
+                textcoords="offset points", rotation=30, fontsize="small", color="0.4", annotation_clip=False,
+            )  # fmt: skip
         axes.legend(frameon=False, fontsize="small")
     figure.savefig(picture, dpi=90, metadata={"Software": None})
 
