@@ -322,6 +322,7 @@ def test_a_step_without_a_finite_gradient_changes_nothing(tmp_path, caplog, monk
 TWO = """
 import os
 import torch, torch.distributed
+from vlm.training.parallel.world import leave_group
 from vlm.training.reader.muon import Muon
 torch.distributed.init_process_group("gloo")
 torch.manual_seed(0)
@@ -333,7 +334,7 @@ for _ in range(3):
     optimizer.step()
 line = "SUM " + " ".join(f"{weight.double().sum().item():.9f}" for weight in weights)
 os.write(1, f"{line}\\n".encode())  # in one piece: the processes share the pipe
-torch.distributed.destroy_process_group()
+leave_group()
 """
 
 

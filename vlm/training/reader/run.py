@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from vision_encoder.preprocess import ImageProcessor
 from vlm.config import preset
+from vlm.training.parallel.world import leave_group
 from vlm.training.reader.data import ReaderBatch, ReaderData
 from vlm.training.reader.folder import load_reader, save_reader, without_positions
 from vlm.training.reader.model import Losses, Reader
@@ -102,7 +103,7 @@ class Run:
         if self.rank == 0:
             save_reader(self.reader, self.out / "model")
         if self.num_ranks > 1:
-            torch.distributed.destroy_process_group()
+            leave_group()
 
     def _train_stage(self, stage: Stage) -> None:
         on_cpu = self.device.type == "cpu"
