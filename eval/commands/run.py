@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from eval.backends import Backend
     from eval.run.runner import Outcome, RunSettings
 
-_LOCAL_ONLY = ("likelihood", "max_restarts", "batch_size", "device", "dtype", "quantize", "reference")
+_LOCAL_ONLY = ("likelihood", "max_restarts", "batch_size", "device", "dtype", "quantize", "reference", "adapters")
 _SERVER_ONLY = ("base_url", "concurrency")
 
 
@@ -127,10 +127,11 @@ def _backend_opener(options: dict):
     config = {name: options[name] for name in ("temperature", "top_p", "seed")}
     if drawing and config["seed"] is None:
         config["seed"] = 0
-    for name in _LOCAL_ONLY if options["backend"] == "openai" else _SERVER_ONLY:
-        if click.get_current_context().get_parameter_source(name) is not ParameterSource.DEFAULT:
-            shown = f"--{name.replace('_', '-')}"
-            raise click.UsageError(f"{shown} has no effect with --backend {options['backend']}; leave it out")
+    context = click.get_current_context()
+    without_effect = _LOCAL_ONLY if options["backend"] == "openai" else _SERVER_ONLY
+    for option in context.command.params:
+        if option.name in without_effect and context.get_parameter_source(option.name) is not ParameterSource.DEFAULT:
+            raise click.UsageError(f"{option.opts[0]} has no effect with --backend {options['backend']}; leave it out")
     if options["backend"] == "openai":
         if options["base_url"] is None:
             raise click.UsageError("--backend openai needs --base-url, as http://localhost:8000/v1")

@@ -19,7 +19,7 @@ def bench(quick: bool, only: tuple[str, ...], as_json: bool):
     """Measure on the CPU how near the model comes to what this machine can do.
 
     First the limits: bytes read from memory and arithmetic of matrix products a second. Then each operation as a share
-    of the limit that binds it, and how many times sooner than transformers, with the same random weights, it is done.
+    of the limit that binds it, and how many times faster than transformers, with the same random weights, it is.
     Both are run in turn. The shapes are those of the 1B text model, of a vision model of that size and of layers of the
     11B. A full run needs 14 GB of memory and 8 GB of disk for a moment; without transformers its columns stay empty.
     Where llama_cpp is installed, the 1B text model is compared with llama.cpp too.
