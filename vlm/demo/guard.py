@@ -36,7 +36,7 @@ PAGE_POLICY = (
 FILE_POLICY = b"default-src 'none'; sandbox"
 
 
-class Refusal(Exception):
+class TurnedAway(Exception):
     """A request that goes no further."""
 
     def __init__(self, status: int, message: str):
@@ -72,9 +72,9 @@ class Guard:
             return
         try:
             if scope["type"] != "http":
-                raise Refusal(404, "not found")
+                raise TurnedAway(404, "not found")
             receive = await self._checked(scope, receive)
-        except Refusal as refusal:
+        except TurnedAway as refusal:
             await _refuse(scope, send, refusal)
             return
         # Gradio fails on most ways of asking for parts of a file, and the page asks for none: it is given whole.
@@ -83,47 +83,47 @@ class Guard:
         await self._app(scope, receive, _with_headers(send, policy))
 
     async def _checked(self, scope, receive):
-        """Return what gives the request's body. Raises: Refusal."""
+        """Return what gives the request's body. Raises: TurnedAway."""
         path = scope["path"]
         if self._check_host and not names_this_machine(scope["headers"]):
-            raise Refusal(403, "the Host is not this machine; ask it as localhost")
+            raise TurnedAway(403, "the Host is not this machine; ask it as localhost")
         if scope["method"] in ("GET", "HEAD"):
             if not PAGE_PATHS.fullmatch(path) or ".." in path:
-                raise Refusal(404, "not found")
+                raise TurnedAway(404, "not found")
             if path.startswith(FILE_PATH) and not self._holds(path.removeprefix(FILE_PATH)):
-                raise Refusal(404, "not found")
+                raise TurnedAway(404, "not found")
             return receive
         if scope["method"] != "POST" or not CALL_PATHS.fullmatch(path):
-            raise Refusal(404, "not found")
+            raise TurnedAway(404, "not found")
         if not _is_from_the_page(scope["headers"]):
-            raise Refusal(403, "a page of another site asked; open this one")
+            raise TurnedAway(403, "a page of another site asked; open this one")
         if path.startswith(UPLOAD_PATH):
             _check_length(scope, MAX_UPLOAD_BYTES)
             if sum(_sizes(self._folder)) > self._max_folder_bytes:
-                raise Refusal(503, "the room for pictures is used up; try again in an hour")
+                raise TurnedAway(503, "the room for pictures is used up; try again in an hour")
             return receive
         _check_length(scope, MAX_CALL_BYTES)
         body = await _whole_body(receive)
         call = self._checked_call(body)
         if FUNCTION_PATHS.fullmatch(path) and not self._is_function(call):
-            raise Refusal(400, "fn_index is none of this page's functions")
+            raise TurnedAway(400, "fn_index is none of this page's functions")
         return _given_again(body, receive)
 
     def _checked_call(self, body: bytes) -> object:
-        """Return a call, unless it names a file which was not uploaded here, or a URL as a file. Raises: Refusal."""
+        """Return a call, unless it names a file which was not uploaded here, or a URL as a file. Raises: TurnedAway."""
         try:
             call = json.loads(body) if body else None
         except (ValueError, RecursionError):
-            raise Refusal(400, "the body is no JSON") from None
+            raise TurnedAway(400, "the body is no JSON") from None
         pending = [call]
         while pending:
             value = pending.pop()
             # Python reads NaN, Infinity and 1e999, and Gradio fails on them.
             if isinstance(value, float) and not math.isfinite(value):
-                raise Refusal(400, "the body holds a number that JSON has not")
+                raise TurnedAway(400, "the body holds a number that JSON has not")
             if isinstance(value, dict):
                 if isinstance(value.get("path"), str) and not self._holds(value["path"]):
-                    raise Refusal(403, "a file was named that was not uploaded here")
+                    raise TurnedAway(403, "a file was named that was not uploaded here")
                 pending += value.values()
             elif isinstance(value, list):
                 pending += value
@@ -160,9 +160,9 @@ def _is_from_the_page(headers: list[tuple[bytes, bytes]]) -> bool:
 def _check_length(scope, limit: int) -> None:
     lengths = [value for name, value in scope["headers"] if name == b"content-length"]
     if len(lengths) != 1 or not lengths[0].isdigit():
-        raise Refusal(411, "the request does not say how long it is")
+        raise TurnedAway(411, "the request does not say how long it is")
     if int(lengths[0]) > limit:
-        raise Refusal(413, f"the request is larger than {limit} bytes")
+        raise TurnedAway(413, f"the request is larger than {limit} bytes")
 
 
 async def _whole_body(receive) -> bytes:
@@ -209,7 +209,7 @@ def _with_headers(send, policy: bytes):
     return sending
 
 
-async def _refuse(scope, send, refusal: Refusal) -> None:
+async def _refuse(scope, send, refusal: TurnedAway) -> None:
     if scope["type"] == "websocket":
         await send({"type": "websocket.close", "code": 1008})
         return

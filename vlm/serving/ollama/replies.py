@@ -3,11 +3,11 @@
 import datetime
 import time
 
-from vlm.serving.generation import Choice
 from vlm.serving.http.json_text import json_bytes
 from vlm.serving.model_process.job import Finished, Piece, TokenLogprob
 from vlm.serving.openai.replies import logprob_entries
 from vlm.serving.refusal import Refusal
+from vlm.serving.reply_format import Choice
 
 _NANOSECONDS = 10**9
 

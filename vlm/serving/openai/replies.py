@@ -3,10 +3,10 @@
 import time
 import uuid
 
-from vlm.serving.generation import Choice
 from vlm.serving.http.json_text import json_bytes
 from vlm.serving.model_process.job import Piece, TokenLogprob
 from vlm.serving.refusal import Refusal
+from vlm.serving.reply_format import Choice
 
 MIN_LOGPROB = -9999.0
 """What stands for minus infinity, which JSON has not; OpenAI's own value."""

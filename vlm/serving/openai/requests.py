@@ -8,11 +8,11 @@ from pydantic import Field
 
 from vlm.generation.sampling import MAX_INTEGER, GenerationConfig
 from vlm.serving.fields import Fields, Int64, check_schema, generation_config, read_fields
-from vlm.serving.generation import ReplyFormat
 from vlm.serving.model_process.job import Job
 from vlm.serving.openai.replies import ChatFormat, CompletionFormat
 from vlm.serving.prompts import conversation, raw_parts
 from vlm.serving.refusal import Refusal, invalid
+from vlm.serving.reply_format import ReplyFormat
 from vlm.serving.settings import ServerSettings
 
 MAX_CHOICES = 8
