@@ -6,8 +6,8 @@ import os
 from eval.records import Prediction
 from eval.run.folder import RunFolder
 from eval.run.journal import read_journals
-from eval.scoring import judges_of, verdicts
 from eval.statistics import mcnemar, mean, minimum_detectable_difference, paired_bootstrap
+from eval.verdicts import judges_of, verdicts
 from vlm.errors import VLMError
 
 

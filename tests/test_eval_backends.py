@@ -16,7 +16,7 @@ from eval.backends.local import LocalBackend, _Images
 from eval.backends.model_answers import OUT_OF_MEMORY, ModelAnswers, Request
 from eval.backends.worker import WorkerLost
 from eval.records import ImageRef
-from eval.run.batching import planned
+from eval.run.batches import planned
 from tests.eval_models import HarmfulModel, image, picture, question, save_tiny_model
 from vlm import VLM, GenerationConfig, VLMError
 from vlm.checkpoint.peft import save_adapter

@@ -7,8 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
+from eval.digests import digest
 from eval.records import ImageRef, Sample
-from eval.run.fingerprint import digest, samples_digest
+from eval.run.fingerprint import samples_digest
 
 DIFFERENT = [
     *(None, True, False, 0, 1, -1, 1.0, 10**30, 10**30 + 1, math.nan, math.inf, -math.inf),

@@ -10,7 +10,7 @@ import pytest
 
 from eval.report import write_report
 from eval.report.run import read_runs
-from eval.scoring import verdicts
+from eval.verdicts import verdicts
 from tests.eval_data_sets import write_ai2d
 from tests.eval_reports import HOSTILE, some_differ, write_questions, write_run
 from tests.listening import listening

@@ -11,7 +11,8 @@ from eval.report.run import read_runs
 from eval.report.samples import side_by_side
 from eval.report.scores import calibration, disagreement, groups, scorers_of, scores
 from eval.scorers import Verdict
-from eval.scoring import score_folder, verdicts
+from eval.scoring import score_folder
+from eval.verdicts import verdicts
 from tests.eval_report_pages import Report
 from tests.eval_reports import write_two_runs
 

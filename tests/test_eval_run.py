@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import settings as limits
 from hypothesis import strategies as st
 
+from eval.backends.rows import Halving, rows_on_cpu, rows_that_fit
 from eval.run.answer_log import MAX_TEXT_OF_ERROR
-from eval.run.batching import Halving, planned, rows_on_cpu, rows_that_fit
+from eval.run.batches import planned
 from eval.run.folder import RunFolder
 from eval.run.journal import read_journals
 from eval.run.manifest import RunDiffers

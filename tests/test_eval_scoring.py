@@ -11,7 +11,8 @@ import pytest
 from eval.comparison import compare
 from eval.records import Prediction
 from eval.run.journal import Journal
-from eval.scoring import score_folder, verdicts
+from eval.scoring import score_folder
+from eval.verdicts import verdicts
 from vlm import VLMError
 
 

@@ -35,17 +35,56 @@ def violations(root: Path) -> list[str]:
     return found
 
 
+def circles(root: Path, package: str) -> list[str]:
+    """Return the rooms of `package`, its folders and single files, that import each other, be it by way of others."""
+    imports: dict[str, set[str]] = {}
+    for path in (root / package).rglob("*.py"):
+        room = imports.setdefault(path.relative_to(root / package).parts[0].removesuffix(".py"), set())
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            room |= {name.split(".")[1] for name in modules(node) if name.startswith(f"{package}.")}
+    reached = {room: set(others - {room}) for room, others in imports.items()}
+    for _ in imports:
+        for others in reached.values():
+            others |= set().union(*(reached.get(other, set()) for other in others))
+    return sorted(room for room, others in reached.items() if room in others)
+
+
+def modules(node: ast.AST) -> list[str]:
+    """Return the modules that a statement imports, by their whole names."""
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    if isinstance(node, ast.ImportFrom) and node.module and not node.level:
+        return [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+    return []
+
+
 def imported(node: ast.AST) -> list[str]:
     """Return the top-level packages that a statement imports."""
-    if isinstance(node, ast.Import):
-        return [alias.name.split(".")[0] for alias in node.names]
-    if isinstance(node, ast.ImportFrom) and node.module and not node.level:
-        return [node.module.split(".")[0]]
-    return []
+    return sorted({name.split(".")[0] for name in modules(node)})
 
 
 def test_imports_go_one_way():
     assert violations(ROOT) == []
+
+
+@pytest.mark.parametrize("package", ["vision_encoder", "adapters", "vlm", "eval"])
+def test_no_two_rooms_of_a_package_import_each_other(package):
+    assert circles(ROOT, package) == []
+
+
+def test_a_planted_circle_of_rooms_is_found(tmp_path):
+    for file, line in {
+        "run/runner.py": "from eval.backends import Question",
+        "backends/local.py": "def load():\n    from eval import scoring",
+        "scoring.py": "import eval.run.folder",
+        "run/folder.py": "from eval.run.runner import run",
+        "records.py": "import json",
+        "report/page.py": "from eval.scoring import score",
+    }.items():
+        path = tmp_path / "eval" / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(line)
+    assert circles(tmp_path, "eval") == ["backends", "run", "scoring"]
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,8 @@ from vision_encoder.preprocess import ProcessedImage
 from vlm import Tokenizer, VLMError, preset
 from vlm.config import DecoderConfig, ModelConfig
 from vlm.quantization import QuantizedLinear, Scheme, quantize, quantize_model
+from vlm.tensor_parallel.layers import dropout_of_shares, plan, share_layers
+from vlm.tensor_parallel.quantized import cut_columns, cut_rows
 from vlm.training.config import ObjectiveChoice, OptimizerConfig, Parallel, TrainConfig, WeightGroup
 from vlm.training.data.batches import Example, Poison, StepBatches, StepData
 from vlm.training.objectives import GRPO, PPO, DirectPreference, Objective, SupervisedReplies
@@ -24,9 +26,7 @@ from vlm.training.optimizers import Optimizers
 from vlm.training.parallel.learner import Learner, Loss
 from vlm.training.parallel.pipeline import Stage, groups_here
 from vlm.training.parallel.placement import place
-from vlm.training.parallel.quantized import cut_columns, cut_rows
 from vlm.training.parallel.shares import Part, added, counted, evened, in_parts, share_of
-from vlm.training.parallel.tensor import dropout_of_shares, plan, share_layers
 from vlm.training.parallel.world import World
 from vlm.training.rows import Row, predict
 from vlm.training.settings import build

@@ -84,7 +84,7 @@ def load(
         progress=progress,
     )
     if shared:
-        from vlm.training.parallel.tensor import share_for_inference
+        from vlm.tensor_parallel.layers import share_for_inference
 
         model = share_for_inference(model, choose_device("auto"))
     return model, tokenizer

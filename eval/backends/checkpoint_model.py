@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from eval.run.fingerprint import digest
+from eval.digests import digest
 
 if TYPE_CHECKING:
     from vlm.pipeline import VLM

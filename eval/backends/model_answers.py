@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from eval.run.batching import Halving, rows_on_cpu, rows_that_fit
+from eval.backends.rows import Halving, rows_on_cpu, rows_that_fit
 from vlm.errors import VLMError, is_out_of_memory
 
 if TYPE_CHECKING:

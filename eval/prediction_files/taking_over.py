@@ -8,7 +8,7 @@ from eval.prediction_files import PredictionFile
 from eval.run.folder import MANIFEST, RunFolder
 from eval.run.journal import Journal
 from eval.run.manifest import new_manifest
-from eval.scoring import verdicts
+from eval.verdicts import verdicts
 from vlm.errors import VLMError
 
 SAME_WITHIN = 1e-6

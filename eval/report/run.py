@@ -9,7 +9,7 @@ from eval.records import Prediction
 from eval.run.folder import RunFolder
 from eval.run.journal import read_journals
 from eval.scorers import Verdict
-from eval.scoring import verdicts
+from eval.verdicts import verdicts
 from vlm.errors import VLMError
 
 

@@ -5,8 +5,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from eval.backends import Asked, Failure, Question, shown_images
+from eval.digests import digest
 from eval.records import Prediction
-from eval.run.fingerprint import digest, record_key
+from eval.run.fingerprint import record_key
 from eval.run.image_digests import ImageDigests
 from eval.run.journal import Journal, RecordHead, read_journal
 from eval.run.progress import Progress

@@ -1,20 +1,9 @@
 """Digests of what decides an answer: equal digests, equal answer."""
 
-import hashlib
 from collections.abc import Iterable
 
-import msgspec
-
+from eval.digests import digest
 from eval.records import Prompt, Sample
-
-
-def digest(*parts: object) -> str:
-    """Return 32 hex digits for `parts`: texts, numbers, None, and tuples and lists of these."""
-    try:
-        written = msgspec.msgpack.encode(parts)
-    except (TypeError, ValueError, OverflowError):  # as for half of a surrogate pair, or a number beyond 64 bits
-        written = ascii(parts).encode("ascii")
-    return hashlib.sha256(written).hexdigest()[:32]
 
 
 def samples_digest(samples: Iterable[Sample]) -> str:

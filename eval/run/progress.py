@@ -8,6 +8,7 @@ import time
 
 from eval.records import Prediction
 from eval.run.journal import RecordHead
+from eval.verdicts import headline_verdict
 
 
 class Progress:
@@ -46,8 +47,6 @@ class Progress:
             self._bar.start_t = time.time()
 
     def _judge(self, record: Prediction) -> None:
-        from eval.scoring import headline_verdict
-
         verdict = None if record.error is not None else headline_verdict(record)
         if verdict is not None:
             total, count = self._points.get(record.task, (0.0, 0))

@@ -14,11 +14,12 @@ from typing import NamedTuple
 
 from eval import tasks
 from eval.backends import Asked, Backend, Failure, Question
+from eval.digests import digest
 from eval.prompts import Preset
 from eval.records import Prompt, Sample
 from eval.run.answer_log import AnswerLog, Name, name_of
-from eval.run.batching import planned
-from eval.run.fingerprint import digest, prompt_digest, samples_digest
+from eval.run.batches import planned
+from eval.run.fingerprint import prompt_digest, samples_digest
 from eval.run.folder import RunFolder
 from eval.run.image_digests import SUFFIX, ImageDigests
 from eval.run.journal import Journal

@@ -8,11 +8,11 @@ from torch import nn
 
 from vlm.errors import VLMError
 from vlm.model import VisionLanguageModel
+from vlm.tensor_parallel.layers import share_layers
 from vlm.training.config import OptimizerConfig, TrainConfig
 from vlm.training.objectives import Objective, PolicyGradient
 from vlm.training.parallel.learner import Learner, Loss, replicate, shard
 from vlm.training.parallel.pipeline import PipelineLearner, groups_here
-from vlm.training.parallel.tensor import share_layers
 from vlm.training.parallel.world import World
 from vlm.training.trained import trained_weights
 

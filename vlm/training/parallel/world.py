@@ -1,8 +1,6 @@
 """This process among those of a run that torchrun started: what each has, and what all agree on."""
 
 import contextlib
-import os
-import time
 from collections.abc import Iterator
 from typing import TypeVar
 
@@ -11,11 +9,11 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from vlm.errors import VLMError
+from vlm.tensor_parallel.processes import join, leave_group, num_processes
 from vlm.training.config import Parallel
 
 Value = TypeVar("Value")
 DIMS = ("pipeline", "data", "tensor")
-_PARTING_S = 0.5
 
 
 class World:
@@ -118,22 +116,6 @@ class Silent:
         return lambda *args, **kwargs: None
 
 
-def num_processes() -> int:
-    """Return how many processes torchrun started; 1 without it."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
-def join(device: torch.device) -> torch.device:
-    """Join the others that torchrun started, and return the device of this one: the machine's n-th for its n-th."""
-    if device.type != "cpu":
-        device = torch.device(device.type, int(os.environ.get("LOCAL_RANK", "0")))
-        torch.accelerator.set_device_index(device.index)
-    if not dist.is_initialized():
-        # gloo for tensors on the CPU, and for those on an accelerator its own: NCCL on CUDA.
-        dist.init_process_group()
-    return device
-
-
 def _is_lost(error: RuntimeError) -> bool:
     signs = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "timed out", "timeout")
     causes = [error, error.__cause__, error.__context__]
@@ -161,11 +143,3 @@ def _check(parallel: Parallel, size: int) -> None:
 
 def _bad(message: str) -> VLMError:
     return VLMError("invalid_request", message)
-
-
-def leave_group() -> None:
-    """End what this process has with the others, as the last that it does."""
-    dist.destroy_process_group()
-    # gloo's threads hold objects of Python for a moment more; one that meets a Python which is gone aborts the process
-    # (SIGABRT; torch 2.14: 5 of 12 ends on a busy machine, none of 11 after a pause).
-    time.sleep(_PARTING_S)

@@ -28,9 +28,8 @@ from vlm.config import ModelConfig
 from vlm.errors import VLMError
 from vlm.model import VisionLanguageModel
 from vlm.quantization import quantized_layers
-from vlm.training.parallel.quantized import share_quantized, uneven
-from vlm.training.parallel.world import join
-from vlm.training.trained import trained_weights
+from vlm.tensor_parallel.processes import join
+from vlm.tensor_parallel.quantized import share_quantized, uneven
 
 ATTENTION = {
     "attention.q_proj": ColwiseParallel,
@@ -78,7 +77,8 @@ def share_layers(model: VisionLanguageModel, mesh: DeviceMesh) -> None:
         # A tied head looks up the same rows as the embedding: as a layer of its own it can be cut like one.
         decoder.head = nn.Linear(*reversed(decoder.embedding.weight.shape), bias=False, device="meta")
         decoder.head.weight = decoder.embedding.weight
-    styles, trained, quantized = plan(model), set(trained_weights(model)), quantized_layers(model)
+    styles, quantized = plan(model), quantized_layers(model)
+    trained = {name for name, weight in model.named_parameters() if weight.requires_grad}
     # torch's styles take a layer's parameters for its own, whatever they are of.
     children = {name: model.get_submodule(name)._modules for name in styles}
     adapters = {name: own.pop("lora") for name, own in children.items() if "lora" in own}

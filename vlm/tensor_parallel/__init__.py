@@ -1,0 +1,1 @@
+"""A model whose layers several processes share, for inference and for training."""
