@@ -1,5 +1,6 @@
 """The course of the reader's training: what a step leaves alone, and a cut run that goes on as if uncut."""
 
+import itertools
 import json
 import math
 import os
@@ -177,6 +178,19 @@ def test_a_cut_run_goes_on_as_if_it_had_not_been(whole, tmp_path, monkeypatch):
         assert torch.equal(weight, again), name
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"seed": 1}, "seed = 0, not 1"),
+        ({"minutes": 9}, "minutes = None, not 9"),
+        ({"stages": (SMALL, SMALL)}, r"stages = \['everything'\], not \['everything', 'everything'\]"),
+    ],
+)
+def test_a_run_goes_on_with_what_it_was_begun_with_alone(whole, options, said):
+    with pytest.raises(VLMError, match=f"was begun with {said}; give what"):
+        Run(**{"out": whole.out, "stages": whole.stages, "seed": 0, **options})
+
+
 def test_a_run_leaves_a_model_that_answers(whole, tmp_path):
     # Its batches are of single tiles, which are seen without missing ones.
     assert whole.reader.model.config.vision.max_tiles == 1
@@ -229,6 +243,23 @@ def test_single_tiles_are_seen_without_missing_ones_and_sheets_with(tmp_path):
     for canvas, max_tiles in (((1, 2), 4), ((2, 2), 4), ((1, 1), 1)):
         run._retile(canvas)
         assert run.reader.model.config.vision.max_tiles == max_tiles
+
+
+def test_a_run_by_the_clock_gives_each_stage_its_part_and_takes_rates_down_by_it(tmp_path, monkeypatch):
+    """A clock that a look at it moves by a second: each step takes one."""
+    now = itertools.count()
+    monkeypatch.setattr("vlm.training.reader.run.time", SimpleNamespace(monotonic=lambda: float(next(now))))
+    stages = tuple(replace(SMALL, num_batches=count, rates=(1.0, 0.0)) for count in (100, 300))
+    run, seen = Run(tmp_path, stages, 0, minutes=8 / 60), []
+
+    def step(_, stage, parts):
+        seen.append((run.stage_index, round(run._done(stage), 3)))
+        return {"steps": 1}
+
+    monkeypatch.setattr(run, "_step", step)
+    monkeypatch.setattr(run, "save", lambda: None)
+    run.train()
+    assert seen == [(0, 0.0), (0, 0.5)] + [(1, round(done / 6, 3)) for done in range(6)]
 
 
 def _charts(folder, sizes):
@@ -322,7 +353,7 @@ def test_a_step_without_a_finite_gradient_changes_nothing(tmp_path, caplog, monk
 TWO = """
 import os
 import torch, torch.distributed
-from vlm.training.parallel.world import leave_group
+from vlm.tensor_parallel.processes import leave_group
 from vlm.training.reader.muon import Muon
 torch.distributed.init_process_group("gloo")
 torch.manual_seed(0)

@@ -4,6 +4,7 @@
     python -m vlm.training.reader --out runs/reader    # on a CUDA GPU
     python -m vlm.training.reader --out runs/reader --real ~/ChartQA/train    # real charts too, in the last stage
     python -m vlm.training.reader --out runs/more --model vlm/default_model --stage everything    # on from what ships
+    python -m vlm.training.reader --out runs/more --model vlm/default_model --stage everything --minutes 10
 
 Run again with the same options to go on where it stopped.
 """
@@ -36,14 +37,27 @@ from vlm.training.reader.stages import STAGES
     type=click.Path(exists=True, file_okay=False, resolve_path=True, path_type=Path),
     help="Folder of real charts with their text boxes, as OpenCQA's.",
 )
+@click.option(
+    "--minutes",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Of training in all: stages end and rates fall by the clock rather than by the number of batches.",
+)
 @click.option("--seed", type=int, default=0, show_default=True)
-def main(out: Path, start: Path | None, stage: str | None, real: Path | None, printed: Path | None, seed: int) -> None:
+def main(
+    out: Path,
+    start: Path | None,
+    stage: str | None,
+    real: Path | None,
+    printed: Path | None,
+    minutes: float | None,
+    seed: int,
+) -> None:
     """Train the small reader of charts from nothing; run again with the same options to go on."""
     # What sharp attention lets underflow is slow to compute with: the backward pass took 7 times as long.
     torch.set_flush_denormal(True)
     names = [each.name for each in STAGES]
     try:
-        run = Run(out, STAGES[names.index(stage) if stage else 0 :], seed, start, real, printed)
+        run = Run(out, STAGES[names.index(stage) if stage else 0 :], seed, start, real, printed, minutes)
     except VLMError as error:
         raise click.ClickException(str(error)) from None
     signal.signal(signal.SIGTERM, run.stop)

@@ -3,6 +3,7 @@
 A batch is a function of (seed, index, rank) and of the real pictures given, so that a run can go on where it stopped.
 """
 
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -42,6 +43,10 @@ from vlm.training.synthetic.stretch import stretched
 from vlm.training.synthetic.style import draw_shape
 from vlm.training.synthetic.text_pages import draw_page
 
+logger = logging.getLogger(__name__)
+
+MAX_TRIES = 5
+"""Pictures that cannot be made in a row; more are no accident."""
 MAX_GRID = 68
 """Rows and columns of patches on a canvas that a single tile is pretended to lie on."""
 NARROWEST = 0.6
@@ -120,17 +125,12 @@ class ReaderData(Dataset):
         canvas = processor.placement(sheet)[0] if sheet else (1, 1)
         rng = np.random.default_rng([self.seed, index, self.rank])
         first, last = self.diet.difficulty
-        difficulty = first + (last - first) * index / self.num_batches
+        difficulty = first + (last - first) * min(1.0, index / self.num_batches)
         pixels, pictures, rows = [], [], []
         for image_index in range(self.diet.num_images // self.num_ranks // (2 if is_sheet else 1)):
             size = sheet or round(self.config.tile_size * self._shrink(rng))
             layout = _Layout(self.config, canvas, _drawn_patch(processor, size))
-            if self.real and canvas == CANVAS and rng.random() < self.diet.share_real:
-                picture = self._real(rng, layout)
-            elif self.printed and canvas == CANVAS and rng.random() < self.diet.share_real_print:
-                picture = self._real_print(rng, layout)
-            else:
-                picture = self._drawn(rng, size, layout, difficulty)
+            picture = self._picture(rng, size, layout, difficulty)
             pixels.append(processor.levels(read_image(picture.image)).levels)
             pictures.append(picture)
             rows += [(image_index, *row) for row in picture.asked]
@@ -143,6 +143,22 @@ class ReaderData(Dataset):
             PatchLinks(*(torch.from_numpy(np.stack(part)[:, layout.order]) for part in links)),
             question_groups(rows, self.tokenizer.image_marker_id),
         )
+
+    def _picture(
+        self, rng: np.random.Generator, size: int | tuple[int, int], layout: "_Layout", difficulty: float
+    ) -> "_Picture":
+        """Return a picture of the diet, another one where it cannot be made: one in many thousands of drawings fails,
+        and hours of training must not end with it."""
+        for _ in range(MAX_TRIES):
+            try:
+                if self.real and layout.canvas == CANVAS and rng.random() < self.diet.share_real:
+                    return self._real(rng, layout)
+                if self.printed and layout.canvas == CANVAS and rng.random() < self.diet.share_real_print:
+                    return self._real_print(rng, layout)
+                return self._drawn(rng, size, layout, difficulty)
+            except Exception:
+                logger.warning("a picture that could not be made was left out", exc_info=True)
+        raise RuntimeError(f"{MAX_TRIES} pictures in a row could not be made")
 
     def _drawn(
         self, rng: np.random.Generator, size: int | tuple[int, int], layout: "_Layout", difficulty: float
@@ -263,7 +279,7 @@ class _Layout:
     side in pixels of the picture as it is drawn."""
 
     def __init__(self, config: VisionConfig, canvas: tuple[int, int], patch_size: float):
-        self.patch_size = patch_size
+        self.canvas, self.patch_size = canvas, patch_size
         self.grid = (canvas[0] * config.grid, canvas[1] * config.grid)
         along_rows = np.arange(self.grid[0] * self.grid[1]).reshape(self.grid)
         self.order = rearrange(along_rows, "(rows y) (cols x) -> (rows cols y x)", rows=canvas[0], cols=canvas[1])

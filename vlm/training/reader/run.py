@@ -24,7 +24,8 @@ from tqdm import tqdm
 
 from vision_encoder.preprocess import ImageProcessor
 from vlm.config import preset
-from vlm.training.parallel.world import leave_group
+from vlm.errors import VLMError
+from vlm.tensor_parallel.processes import leave_group
 from vlm.training.reader.data import ReaderBatch, ReaderData
 from vlm.training.reader.folder import load_reader, save_reader, without_positions
 from vlm.training.reader.model import Losses, Reader
@@ -45,6 +46,8 @@ BYTES_A_PICTURE = 2**28
 """Of a GPU's memory, a sheet twice as much: a picture keeps 140 MB for its gradient, one of two by two tiles 460."""
 WARM_UP = 40
 """Batches in which the rates rise where a stage begins at higher ones than the last ended with."""
+ENDLESS = 10**7
+"""Batches of a stage that ends by the clock."""
 SAVE_EVERY_S = 240
 LOG_EVERY = 20
 
@@ -60,19 +63,26 @@ class Run:
         start: Path | None = None,
         real: Path | None = None,
         printed: Path | None = None,
+        minutes: float | None = None,
     ):
         """Take up the run in `out`, or begin one: from nothing, or from the weights of the reader in folder `start`.
 
         Stages that take real charts find them in folder `real`, which is in ChartQA's layout, and those with real print
-        in `printed`, which is in OpenCQA's.
+        in `printed`, which is in OpenCQA's. With `minutes` all stages end by the clock, rather than by their batches,
+        and rates fall by it; each has as large a part of that time as it has of the batches.
+
+        Raises: VLMError with `invalid_request` where the run in `out` was begun with other options.
         """
         self.out, self.stages, self.seed = out, stages, seed
+        self.minutes = minutes
         self.rank, self.num_ranks = join_processes()
         self.device = torch.device("cuda" if self.num_ranks == 1 and torch.cuda.is_available() else "cpu")
         if self.device.type == "cuda":
             torch.set_float32_matmul_precision("high")
             # It makes a plan for every new shape, and here each batch has its own.
             torch.backends.cuda.enable_cudnn_sdp(False)
+        self.in_bfloat16 = self.device.type == "cuda" or bool(torch.cpu.get_capabilities().get("avx512_bf16"))
+        """Whether products are in bfloat16, weights and sums in float32: a CPU takes five sixths of the time."""
         torch.manual_seed(seed)
         self.tokenizer = reader_tokenizer()
         vision = preset("default").vision
@@ -109,6 +119,7 @@ class Run:
         on_cpu = self.device.type == "cpu"
         num_images = stage.diet.num_images
         num_parts = math.ceil(num_images / self.num_ranks / self._pictures_at_once())
+        num_batches = stage.num_batches if self.minutes is None else ENDLESS
         data = ReaderData(
             preset("default").vision,
             self.tokenizer,
@@ -120,7 +131,7 @@ class Run:
             real=self.real,
             printed=self.printed,
         )
-        remaining = Subset(data, range(self.batch_index * num_parts, len(data)))
+        remaining = Subset(data, range(self.batch_index * num_parts, num_batches * num_parts))
         batches = DataLoader(
             remaining,
             batch_size=None,
@@ -134,21 +145,23 @@ class Run:
             # The decoder takes no part in a batch of pages alone.
             trained = DistributedDataParallel(self.reader, find_unused_parameters=stage.diet.share_pages > 0)
         since = saved = time.monotonic()
-        bar = tqdm(total=stage.num_batches, initial=self.batch_index, disable=None, unit="batch", desc=stage.name)
+        bar = self._bar(stage)
         for parts in zip(*[iter(batches)] * num_parts, strict=True):
             self.recent.update(self._step(trained, stage, parts))
             self.batch_index += 1
-            bar.update()
             now = time.monotonic()
+            bar.update(1 if self.minutes is None else round(self.elapsed_s + now - since) - round(self.elapsed_s))
             self.elapsed_s, since = self.elapsed_s + now - since, now
             if self.batch_index % LOG_EVERY == 0:
                 self._log(stage)
-            stopping = self._told_to_stop()
+            stopping = self._agree()
             if stopping or now - saved > SAVE_EVERY_S:
                 saved = now
                 self.save()
             if stopping:
                 raise SystemExit(143)
+            if self._done(stage) >= 1:
+                return
 
     def _pictures_at_once(self) -> int:
         """Return how many single tiles fit in a process's memory; gradients of a larger batch are added up."""
@@ -160,16 +173,39 @@ class Run:
         """Have the run save itself and end after the batch under way; a handler of signals."""
         self.stopping = True
 
-    def _told_to_stop(self) -> bool:
-        """Return whether any process was, so that all stop after the same batch."""
-        told = torch.tensor(float(self.stopping))
+    def _agree(self) -> bool:
+        """Have all processes read the same clock and return whether any was told to stop: all end after one batch."""
+        told = torch.tensor([float(self.stopping), self.elapsed_s], dtype=torch.float64)
         if self.num_ranks > 1:
             torch.distributed.all_reduce(told, torch.distributed.ReduceOp.MAX)
-        return bool(told)
+        stopping, self.elapsed_s = told.tolist()
+        return bool(stopping)
+
+    def _done(self, stage: Stage) -> float:
+        """Return how much of `stage`, the one under way, lies behind."""
+        if self.minutes is None:
+            return self.batch_index / stage.num_batches
+        began, seconds = self._time_of(stage)
+        return min(1.0, max(0.0, self.elapsed_s - began) / seconds)
+
+    def _time_of(self, stage: Stage) -> tuple[float, float]:
+        """Return when the stage under way begins in a run by the clock, and how long it takes, in seconds."""
+        batches = [each.num_batches for each in self.stages]
+        seconds_a_batch = 60 * self.minutes / sum(batches)
+        return seconds_a_batch * sum(batches[: self.stage_index]), seconds_a_batch * stage.num_batches
+
+    def _bar(self, stage: Stage) -> tqdm:
+        """Return a bar of batches, or by the clock of seconds."""
+        if self.minutes is None:
+            total, begun, unit = stage.num_batches, self.batch_index, "batch"
+        else:
+            began, seconds = self._time_of(stage)
+            total, begun, unit = round(seconds), max(0.0, self.elapsed_s - began), "s"
+        return tqdm(total=total, initial=round(begun), disable=None, unit=unit, desc=stage.name)
 
     def _step(self, trained: nn.Module, stage: Stage, parts: Sequence[ReaderBatch]) -> dict[str, float]:
         """Take one optimizer step on a batch that comes in parts; one whose gradient is not finite is left out."""
-        done = self.batch_index / stage.num_batches
+        done = self._done(stage)
         before = self.stages[self.stage_index - 1].rates[1] if self.stage_index else 0.0
         warm = min(1.0, (self.batch_index + 1) / WARM_UP) if before < stage.rates[0] else 1.0
         share = warm * (stage.rates[0] + done * (stage.rates[1] - stage.rates[0]))
@@ -179,7 +215,7 @@ class Run:
         for batch in parts:
             # torch's loader makes lists of tuples.
             self._retile(tuple(batch.canvas))
-            with torch.autocast("cuda", torch.bfloat16, enabled=self.device.type == "cuda"):
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.in_bfloat16):
                 losses = trained(batch.to(self.device))
             total = sum(weight * loss for weight, loss in zip(stage.weights, losses, strict=True) if weight)
             (total / len(parts)).backward()
@@ -224,6 +260,7 @@ class Run:
         if self.rank:
             return
         state = {
+            "options": self._options(),
             "reader": without_positions(self.reader),
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "elapsed_s": self.elapsed_s,
@@ -233,11 +270,28 @@ class Run:
         torch.save(state, self.out / "checkpoint.pt.new")
         (self.out / "checkpoint.pt.new").replace(self.out / "checkpoint.pt")
 
+    def _options(self) -> dict[str, object]:
+        """Return what a run is begun with and has to go on with; of real pictures only whether there are any."""
+        return {
+            "stages": [stage.name for stage in self.stages],
+            "minutes": self.minutes,
+            "seed": self.seed,
+            "real": self.real is not None,
+            "print": self.printed is not None,
+        }
+
     def _resume(self) -> None:
         path = self.out / "checkpoint.pt"
         if not path.exists():
             return
         state = torch.load(path, map_location="cpu", weights_only=True)
+        for option, begun in state.get("options", {}).items():
+            if begun != (now := self._options()[option]):
+                raise VLMError(
+                    "invalid_request",
+                    f"the run in {self.out.name} was begun with {option} = {begun}, not {now}; give what it was begun "
+                    "with, or another folder for --out",
+                )
         self.reader.load_state_dict(state["reader"], strict=False)
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
