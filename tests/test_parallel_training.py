@@ -31,7 +31,7 @@ from tests.parallel_runs import (
 from tests.training_rows import write_jsonl
 from vlm import VLM, GenerationConfig, Tokenizer, VLMError
 from vlm.config import ModelConfig
-from vlm.tensor_parallel.processes import num_processes
+from vlm.processes import num_processes
 from vlm.training import checkpoints, loop, speed
 from vlm.training.checkpoints import CheckpointFolder
 from vlm.training.config import TrainConfig

@@ -27,8 +27,8 @@ from adapters.lora import Adapters
 from vlm.config import ModelConfig
 from vlm.errors import VLMError
 from vlm.model import VisionLanguageModel
+from vlm.processes import join
 from vlm.quantization import quantized_layers
-from vlm.tensor_parallel.processes import join
 from vlm.tensor_parallel.quantized import share_quantized, uneven
 
 ATTENTION = {

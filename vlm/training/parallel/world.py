@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from vlm.errors import VLMError
-from vlm.tensor_parallel.processes import join, leave_group, num_processes
+from vlm.processes import join, leave_group, num_processes
 from vlm.training.config import Parallel
 
 Value = TypeVar("Value")

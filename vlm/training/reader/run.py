@@ -25,7 +25,7 @@ from tqdm import tqdm
 from vision_encoder.preprocess import ImageProcessor
 from vlm.config import preset
 from vlm.errors import VLMError
-from vlm.tensor_parallel.processes import leave_group
+from vlm.processes import join, leave_group, num_processes
 from vlm.training.reader.data import ReaderBatch, ReaderData
 from vlm.training.reader.folder import load_reader, save_reader, without_positions
 from vlm.training.reader.model import Losses, Reader
@@ -304,8 +304,7 @@ def _leave_signals_to_the_run(_: int) -> None:
 
 
 def join_processes() -> tuple[int, int]:
-    """Return this process's rank and how many there are; torchrun names them in the environment."""
-    num_processes = int(os.environ.get("WORLD_SIZE", "1"))
-    if num_processes > 1:
-        torch.distributed.init_process_group("gloo")
-    return int(os.environ.get("RANK", "0")), num_processes
+    """Return this process's rank and how many there are, on CPUs."""
+    if (count := num_processes()) > 1:
+        join(torch.device("cpu"))
+    return (torch.distributed.get_rank() if count > 1 else 0), count

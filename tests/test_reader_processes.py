@@ -1,0 +1,73 @@
+"""The reader's training on several processes, which are as real as torchrun starts them."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+TWO = """
+import os
+import torch, torch.distributed
+from vlm.processes import leave_group
+from vlm.training.reader.muon import Muon
+torch.distributed.init_process_group("gloo")
+torch.manual_seed(0)
+weights = [torch.nn.Parameter(torch.randn(8, 12)) for _ in range(3)]
+optimizer = Muon(weights, lr=0.02)
+for _ in range(3):
+    for weight in weights:
+        weight.grad = torch.sin(weight.detach() * 3)
+    optimizer.step()
+line = "SUM " + " ".join(f"{weight.double().sum().item():.9f}" for weight in weights)
+os.write(1, f"{line}\\n".encode())  # in one piece: the processes share the pipe
+leave_group()
+"""
+
+
+RUN = """
+import os
+from dataclasses import replace
+from pathlib import Path
+import torch
+from vlm.training.reader.diet import Diet
+from vlm.training.reader.run import Run
+from vlm.training.reader.stages import STAGES
+torch.set_flush_denormal(True)
+letters, questions = STAGES[0], STAGES[-1]
+stages = (
+    replace(letters, num_batches=2, diet=replace(letters.diet, num_images=2)),
+    replace(questions, num_batches=2, diet=Diet(num_images=4, share_pages=0.5, num_questions=2)),
+)
+run = Run(Path(os.environ["OUT"]), stages, 0)
+before = [weight.double().sum().item() for weight in run._trained()]
+run.train()
+after = [weight.double().sum().item() for weight in run._trained()]
+moved = sum(old != new for old, new in zip(before, after)) / len(after)
+os.write(1, f"SUM {sum(after):.9f} {moved > 0.9}\\n".encode())
+"""
+
+
+def _sums(tmp_path, program: str, num_processes: int) -> set[str]:
+    """Return what the processes of a program say of their weights."""
+    script = tmp_path / "program.py"
+    script.write_text(program)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(num_processes)]
+    environment = os.environ | {"OUT": str(tmp_path / "run"), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*launch, str(script)], capture_output=True, text=True, timeout=600, env=environment)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return {line for line in done.stdout.splitlines() if line.startswith("SUM")}
+
+
+@pytest.mark.slow
+def test_several_processes_step_as_one(tmp_path):
+    sums = [_sums(tmp_path, TWO, num_processes) for num_processes in (1, 2)]
+    assert len(sums[0]) == 1
+    assert sums[0] == sums[1]
+
+
+@pytest.mark.slow
+def test_a_run_on_two_processes_goes_through_stages_in_which_not_all_losses_count_and_both_have_its_weights(tmp_path):
+    (line,) = _sums(tmp_path, RUN, 2)
+    assert line.endswith("True")
+    assert (tmp_path / "run" / "model" / "model.safetensors").exists()
