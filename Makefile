@@ -12,7 +12,13 @@ FONTS := fonts-liberation fonts-open-sans fonts-roboto-unhinted fonts-lato fonts
 	fonts-adf-libris fonts-adf-baskervald fonts-adf-accanthis fonts-adf-romande fonts-oldstandard fonts-quattrocento \
 	fonts-vollkorn fonts-yrsa-rasa fonts-elstob fonts-junicode fonts-gfs-didot fonts-gfs-artemisia fonts-cardo \
 	fonts-fanwood fonts-cmu fonts-hack fonts-firacode fonts-jetbrains-mono fonts-inconsolata fonts-averia-sans-gwf \
-	fonts-averia-serif-gwf fonts-yanone-kaffeesatz fonts-comic-neue fonts-tuffy fonts-roboto-slab
+	fonts-averia-serif-gwf fonts-yanone-kaffeesatz fonts-comic-neue fonts-tuffy fonts-roboto-slab fonts-adf-berenis \
+	fonts-adf-ikarius fonts-adf-irianis fonts-adf-mekanus fonts-adf-tribun fonts-arapey fonts-dustin fonts-gemunu-libre \
+	fonts-georgewilliams fonts-gfs-neohellenic fonts-goudybookletter fonts-hosny-amiri fonts-league-mono \
+	fonts-league-spartan fonts-lmodern fonts-mononoki fonts-morisawa-bizud-gothic fonts-morisawa-bizud-mincho fonts-mplus \
+	fonts-nanum fonts-noto-mono fonts-prociono fonts-routed-gothic fonts-sawarabi-gothic fonts-sil-abyssinica \
+	fonts-sil-akatab fonts-smc-gayathri fonts-smc-manjari fonts-tiresias fonts-tlwg-garuda-otf fonts-tlwg-laksaman-otf \
+	fonts-tlwg-loma-otf
 # Small models on few cores: threads that wait by spinning cost more than they give.
 export OMP_WAIT_POLICY ?= passive
 

@@ -34,6 +34,8 @@ class CrossMask(NamedTuple):
     """[b, 1, s or 1, l] bool: keys a position may see; all of its row's where it sees no image, which `rows` hides."""
     rows: Tensor | None
     """[b, s or 1, 1] bool: positions that see any image at all."""
+    log_counts: Tensor | None = None
+    """[b, l] float32: ln of how many equal keys each stands for, where one trains; there is no mask of keys then."""
 
 
 def cross_mask(visible: Tensor, num_own: Tensor, num_keys: int, device: torch.device | str = "cpu") -> CrossMask:

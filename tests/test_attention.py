@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from vision_encoder import attention as vision_attention
 from vision_encoder.attention import attend_with_bias_as_columns, attention_dtype
 from vision_encoder.transformer import RowLayout, VisionAttention
 from vlm.attention import attend, attention_weights, blockwise_attention
@@ -89,13 +90,17 @@ def test_attend_equals_the_naive_softmax_where_something_is_seen(case):
     torch.testing.assert_close(found.double()[seeing], expected[seeing], atol=2e-6, rtol=2e-6)
 
 
+@pytest.mark.parametrize("is_shared", [True, False])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-6), (torch.bfloat16, 1e-2)])
-def test_a_bias_as_columns_of_the_product_is_the_bias(dtype, tolerance):
+def test_a_bias_as_columns_of_the_product_is_the_bias(dtype, tolerance, is_shared):
     """As a GPU attends, whose flash kernels take none; the counts are those of missing tiles, up to thousands."""
     q, k, v = draw(3, g=3, r=1, s=9, length=40, e=20, dtype=dtype)
     bias = torch.tensor([1.0, 3, 1447, 4341]).log().repeat_interleave(10)
-    scores = q.double() @ k.double().mT / math.sqrt(20) + bias.double()
+    bias = bias if is_shared else torch.stack([bias.roll(7 * row) for row in range(len(q))])
+    scores = q.double() @ k.double().mT / math.sqrt(20) + bias.double().expand(len(q), -1)[:, None, None]
     expected = scores.softmax(-1) @ v.double()
+    if dtype == torch.float32:
+        assert (vision_attention.attend(q, k, v, bias=bias).double() - expected).abs().max() < tolerance
     found = attend_with_bias_as_columns(q, k, v, bias)
     assert found.dtype == dtype
     assert (found.double() - expected).abs().max() < tolerance

@@ -84,7 +84,7 @@ def test_operations_are_those_torch_counts():
     plain = sdpa_kernel(SDPBackend.MATH)
     with torch.inference_mode(), plain, FlopCounterMode(display=False) as counter:
         for layer in (*model.encoder.local_layers, *model.encoder.global_layers):
-            plan = model.encoder._plan(1, torch.device("cpu"))
+            plan = model.encoder.plan(1, torch.device("cpu"))
             layer(torch.randn(1, len(plan.slots), model.config.vision.width), plan.layout)
     counted = counter.get_total_flops()
     # Padding rows do not see each other, which is a little less.

@@ -41,11 +41,11 @@ def test_rows_have_no_counts_exactly_where_no_tile_is_missing(spelled_out, how):
     encoder = build()
     fill_slots(encoder, "patch_position", how)
     device = torch.device("cpu")
-    counted = [encoder._plan(used, device) for used in (1, 2, 3, 4)]
+    counted = [encoder.plan(used, device) for used in (1, 2, 3, 4)]
     assert all(plan.layout.log_counts is not None and plan.num_padding == plan.used for plan in counted)
     spelled_out()
     for before in counted:
-        plan = encoder._plan(before.used, device)
+        plan = encoder.plan(before.used, device)
         missing = before.used < TINY.max_tiles
         assert (plan.layout.log_counts is not None) == missing
         assert plan.num_padding == before.used * (1 if missing else TINY.num_padding_tokens)
@@ -59,8 +59,8 @@ def test_rows_have_no_counts_exactly_where_no_tile_is_missing(spelled_out, how):
 
 def test_only_a_gpu_spells_padding_rows_out():
     encoder = build()
-    assert encoder._plan(4, torch.device("cpu")).num_padding == 4
-    assert encoder._plan(4, torch.device("meta")).num_padding == 4
+    assert encoder.plan(4, torch.device("cpu")).num_padding == 4
+    assert encoder.plan(4, torch.device("meta")).num_padding == 4
 
 
 @pytest.mark.parametrize(("length", "width"), [(264, 48), (40, 8), (1030, 80)])

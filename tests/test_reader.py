@@ -279,13 +279,13 @@ def test_shades_are_told_of_values_entries_and_labels(asked):
 
 def test_the_loss_of_shades_is_that_of_their_codes():
     shades = torch.full((1, 4, 3), NO_SHADE)
-    told = torch.randn(1, 1, 4, 6)
+    told = torch.randn(1, 4, 6)
     assert _shade_loss(told, shades) == 0
     shades[0, 1], shades[0, 2] = torch.tensor([255, 0, 51]), UNSHADED
-    told[0, 0, 1] = SHADE_LOUDNESS * shade_code(torch.tensor([1.0, 0.0, 0.2]))
-    told[0, 0, 2] = 0
+    told[0, 1] = SHADE_LOUDNESS * shade_code(torch.tensor([1.0, 0.0, 0.2]))
+    told[0, 2] = 0
     assert _shade_loss(told, shades) < 1e-10
-    told[0, 0, 1] = SHADE_LOUDNESS * shade_code(torch.tensor([0.0, 1.0, 0.2]))
+    told[0, 1] = SHADE_LOUDNESS * shade_code(torch.tensor([0.0, 1.0, 0.2]))
     assert _shade_loss(told, shades) > 0.3
 
 
@@ -313,10 +313,10 @@ def test_what_a_label_or_value_holds_tells_where_its_partner_is():
     links.label[0, 1], links.label_beside[0, 4] = 1, 1
     positions = torch.eye(6)[None] * 9
     x = torch.cat([torch.zeros(1, 1, 8), torch.cat([torch.randn(1, 6, 2), positions], -1)], 1)
-    told = torch.zeros(1, 1, 6, 6)
-    told[0, 0, 1, 4] = told[0, 0, 4, 1] = 9
+    told = torch.zeros(1, 6, 6)
+    told[0, 1, 4] = told[0, 4, 1] = 9
     assert _partner_loss(told, x, seekers_of(links), 1) < 1e-3
-    assert _partner_loss(told.flip(2), x, seekers_of(links), 1) > 3
+    assert _partner_loss(told.flip(1), x, seekers_of(links), 1) > 3
     assert _partner_loss(told, x, seekers_of(nothing), 1) == 0
 
 

@@ -71,12 +71,12 @@ def test_values_that_are_all_the_same_or_not_all_printed_tell_nothing(charts):
 
 
 def test_the_loss_of_magnitudes_is_that_of_their_codes():
-    magnitudes, told = torch.zeros(1, 4, dtype=torch.int16), torch.randn(1, 1, 4, 3)
+    magnitudes, told = torch.zeros(1, 4, dtype=torch.int16), torch.randn(1, 4, 3)
     assert _magnitude_loss(told, magnitudes) == 0
     magnitudes[0, :3] = torch.tensor([1, MAX_MAGNITUDE, 501])
-    told[0, 0, :3] = SHADE_LOUDNESS * torch.tensor([[-1.0, 1, 0], [1, 0, 1], [0, 0, 0]])
+    told[0, :3] = SHADE_LOUDNESS * torch.tensor([[-1.0, 1, 0], [1, 0, 1], [0, 0, 0]])
     assert _magnitude_loss(told, magnitudes) < 1e-10
-    told[0, 0, :2] = told[0, 0, [1, 0]]
+    told[0, :2] = told[0, [1, 0]]
     assert _magnitude_loss(told, magnitudes) > 1
 
 

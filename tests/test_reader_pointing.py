@@ -102,16 +102,16 @@ def asked_row(picture: int, prompt: list[int], reply: list[int], num_patches: in
 def test_a_reply_weighs_by_the_root_of_its_length_however_rows_are_grouped():
     torch.manual_seed(0)
     reader = Reader(preset("default"))
-    tokens = torch.randn(2, 1, 17, reader.model.config.decoder.width)
+    tokens = torch.randn(2, 17, reader.model.config.decoder.width)
     draw = np.random.default_rng(0)
     rows = []
     for picture, prompt_length, reply_length in ((0, 3, 1), (1, 5, 4), (0, 9, 25), (1, 4, 2)):
         prompt = [1, MARKER, *draw.integers(10, 200, prompt_length).tolist()]
         rows.append(asked_row(picture, prompt, draw.integers(10, 200, reply_length).tolist(), 16))
     with torch.no_grad():
-        singles = torch.stack([reader.asked(tokens, [_group([row], MARKER)])[0] for row in rows])
-        together = reader.asked(tokens, [_group(rows, MARKER)])[0]
-        apart = reader.asked(tokens, question_groups(rows, MARKER))[0]
+        singles = torch.stack([reader.asked(tokens, 1, [_group([row], MARKER)])[0] for row in rows])
+        together = reader.asked(tokens, 1, [_group(rows, MARKER)])[0]
+        apart = reader.asked(tokens, 1, question_groups(rows, MARKER))[0]
     roots = torch.tensor([1, 4, 25, 2]).sqrt()
     expected = (singles * roots).sum() / roots.sum()
     assert all(row[2].count(IGNORED) == len(row[1]) - length for row, length in zip(rows, (1, 4, 25, 2), strict=True))

@@ -26,9 +26,9 @@ def attend(
 ) -> Tensor:
     """Return [b, h, s, e] for queries [b, h, s, e] over keys and values [b, g, l, e].
 
-    One of three may be given. `bias` [l] float32 is added to the logits of each key. `mask` is bool, broadcastable to
-    [b, h, s, l], True where a key may be seen. `causal`, which needs s <= l: the queries are the last of the positions,
-    and each sees the keys up to its own.
+    One of three may be given. `bias` [l] or [b, l] float32 is added to the logits of each key. `mask` is bool,
+    broadcastable to [b, h, s, l], True where a key may be seen. `causal`, which needs s <= l: the queries are the last
+    of the positions, and each sees the keys up to its own.
 
     Raises: ValueError where two are given, or more queries than keys with `causal`.
     """
@@ -43,7 +43,7 @@ def attend(
         return attend_with_bias_as_columns(q, k, v, bias)
     dtype = attention_dtype(q)
     if bias is not None:
-        mask = bias[None, None, None].to(torch.promote_types(q.dtype, torch.float32))
+        mask = bias.expand(len(k), -1)[:, None, None].to(torch.promote_types(q.dtype, torch.float32))
     with _quickest_first(q, k) if mask is None and not causal else nullcontext():
         out = functional.scaled_dot_product_attention(
             q.to(dtype),
@@ -82,7 +82,7 @@ def _quickest_first(q: Tensor, k: Tensor) -> AbstractContextManager:
 
 
 def attend_with_bias_as_columns(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
-    """Return what `attend` returns with `bias` [l] by kernels that take no bias, as flash attention on a GPU is.
+    """Return what `attend` returns with `bias` [l] or [b, l] by kernels that take none, as a GPU's flash attention.
 
     Two more columns of the product add it: the queries' are 1, the keys' its high and its low part.
     """
@@ -91,6 +91,7 @@ def attend_with_bias_as_columns(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -
     wanted = bias.float() * width**0.5
     high = wanted.to(k.dtype)
     columns = functional.pad(torch.stack([high, (wanted - high.float()).to(k.dtype)], -1), (0, padded - width - 2))
+    columns = columns.expand(len(k), -1, -1)[:, None]
     ones = functional.pad(q.new_ones(2), (0, padded - width - 2))
     with _quickest_first(q, k):
         out = functional.scaled_dot_product_attention(

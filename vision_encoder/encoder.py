@@ -59,8 +59,11 @@ class VisionEncoder(nn.Module):
 
     def _encode(self, pixels: Tensor, canvas_ids: Tensor, num_returned: int) -> Tensor:
         """Return [m, num_returned, p, f] for pictures that all use the tiles `pixels` [m, t, c, height, width]."""
-        plan = self._plan(pixels.shape[1], pixels.device)
-        x = self._embed(pixels, canvas_ids, plan)
+        plan = self.plan(pixels.shape[1], pixels.device)
+        return self._tiles(self.transform(self.embed(pixels, canvas_ids, plan), canvas_ids, plan), plan, num_returned)
+
+    def transform(self, x: Tensor, canvas_ids: Tensor, plan: "RowPlan") -> Tensor:
+        """Return the features [m, rows, f] of rows x [m, rows, v], which are laid out as `plan` says."""
         taken = []
         for index, layer in enumerate(self.local_layers):
             if index in self.config.feature_layers and self.config.feature_point == "before":
@@ -70,14 +73,14 @@ class VisionEncoder(nn.Module):
                 taken.append(x)
         x = self.norm_after(x)
         # index_select, unlike an index, has a gradient that several threads add up in the same order every time.
-        x = x + self.tile_position_after(canvas_ids, plan.used, plan.kept).index_select(1, plan.slots)
+        x = x + _of_slots(self.tile_position_after(canvas_ids, plan.used, plan.kept), plan.slots)
         for layer in self.global_layers:
             x = layer(x, plan.layout)
         # The intermediate states are interleaved on the last axis, after the final output.
         features = [x] if not taken else [x, torch.stack(taken, dim=-1).flatten(-2)]
-        return self._tiles(torch.cat(features, dim=-1), plan, num_returned)
+        return torch.cat(features, dim=-1)
 
-    def _plan(self, used: int, device: torch.device) -> "RowPlan":
+    def plan(self, used: int, device: torch.device) -> "RowPlan":
         """Lay out the rows: real tokens, one padding row for each of their tiles, then the missing tiles' rows."""
         config = self.config
         missing = config.max_tiles - used
@@ -94,7 +97,7 @@ class VisionEncoder(nn.Module):
         log_counts = None if {*counts} == {1} else torch.tensor([math.log(count) for count in counts], device=device)
         return RowPlan(used, kept, used * each, torch.tensor(slots, device=device), RowLayout(used * p, log_counts))
 
-    def _embed(self, pixels: Tensor, canvas_ids: Tensor, plan: "RowPlan") -> Tensor:
+    def embed(self, pixels: Tensor, canvas_ids: Tensor, plan: "RowPlan") -> Tensor:
         """Return the rows [m, rows, v] that enter the first layer."""
         size = self.config.patch_size
         patches = rearrange(pixels, "m t c (y i) (x j) -> m t (y x) (c i j)", i=size, j=size)
@@ -155,8 +158,13 @@ class RowPlan(NamedTuple):
     num_padding: int
     """Padding rows of the tiles that hold pixels."""
     slots: Tensor
-    """[rows] int64: the tile slot each row belongs to."""
+    """[rows] int64, or [m, rows]: the tile slot each row belongs to."""
     layout: RowLayout
+
+
+def _of_slots(x: Tensor, slots: Tensor) -> Tensor:
+    """Return of each picture in x [m, slots, v] the rows `slots` [rows], or its own of [m, rows]."""
+    return x.index_select(1, slots) if slots.ndim == 1 else x.gather(1, slots[..., None].expand(-1, -1, x.shape[-1]))
 
 
 def _inspect_tables(encoder: VisionEncoder, _: object) -> None:

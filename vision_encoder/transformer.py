@@ -24,6 +24,8 @@ class RowLayout(NamedTuple):
     """Rows of real tokens; they come first."""
     log_counts: Tensor | None
     """[rows] float32: ln of how many equal rows each stands for; None where each is but one."""
+    are_thinned: bool = False
+    """Whether real rows stand for several, each picture's for as many as `log_counts` [m, rows] says: in training."""
 
 
 class VisionAttention(nn.Module):
@@ -46,7 +48,8 @@ class VisionAttention(nn.Module):
         )
         real = layout.num_real
         seen_by_real = attend(q[:, :, :real], k, v, bias=layout.log_counts)
-        seen_by_padding = attend(q[:, :, real:], k[:, :, :real], v[:, :, :real])
+        of_real = layout.log_counts[:, :real] if layout.are_thinned else None
+        seen_by_padding = attend(q[:, :, real:], k[:, :, :real], v[:, :, :real], bias=of_real)
         seen = torch.cat([seen_by_real, seen_by_padding], dim=2)
         return self.o_proj(seen.transpose(1, 2).flatten(2))
 

@@ -23,14 +23,17 @@ def attend(
     scales: tuple[Tensor, Tensor] | None = None,
     *,
     mask: Tensor | None = None,
+    bias: Tensor | None = None,
     causal: bool = False,
 ) -> Tensor:
     """Return [b, h, s, e] for queries [b, h, s, e] and keys and values [b, g, l, e].
 
-    `scales` [b, g, l] are those of keys and of values in int8. `mask` is bool, broadcastable to [b, h, s, l], True
-    where a key may be seen. `causal`, which needs s <= l and no mask: the queries are the last of the positions, and
-    each sees the keys up to its own.
+    `scales` [b, g, l] are those of keys and of values in int8. One of three may be given. `mask` is bool, broadcastable
+    to [b, h, s, l], True where a key may be seen. `bias` [b, l] is added to the logits of each key, where one trains.
+    `causal`, which needs s <= l: the queries are the last of the positions, and each sees the keys up to its own.
     """
+    if bias is not None:
+        return attention.attend(q, k, v, bias=bias)
     if q.shape[2] == 1 and gpu.attends(q, k, v, scales, mask):
         return gpu.attend_one(q, k, v, scales, mask=mask)
     if mask is None and q.shape[2] <= MAX_ROWS and (out := _one_by_one(q, k, v, scales, causal)) is not None:
@@ -79,10 +82,16 @@ def blockwise_attention(
     return rearrange(out, "b g r s e -> b (g r) s e").to(k.dtype)
 
 
-def attention_weights(q: Tensor, k: Tensor, *, mask: Tensor | None = None) -> Tensor:
-    """Return the attention [b, h, s, l] in float32 of chosen queries [b, h, s, e] over keys [b, g, l, e]."""
+def attention_weights(q: Tensor, k: Tensor, *, mask: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
+    """Return the attention [b, h, s, l] in float32 of chosen queries [b, h, s, e] over keys [b, g, l, e].
+
+    `bias` [b, l] is added to the logits of each key.
+    """
     q = rearrange(q, "b (g r) s e -> b g r s e", g=k.shape[1])
-    return rearrange(_scores(q, k, mask, None, 0).softmax(-1), "b g r s l -> b (g r) s l")
+    scores = _scores(q, k, mask, None, 0)
+    if bias is not None:
+        scores = scores + bias[:, None, None, None]
+    return rearrange(scores.softmax(-1), "b g r s l -> b (g r) s l")
 
 
 def _scores(q: Tensor, keys: Tensor, mask: Tensor | None, first: int | None, start: int) -> Tensor:

@@ -36,6 +36,7 @@ from vlm.training.reader.targets import (
     patch_links,
     pointer_targets,
 )
+from vlm.training.reader.thinning import Kept, keep
 from vlm.training.synthetic.charts import Character, Chart, Question, ask, draw_chart, patch_characters
 from vlm.training.synthetic.diagrams import Diagram, draw_diagram
 from vlm.training.synthetic.no_charts import ask_in_vain, draw_no_chart
@@ -88,6 +89,8 @@ class ReaderBatch(NamedTuple):
     links: PatchLinks
     """Each int16 [m, p], but for the last."""
     groups: list[QuestionBatch]
+    kept: Kept | None = None
+    """Which patches the encoder goes through, where not through all; what is told of patches is told of these."""
 
     def to(self, device: torch.device) -> "ReaderBatch":
         return _moved(self, device)
@@ -135,13 +138,16 @@ class ReaderData(Dataset):
             pictures.append(picture)
             rows += [(image_index, *row) for row in picture.asked]
         links = zip(*(picture.links for picture in pictures), strict=True)
-        return ReaderBatch(
+        batch = ReaderBatch(
             torch.stack(pixels),
             canvas,
             offset,
             torch.stack([torch.from_numpy(picture.characters) for picture in pictures]),
             PatchLinks(*(torch.from_numpy(np.stack(part)[:, layout.order]) for part in links)),
             question_groups(rows, self.tokenizer.image_marker_id),
+        )
+        return (
+            thinned(batch, keep(batch.pixels, canvas, self.config.patch_size, rng)) if self.diet.is_thinned else batch
         )
 
     def _picture(
@@ -298,6 +304,28 @@ def _sheet(rng: np.random.Generator, tile_size: int, shrink: float) -> tuple[int
         return round(2 * tile_size * shrink * 557 / 800), round(2 * tile_size * shrink)
     random = Random(int(rng.integers(2**63)))
     return draw_shape(random, round(random.randint(tile_size, 2 * tile_size) * shrink))
+
+
+def thinned(batch: ReaderBatch, kept: Kept) -> ReaderBatch:
+    """Return `batch` of the patches that are kept alone."""
+    return batch._replace(
+        characters=_of_kept(batch.characters, kept.patches),
+        links=PatchLinks(*(_of_kept(part, kept.patches) for part in batch.links)),
+        groups=[_of_kept_places(group, kept.patches) for group in batch.groups],
+        kept=kept,
+    )
+
+
+def _of_kept(x: Tensor, patches: Tensor) -> Tensor:
+    """Return of x [m, p, ...] the `patches` [m, n], [m, n, ...]."""
+    return x[torch.arange(len(x))[:, None], patches]
+
+
+def _of_kept_places(group: QuestionBatch, patches: Tensor) -> QuestionBatch:
+    """Return `group` with places of the `patches` [m, n] of their picture alone."""
+    image_index = torch.zeros(len(group.places), dtype=torch.int64)
+    image_index[group.pointers] = group.image_index[:, None, None].expand_as(group.pointers)
+    return group._replace(places=_of_kept(group.places, patches[image_index]))
 
 
 def question_groups(rows: list[tuple], marker_id: int) -> list[QuestionBatch]:

@@ -37,5 +37,7 @@ class Diet:
     """How many of the pictures are diagrams, with questions of their own."""
     share_no_charts: float = 0.0
     """How many of the pictures are no charts and are asked about as if they were."""
+    is_thinned: bool = False
+    """Whether the encoder goes through few of the blank patches (see `thinning.py`)."""
     max_stretch: float = 1.0
     """How much wider or narrower than it is drawn a chart may be shown: a stretched face is a face never seen."""

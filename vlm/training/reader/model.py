@@ -45,6 +45,7 @@ from vlm.training.reader.targets import (
     UNSHADED,
     PatchLinks,
 )
+from vlm.training.reader.thinning import Kept, encode_rows
 from vlm.training.reader.wires import (
     SHADE_LOUDNESS,
     cross_attentions,
@@ -97,15 +98,18 @@ class Reader(nn.Module):
         num_tiles = batch.pixels.shape[1]
         attention = self.model.encoder.global_layers[0].attention
         with _Inputs([attention]) as inputs:
-            features, tokens = self.model.encode(normalise(batch.pixels), [batch.canvas] * len(batch.pixels))
-        characters = self._character_loss(features[:, :, 1:], batch.characters)
+            features = encode_rows(self.model.encoder, normalise(batch.pixels), tuple(batch.canvas), batch.kept)
+        tokens = self.model.projector(features)
+        of_patches, told = features[:, num_tiles:], tokens[:, num_tiles:]
+        characters = self._character_loss(of_patches, batch.characters)
         seekers = seekers_of(batch.links)
-        links = _link_loss(attention, inputs.taken[0], seekers, num_tiles)
-        partners = _partner_loss(tokens[:, :, 1:, partner_dims(self.model)], inputs.taken[0], seekers, num_tiles)
-        shades = _shade_loss(tokens[:, :, 1:, shade_dims(self.model)], batch.links.shade)
-        magnitudes = _magnitude_loss(tokens[:, :, 1:, magnitude_dims(self.model)], batch.links.magnitude)
+        log_counts = None if batch.kept is None else _of_real_rows(batch.kept, num_tiles)
+        links = _link_loss(attention, inputs.taken[0], seekers, num_tiles, log_counts)
+        partners = _partner_loss(told[..., partner_dims(self.model)], inputs.taken[0], seekers, num_tiles, log_counts)
+        shades = _shade_loss(told[..., shade_dims(self.model)], batch.links.shade)
+        magnitudes = _magnitude_loss(told[..., magnitude_dims(self.model)], batch.links.magnitude)
         printed = batch.links.order > 0
-        of_text = features[:, :, 1:].flatten(1, 2)[printed]
+        of_text = of_patches[printed]
         order = _mean_entropy(self.order_head(of_text), batch.links.order[printed])
         beginning = _mean_entropy(
             self.beginning_head(of_text).unflatten(-1, (-1, NUM_CODES)).flatten(0, 1),
@@ -113,19 +117,24 @@ class Reader(nn.Module):
         )
         answer = pointers = features.new_zeros(())
         if batch.groups:
-            answer, pointers = self.asked(tokens, batch.groups)
+            answer, pointers = self.asked(tokens, num_tiles, batch.groups, log_counts)
         return Losses(answer, characters, links, partners, shades, magnitudes, order, beginning, pointers)
 
-    def asked(self, tokens: Tensor, groups: list[QuestionBatch]) -> tuple[Tensor, Tensor]:
-        """Return the losses of answers and of pointers of questions about pictures of image tokens [m, t, p, d]."""
-        image = self.model.decoder.image_kv(tokens.flatten(1, 2))
-        parts = [self._question_losses(group, image, tokens.shape[1]) for group in groups]
+    def asked(
+        self, tokens: Tensor, num_tiles: int, groups: list[QuestionBatch], log_counts: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return the losses of answers and of pointers of questions about pictures of image tokens [m, t + n, d].
+
+        Those of class tokens come first. `log_counts` [m, t + n]: ln of how many each stands for.
+        """
+        image = self.model.decoder.image_kv(tokens)
+        parts = [self._question_losses(group, image, num_tiles, log_counts) for group in groups]
         answer = sum(part[0] for part in parts) / sum(part[1] for part in parts)
         sums, counts = (torch.stack([part[index] for part in parts]).sum(0) for index in (2, 3))
         return answer, (sums / counts.clamp_min(1)).sum()
 
     def _character_loss(self, features: Tensor, characters: Tensor) -> Tensor:
-        logits = rearrange(self.character_head(features), "m t p (i n) -> (m t p i) n", n=NUM_CODES).float()
+        logits = rearrange(self.character_head(features), "m p (i n) -> (m p i) n", n=NUM_CODES).float()
         # Most patches are empty; without the low weight emptiness is all that is learned.
         weight = torch.ones(NUM_CODES, device=logits.device)
         weight[0] = 0.05
@@ -133,15 +142,16 @@ class Reader(nn.Module):
         return loss / weight[characters[characters != IGNORED]].sum().clamp_min(1)
 
     def _question_losses(
-        self, group: QuestionBatch, image: ImageKV, num_tiles: int
+        self, group: QuestionBatch, image: ImageKV, num_tiles: int, log_counts: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return the summed answer loss and its weight, the three summed pointer losses and their numbers."""
         # Layers apart: the gradient of an index is as large as what it was taken from, once for each layer.
         own = ImageKV(*(part.index_select(1, group.image_index).unbind() for part in image))
         seeing = torch.arange(group.ids.shape[1], device=group.ids.device) >= group.first_seeing
+        bias = None if log_counts is None else log_counts[group.image_index]
         layers = cross_attentions(self.model)
         with _Inputs(layers) as inputs:
-            logits = self.model(group.ids, own, CrossMask(None, seeing[None, :, None]))
+            logits = self.model(group.ids, own, CrossMask(None, seeing[None, :, None], bias))
         predicting = group.labels != IGNORED
         # A reply counts by the root of its length: it is right or wrong as a whole, but a table has more to learn.
         weight = (predicting / predicting.sum(1, keepdim=True).clamp_min(1).sqrt())[predicting]
@@ -151,11 +161,10 @@ class Reader(nn.Module):
         rows, pointers = _pointing(group)
         for index, (layer, x, (places, heads)) in enumerate(zip(layers, inputs.taken, POINTING_HEADS, strict=False)):
             queries = layer.queries(x.gather(1, rows[..., None].expand(-1, -1, x.shape[-1])))
-            weights = _weights_of(heads, queries, own.keys[index])
+            weights = _weights_of(heads, queries, own.keys[index], bias)
             numbers = pointers[:, places].expand(-1, len(heads), -1)
             pointing = numbers > 0
-            weights = _patches(weights[pointing], -1, num_tiles)
-            loss, count = _missed_mass(weights, group.places[numbers[pointing]])
+            loss, count = _missed_mass(weights[pointing][:, num_tiles:], group.places[numbers[pointing]])
             sums.append(loss)
             counts.append(count)
         return (entropy * weight).sum(), weight.sum(), torch.stack(sums), torch.stack(counts)
@@ -173,7 +182,12 @@ class Reader(nn.Module):
         self.exact.update(zip(group.kinds, right.tolist(), strict=True))
 
 
-def _weights_of(heads: list[list[int]], queries: Tensor, keys: Tensor) -> Tensor:
+def _of_real_rows(kept: Kept, num_tiles: int) -> Tensor:
+    """Return ln of how many rows each class token, one, and each patch that is kept stand for, [m, t + n]."""
+    return functional.pad(kept.log_counts, (num_tiles, 0))
+
+
+def _weights_of(heads: list[list[int]], queries: Tensor, keys: Tensor, bias: Tensor | None = None) -> Tensor:
     """Return the mean attention [b, len(heads), r, l] of heads that are named together, of queries [b, h, r, e].
 
     keys [b, g, l, e] are large and stay where they are: each group is asked by those of its heads that are named.
@@ -181,7 +195,7 @@ def _weights_of(heads: list[list[int]], queries: Tensor, keys: Tensor) -> Tensor
     shared = queries.shape[1] // keys.shape[1]
     chosen = sorted(head for together in heads for head in together)
     groups = sorted({head // shared for head in chosen})
-    weights = attention_weights(queries[:, chosen], keys[:, groups[0] : groups[-1] + 1])
+    weights = attention_weights(queries[:, chosen], keys[:, groups[0] : groups[-1] + 1], bias=bias)
     return torch.stack([weights[:, [chosen.index(head) for head in together]].mean(1) for together in heads], 1)
 
 
@@ -239,46 +253,51 @@ def seekers_of(links: PatchLinks) -> Seekers:
     )
 
 
-def _link_loss(attention: VisionAttention, x: Tensor, seekers: Seekers, num_tiles: int) -> Tensor:
-    """Return how little three heads of `attention` over rows x [m, rows, v] look where the links say."""
+def _link_loss(
+    attention: VisionAttention, x: Tensor, seekers: Seekers, num_tiles: int, log_counts: Tensor | None = None
+) -> Tensor:
+    """Return how little three heads of `attention` over rows x [m, rows, v] look where the links say.
+
+    Class tokens come first, padding and missing tiles after the patches.
+    """
     wanted = torch.stack([seekers.beside, seekers.below, seekers.entry], 1)
-    # Padding and missing tiles come after the real tiles.
-    tokens_per_tile = wanted.shape[-1] // num_tiles + 1
-    num_real = num_tiles * tokens_per_tile
+    num_real = num_tiles + wanted.shape[-1]
     head_dim = x.shape[-1] // attention.num_heads
     dims = wanted.shape[1] * head_dim
-    seeking = seekers.of(_patches(x[:, :num_real], 1, num_tiles))
+    seeking = seekers.of(x[:, num_tiles:num_real])
     query, key = (
         functional.linear(part, projection.weight[:dims]).unflatten(-1, (-1, head_dim)).transpose(1, 2)
         for part, projection in ((seeking, attention.q_proj), (x, attention.k_proj))
     )
-    weights = attention_weights(query, key)[..., :num_real]
-    weights = _patches(weights, -1, num_tiles)
+    bias = None if log_counts is None else functional.pad(log_counts, (0, x.shape[1] - num_real))
+    weights = attention_weights(query, key, bias=bias)[..., num_tiles:num_real]
     # Each on its own, for legend entries are few.
     missed = [_missed_mass(weights[:, head], wanted[:, head]) for head in range(wanted.shape[1])]
     return sum(loss / count.clamp_min(1) for loss, count in missed)
 
 
-def _partner_loss(sought: Tensor, x: Tensor, seekers: Seekers, num_tiles: int) -> Tensor:
-    """Return how little `sought` [m, t, p, n], of each patch, is like the position of its partner in `x`, see above."""
+def _partner_loss(
+    sought: Tensor, x: Tensor, seekers: Seekers, num_tiles: int, log_counts: Tensor | None = None
+) -> Tensor:
+    """Return how little `sought` [m, n, e], of each patch, is like the position of its partner in `x`, see above."""
     wanted = seekers.beside | seekers.below
-    tokens_per_tile = wanted.shape[-1] // num_tiles + 1
-    positions = _patches(x[:, : num_tiles * tokens_per_tile, -sought.shape[-1] :].detach(), 1, num_tiles)
-    weights = attention_weights(seekers.of(sought.flatten(1, 2))[:, None], positions[:, None])[:, 0]
+    positions = x[:, num_tiles : num_tiles + wanted.shape[-1], -sought.shape[-1] :].detach()
+    bias = None if log_counts is None else log_counts[:, num_tiles:]
+    weights = attention_weights(seekers.of(sought)[:, None], positions[:, None], bias=bias)[:, 0]
     loss, count = _missed_mass(weights, wanted)
     return loss / count.clamp_min(1)
 
 
 def _shade_loss(told: Tensor, shades: Tensor) -> Tensor:
-    """Return how far `told` [m, t, p, n], of each patch, is from the code of its shade in `shades` [m, t * p, 3]."""
-    told, printed = told.flatten(1, 2), shades[..., 0] != NO_SHADE
+    """Return how far `told` [m, p, n], of each patch, is from the code of its shade in `shades` [m, p, 3]."""
+    printed = shades[..., 0] != NO_SHADE
     coded = shade_code(shades[printed].float() / 255) * (shades[printed][:, :1] != UNSHADED)
     return functional.mse_loss(told[printed].float() / SHADE_LOUDNESS, coded, reduction="sum") / max(1, coded.numel())
 
 
 def _magnitude_loss(told: Tensor, magnitudes: Tensor) -> Tensor:
-    """Return how far `told` [m, t, p, n], of each patch, is from the code of `magnitudes` [m, t * p]."""
-    told, known = told.flatten(1, 2), magnitudes > 0
+    """Return how far `told` [m, p, n], of each patch, is from the code of `magnitudes` [m, p]."""
+    known = magnitudes > 0
     coded = magnitude_code(magnitudes[known])
     return functional.mse_loss(told[known].float() / SHADE_LOUDNESS, coded, reduction="sum") / max(1, coded.numel())
 
@@ -286,12 +305,6 @@ def _magnitude_loss(told: Tensor, magnitudes: Tensor) -> Tensor:
 def _same(seeker: Tensor, sought: Tensor) -> Tensor:
     """Return which patches [m, p, p] of `sought` belong to the same as a patch of `seeker`, both [m, p]."""
     return (seeker[:, :, None] == sought[:, None]) & (seeker > 0)[..., None]
-
-
-def _patches(x: Tensor, dim: int, num_tiles: int) -> Tensor:
-    """Return x without the class token that each tile of `dim` begins with."""
-    tiles = x.movedim(dim, 0).unflatten(0, (num_tiles, -1))
-    return tiles[:, 1:].flatten(0, 1).movedim(0, dim)
 
 
 def _missed_mass(weights: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:

@@ -46,6 +46,7 @@ _QUESTIONS = Losses(
     beginning=0.5,
     pointers=0.6,
 )
+_EVERYTHING = _QUESTIONS._replace(links=0.3, shades=1.0, magnitudes=1.0, order=0.15, beginning=0.35)
 
 STAGES = (
     Stage(
@@ -123,6 +124,31 @@ STAGES = (
         ),
         num_batches=911,
         rates=(0.45, 0.0),
-        weights=_QUESTIONS._replace(links=0.3, shades=1.0, magnitudes=1.0, order=0.15, beginning=0.35),
+        weights=_EVERYTHING,
+    ),
+    Stage(
+        name="more of everything",
+        diet=Diet(
+            num_images=240,
+            share_pages=0.05,
+            num_questions=7,
+            difficulty=(0.93, 0.93),
+            share_sheets=0.6,
+            share_several_series=0.25,
+            share_real=0.12,
+            share_real_print=0.08,
+            share_strange_words=0.6,
+            max_shrink=1.3,
+            max_stretch=1.2,
+            share_wide_charts=0.5,
+            share_wide_questions=0.5,
+            share_declined=0.08,
+            share_diagrams=0.04,
+            share_no_charts=0.03,
+            is_thinned=True,
+        ),
+        num_batches=2500,
+        rates=(0.4, 0.0),
+        weights=_EVERYTHING,
     ),
 )

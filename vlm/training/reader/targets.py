@@ -111,11 +111,11 @@ def _magnitudes(chart: Chart) -> list[int]:
     numbers = [mark.number for mark in chart.marks]
     if not chart.complete or not numbers or min(numbers) == max(numbers):
         return [0] * len(numbers)
-    lowest, spread = min(numbers), max(numbers) - min(numbers)
+    lowest, highest = min(numbers), max(numbers)
     # Only the very ends are told as such.
-    between = [round(1 + (MAX_MAGNITUDE - 1) * (number - lowest) / spread) for number in numbers]
+    between = [round(1 + (MAX_MAGNITUDE - 1) * (number - lowest) / (highest - lowest)) for number in numbers]
     return [
-        1 if number == lowest else MAX_MAGNITUDE if number == lowest + spread else min(max(place, 2), MAX_MAGNITUDE - 1)
+        1 if number == lowest else MAX_MAGNITUDE if number == highest else min(max(place, 2), MAX_MAGNITUDE - 1)
         for number, place in zip(numbers, between, strict=True)
     ]
 

@@ -24,14 +24,32 @@ C059-Roman C059-Bold URWGothic-Book LinLibertine_R LinLibertine_RB LinBiolinum_R
 EBGaramond12-Bold GenBasR GenBasB GenBkBasR CharisSIL-Regular CharisSIL-Bold Andika-Regular B612-Regular B612-Bold
 Cantarell-Regular Cantarell-Bold Cabin-Regular Cabin-SemiBold ClearSans-Regular ClearSans-Medium ClearSans-Bold
 Inter-Regular Inter-Medium Inter-Bold Karla-Regular Karla-Bold Manrope-Regular Manrope-SemiBold Sora-Regular
-Quicksand-Medium Quicksand-Bold Comfortaa-Regular Dosis-Medium Dosis-Bold Play-Regular Jura-Medium Junction
-Oxygen-Sans Oxygen-Sans-Bold PTS55F PTS75F PTN57F PTN77F PTF55F PTF75F Go-Regular Go-Medium Go-Bold
-GilliusADF-Regular GilliusADF-Bold SwitzeraADF-Regular SwitzeraADF-Bold UniversalisADFStd-Regular LibrisADFStd-Regular
-BaskervaldADFStd BaskervaldADFStd-Bold AccanthisADFStd-Regular RomandeADFStd-Regular OldStandard-Regular
-OldStandard-Bold Quattrocento-Regular Vollkorn-Regular Vollkorn-Bold Yrsa-Regular Yrsa-Bold ElstobD-Regular
-ElstobD-Bold JunicodeTwoBeta-Regular JunicodeTwoBeta-Bold GFSDidot GFSArtemisia Cardo104s FanwoodText cmunrm cmunbx
-cmunss Hack-Regular FiraCode-Regular JetBrainsMono-Regular Inconsolata AveriaSansGWF-Regular AveriaSerifGWF-Regular
-YanoneKaffeesatz-Regular ComicNeue-Regular Tuffy"""
+Quicksand-Medium Quicksand-Bold Comfortaa-Regular Dosis-Medium Dosis-Bold Play-Regular Jura-Medium Junction Oxygen-Sans
+Oxygen-Sans-Bold PTS55F PTS75F PTN57F PTN77F PTF55F PTF75F Go-Regular Go-Medium Go-Bold GilliusADF-Regular
+GilliusADF-Bold SwitzeraADF-Regular SwitzeraADF-Bold UniversalisADFStd-Regular LibrisADFStd-Regular BaskervaldADFStd
+BaskervaldADFStd-Bold AccanthisADFStd-Regular RomandeADFStd-Regular OldStandard-Regular OldStandard-Bold
+Quattrocento-Regular Vollkorn-Regular Vollkorn-Bold Yrsa-Regular Yrsa-Bold ElstobD-Regular ElstobD-Bold
+JunicodeTwoBeta-Regular JunicodeTwoBeta-Bold GFSDidot GFSArtemisia Cardo104s FanwoodText cmunrm cmunbx cmunss
+Hack-Regular FiraCode-Regular JetBrainsMono-Regular Inconsolata AveriaSansGWF-Regular AveriaSerifGWF-Regular
+YanoneKaffeesatz-Regular ComicNeue-Regular Tuffy AbyssinicaSIL-Regular AccanthisADFStd-Bold Akatab-Bold Akatab-Regular
+Amiri-Bold Amiri-Regular Andika-Bold Arapey-Regular AveriaSansGWF-Bold AveriaSerifGWF-Bold B612Mono-Regular
+BIZUDPGothic-Bold BIZUDPGothic-Regular BIZUDPMincho-Regular BerenisADFPro-Bold BerenisADFPro-Regular Cardob101
+CaslonBold Comfortaa-Bold Dustismo Dustismo_Roman Dustismo_Roman_Bold EBGaramond08-Regular ElstobD-18pt ElstobD-8pt
+ElstobD-8ptBold GFSArtemisiaBold GFSDidotBold GFSNeohellenicBold Garuda Gayathri-Bold Gayathri-Regular
+GemunuLibre-Regular GemunuLibre-SemiBold GenBkBasB GilliusADF-BoldCond GilliusADF-Cond Go-Mono GoudyBookletter1911
+IkariusADFStd-Bold IkariusADFStd-Regular Inter-Light Inter-SemiBold InterDisplay-Regular IrianisADFStd-Bold
+JetBrainsMono-Bold JunicodeTwoBeta-Condensed JunicodeTwoBeta-Expanded JunicodeTwoBeta-ExpandedBold Jura-Bold
+Karla-Medium Laksaman Laksaman-Bold LeagueMono-Condensed LeagueMono-Regular LeagueSpartan-Regular
+LeagueSpartan-SemiBold LiberationMono-Bold LibrisADFStd-Bold Loma Loma-Bold Manjari-Bold Manjari-Regular Manrope-Bold
+MekanusADFStd-Bold Mplus1-Bold Mplus1-Medium Mplus1-Regular NanumBarunGothic NanumBarunGothicBold NanumGothic
+NanumGothicBold NanumMyeongjo NanumMyeongjoBold NanumSquareB NanumSquareR NanumSquareRoundR NimbusMonoPS-Bold
+NimbusSansNarrow-Bold NotoSansMono-Regular NotoSerifDisplay-Bold PTC75F PTM55F PTZ55F Play-Bold Prociono
+Quicksand-Regular RobotoCondensed-Medium RomandeADFStd-DemiBold Sora-SemiBold SwitzeraADF-BoldCond SwitzeraADF-Cond
+SwitzeraADF-Ext TribunADFStd-Bold TribunADFStd-BoldCond TribunADFStd-Cond TribunADFStd-Regular Tuffy_Bold
+URWBookman-Demi URWBookman-Light URWGothic-Demi UniversalisADFStd-Bold Vollkorn-SemiBold YanoneKaffeesatz-Bold
+Yrsa-SemiBold cmunobx cmunorm cmunssdc cmunsx cmunvt dustismo_bold lmmono10-regular lmmonoproplt10-bold lmroman12-bold
+lmroman8-regular lmsansquot8-bold lmsansquot8-regular mononoki-Regular routed-gothic routed-gothic-narrow
+sawarabi-gothic-medium tiresias_lpfont tiresias_pcfont"""
 HELD_OUT_FACES = ("DejaVuSansCondensed", "DejaVuSansCondensed-Bold", "STIXGeneral", "STIXGeneralBol", "Lato-Regular")
 
 
