@@ -1,6 +1,8 @@
 """The recipe of the shipped model: targets say where things stand, and training begins where it should."""
 
+from collections import Counter
 from dataclasses import replace
+from random import Random
 
 import numpy as np
 import pytest
@@ -33,6 +35,7 @@ from vlm.training.reader.targets import (
 from vlm.training.reader.vocabulary import WORDS, reader_tokenizer
 from vlm.training.reader.wires import SHADE_LOUDNESS, shade_code
 from vlm.training.synthetic.charts import Character, ask, draw_chart, patch_characters, patch_mask
+from vlm.training.synthetic.questions.comparing import comparison, rose, series_comparison
 from vlm.training.synthetic.text_pages import draw_page
 
 TOKENIZER = reader_tokenizer()
@@ -430,6 +433,31 @@ def test_stretched_charts_are_functions_of_their_index_and_lie_on_the_same_canva
         assert torch.equal(batch.pixels, twin.pixels)
         assert batch.pixels.shape == plain[index].pixels.shape
         assert not torch.equal(batch.pixels, plain[index].pixels)
+
+
+def test_of_two_that_are_compared_the_greater_is_pointed_at_first_where_the_answer_is_yes():
+    checked = Counter()
+    for seed in range(90):
+        chart = draw_chart(np.random.default_rng(seed), 256, several_series=seed % 3 == 0)
+        numbers = {mark.value_box: mark.number for mark in chart.marks}
+        asked = [ask_one(Random(seed), chart) for ask_one in (comparison, rose, series_comparison)]
+        for question in filter(None, asked):
+            prompt, reply = conversation(question)
+            pointers = pointer_targets(TOKENIZER, chart, question, prompt, reply, 8, (32, 32))
+            values = [numbers[box] for box in question.copy_boxes]
+            if values[0] == values[1]:
+                continue
+            # Which of the two that are named has to be pointed at first.
+            first = int((values[1] > values[0]) == (question.answer == "Yes"))
+            assert question.turned == bool(first)
+            for boxes, rows in ((question.find_boxes, FIND), (question.copy_boxes, COPY)):
+                places = pointers.places[pointers.numbers[rows, len(prompt) - 1]]
+                for place, which in zip(places, (first, 1 - first), strict=True):
+                    # Of a legend entry only the first characters are looked for.
+                    assert not (place & ~patch_mask(chart.characters, [boxes[which]], 8, (32, 32))).any()
+            checked[question.kind, question.answer, question.turned] += 1
+    assert len(checked) == 12
+    assert min(checked.values()) > 1, checked
 
 
 def test_a_table_is_spelt_cell_by_cell():

@@ -166,8 +166,10 @@ def pointer_targets(
     """Return where the pointers should look at each position of `prompt + reply[:-1]`.
 
     A position points for the token that it predicts; besides, the tokens of each label or value that the question
-    names look for it. A question that is declined points nowhere: what it names is not there, and a head that finds
-    nothing need not be told where to look.
+    names look for it. Where two are compared, the answer points at them in the order in which it is Yes if the first
+    is more: whether more or less is asked for says nothing of the answer without the values, nor they without it, and
+    so neither was learned. A question that is declined points nowhere: what it names is not there, and a head that
+    finds nothing need not be told where to look.
     """
     numbers = np.zeros((NUM_POINTERS, len(prompt) + len(reply) - 1), dtype=np.int64)
     places = [np.zeros(grid[0] * grid[1], dtype=bool)]
@@ -187,7 +189,7 @@ def pointer_targets(
             parts = masks if len(masks) == 2 else [np.logical_or.reduce(masks)]
             # What is found alone, both heads find: the second tells its shade.
             parts = parts * 2 if len(parts) == 1 and pointer == FIND else parts
-            for row, place in zip(numbers[pointer], parts, strict=False):
+            for row, place in zip(numbers[pointer], parts[::-1] if question.turned else parts, strict=False):
                 row[first:] = number(place)
         asked = token_of_each_character(tokenizer, prompt)
         for index, box in enumerate(question.find_boxes if len(found) <= 2 else ()):

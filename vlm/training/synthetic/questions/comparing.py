@@ -44,6 +44,7 @@ def comparison(random: Random, chart: Chart) -> Question | None:
         kind="comparison",
         find_boxes=(one.label_box, other.label_box),
         copy_boxes=(one.value_box, other.value_box),
+        turned=not above,
     )
 
 
@@ -181,10 +182,9 @@ def series_comparison(random: Random, chart: Chart) -> Question | None:
             f"In {label}, is {one.series} {than} {other.series}?",
         )
     )
-    series = (one.series_box, other.series_box)
-    return _yes_or_no(
-        question, one.number - other.number, above, "series_comparison", series, (one.value_box, other.value_box)
-    )
+    series, values = (one.series_box, other.series_box), (one.value_box, other.value_box)
+    difference = one.number - other.number
+    return _yes_or_no(question, difference, above, "series_comparison", series, values, turned=not above)
 
 
 def rose(random: Random, chart: Chart) -> Question | None:
@@ -198,7 +198,7 @@ def rose(random: Random, chart: Chart) -> Question | None:
     verb = random.choice(("increase", "rise", "grow") if up else ("decrease", "fall", "decline"))
     question = f"Did the {chart.spec.topic} {verb} from {one.label} to {other.label}?"
     labels, values = (one.label_box, other.label_box), (one.value_box, other.value_box)
-    return _yes_or_no(question, other.number - one.number, up, "rose", labels, values)
+    return _yes_or_no(question, other.number - one.number, up, "rose", labels, values, turned=up)
 
 
 def _than(random: Random) -> tuple[str, bool]:
@@ -214,6 +214,8 @@ def _yes_or_no(
     kind: str,
     find_boxes: tuple[Box, ...],
     copy_boxes: tuple[Box, ...],
+    *,
+    turned: bool = False,
 ) -> Question | None:
     """Return the question whether `difference` is above (or below) zero; None where rounding would decide."""
     if abs(difference) < 1e-6:
@@ -225,4 +227,5 @@ def _yes_or_no(
         find_boxes=find_boxes,
         copy_boxes=copy_boxes,
         worked_out=True,
+        turned=turned,
     )

@@ -41,6 +41,8 @@ class Question:
     copy_boxes: tuple[Box, ...]
     worked_out: bool = False
     """No character of the answer is copied, even where the same one is printed in `copy_boxes`."""
+    turned: bool = False
+    """Two are compared, and the answer is Yes where the second one is more."""
 
     @property
     def label_box(self) -> tuple[Box, ...]:
