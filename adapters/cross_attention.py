@@ -24,12 +24,8 @@ class ImageKV(NamedTuple):
         return ImageKV(self.keys[index], self.values[index])
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
-    """Return [b, h, s, e] for queries [b, h, s, e] and keys and values [b, g, l, e] that `mask` lets be seen.
-
-    `bias` [b, l], instead of a mask, is added to the logits of each key.
-    """
-    mask = mask if bias is None else bias[:, None, None].to(q.dtype)
+def attend(q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None) -> Tensor:
+    """Return [b, h, s, e] for queries [b, h, s, e] and keys and values [b, g, l, e] that `mask` lets be seen."""
     return functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True)
 
 
@@ -74,7 +70,7 @@ class CrossAttention(nn.Module):
 
     def forward(self, x: Tensor, image: ImageKV, mask: CrossMask) -> Tensor:
         """Map text x [b, s, d] to what it takes from the images, the same shape."""
-        attended = self.attend(self.queries(x), image.keys, image.values, mask=mask.keys, bias=mask.log_counts)
+        attended = self.attend(self.queries(x), image.keys, image.values, mask=mask.keys)
         return self.o_proj(attended.transpose(1, 2).flatten(2))
 
     def _heads(self, x: Tensor) -> Tensor:

@@ -31,11 +31,12 @@ class CrossMask(NamedTuple):
     """What a chunk of text may see of the image keys. None stands for a mask that would hide nothing."""
 
     keys: Tensor | None
-    """[b, 1, s or 1, l] bool: keys a position may see; all of its row's where it sees no image, which `rows` hides."""
+    """[b, 1, s or 1, l] bool: keys a position may see; all of its row's where it sees no image, which `rows` hides.
+
+    Or [b, 1, 1, l] float32, where one trains: what is added to the logits of each key.
+    """
     rows: Tensor | None
     """[b, s or 1, 1] bool: positions that see any image at all."""
-    log_counts: Tensor | None = None
-    """[b, l] float32: ln of how many equal keys each stands for, where one trains; there is no mask of keys then."""
 
 
 def cross_mask(visible: Tensor, num_own: Tensor, num_keys: int, device: torch.device | str = "cpu") -> CrossMask:

@@ -23,17 +23,16 @@ def attend(
     scales: tuple[Tensor, Tensor] | None = None,
     *,
     mask: Tensor | None = None,
-    bias: Tensor | None = None,
     causal: bool = False,
 ) -> Tensor:
     """Return [b, h, s, e] for queries [b, h, s, e] and keys and values [b, g, l, e].
 
-    `scales` [b, g, l] are those of keys and of values in int8. One of three may be given. `mask` is bool, broadcastable
-    to [b, h, s, l], True where a key may be seen. `bias` [b, l] is added to the logits of each key, where one trains.
-    `causal`, which needs s <= l: the queries are the last of the positions, and each sees the keys up to its own.
+    `scales` [b, g, l] are those of keys and of values in int8. `mask` is bool, broadcastable to [b, h, s, l], True
+    where a key may be seen, or where one trains [b, 1, 1, l] float32, added to the logits. `causal`, which needs s <= l
+    and no mask: the queries are the last of the positions, and each sees the keys up to its own.
     """
-    if bias is not None:
-        return attention.attend(q, k, v, bias=bias)
+    if mask is not None and mask.is_floating_point():
+        return attention.attend(q, k, v, bias=mask[:, 0, 0])
     if q.shape[2] == 1 and gpu.attends(q, k, v, scales, mask):
         return gpu.attend_one(q, k, v, scales, mask=mask)
     if mask is None and q.shape[2] <= MAX_ROWS and (out := _one_by_one(q, k, v, scales, causal)) is not None:

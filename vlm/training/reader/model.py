@@ -151,7 +151,8 @@ class Reader(nn.Module):
         bias = None if log_counts is None else log_counts[group.image_index]
         layers = cross_attentions(self.model)
         with _Inputs(layers) as inputs:
-            logits = self.model(group.ids, own, CrossMask(None, seeing[None, :, None], bias))
+            keys = None if bias is None else bias[:, None, None]
+            logits = self.model(group.ids, own, CrossMask(keys, seeing[None, :, None]))
         predicting = group.labels != IGNORED
         # A reply counts by the root of its length: it is right or wrong as a whole, but a table has more to learn.
         weight = (predicting / predicting.sum(1, keepdim=True).clamp_min(1).sqrt())[predicting]
