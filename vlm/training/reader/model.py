@@ -145,8 +145,7 @@ class Reader(nn.Module):
         self, group: QuestionBatch, image: ImageKV, num_tiles: int, log_counts: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return the summed answer loss and its weight, the three summed pointer losses and their numbers."""
-        # Layers apart: the gradient of an index is as large as what it was taken from, once for each layer.
-        own = ImageKV(*(part.index_select(1, group.image_index).unbind() for part in image))
+        own = ImageKV(*(_of_pictures(part, group.image_index).unbind() for part in image))
         seeing = torch.arange(group.ids.shape[1], device=group.ids.device) >= group.first_seeing
         bias = None if log_counts is None else log_counts[group.image_index]
         layers = cross_attentions(self.model)
@@ -165,7 +164,9 @@ class Reader(nn.Module):
             weights = _weights_of(heads, queries, own.keys[index], bias)
             numbers = pointers[:, places].expand(-1, len(heads), -1)
             pointing = numbers > 0
-            loss, count = _missed_mass(weights[pointing][:, num_tiles:], group.places[numbers[pointing]])
+            # One index rather than three: the gradient of several is sorted.
+            chosen = weights.flatten(0, 2).index_select(0, pointing.flatten().nonzero()[:, 0])
+            loss, count = _missed_mass(chosen[:, num_tiles:], group.places[numbers[pointing]])
             sums.append(loss)
             counts.append(count)
         return (entropy * weight).sum(), weight.sum(), torch.stack(sums), torch.stack(counts)
@@ -181,6 +182,15 @@ class Reader(nn.Module):
         """Count the replies that are right as a whole: each token predicted from the right ones before it."""
         right = ((logits.argmax(-1) == group.labels) | ~predicting).all(-1)
         self.exact.update(zip(group.kinds, right.tolist(), strict=True))
+
+
+def _of_pictures(x: Tensor, image_index: Tensor) -> Tensor:
+    """Return the pictures `image_index` [b] of x [n, m, ...], [n, b, ...].
+
+    A product with ones and zeros, for the gradient of an index is added up number by number, this one's by a product.
+    """
+    chosen = functional.one_hot(image_index, x.shape[1]).to(x.dtype)
+    return (chosen @ x.flatten(2)).unflatten(-1, x.shape[2:])
 
 
 def _of_real_rows(kept: Kept, num_tiles: int) -> Tensor:

@@ -79,23 +79,24 @@ def encode_rows(encoder: VisionEncoder, pixels: Tensor, canvas: tuple[int, int],
 
 def _thinned(plan: RowPlan, tokens_per_tile: int, num_pictures: int, kept: Kept | None) -> tuple[Tensor, RowPlan]:
     """Return which rows [m, rows] of `plan` stay, class tokens first, and how they are laid out."""
-    device, num_all, num_real = plan.slots.device, len(plan.slots), plan.layout.num_real
-    tokens = torch.arange(num_real, device=device).view(plan.used, tokens_per_tile)
-    of_patches = tokens[:, 1:].flatten()
-    of_patches = of_patches.expand(num_pictures, -1) if kept is None else of_patches[kept.patches]
-    rest = torch.arange(num_real, num_all, device=device)
+    num_real = plan.layout.num_real
+    rows = torch.arange(len(plan.slots), device=plan.slots.device)
+    tokens, rest = rows[:num_real].view(plan.used, tokens_per_tile), rows[num_real:]
+    class_tokens, patches = tokens[:, 0], tokens[:, 1:].flatten()
     log_counts = plan.layout.log_counts
-    if kept is not None:
-        each = torch.zeros(num_all, device=device) if log_counts is None else log_counts.clone()
-        # Positions being made, all patches of a missing tile are equal rows, and the first stands for them.
-        place = (rest - num_real - plan.num_padding) % (tokens_per_tile + 1)
-        is_further = (rest >= num_real + plan.num_padding) & (place > 1) & (place < tokens_per_tile)
-        each[rest[(rest >= num_real + plan.num_padding) & (place == 1)]] += math.log(tokens_per_tile - 1)
-        rest = rest[~is_further]
-        shared = (each[rows].expand(num_pictures, -1) for rows in (tokens[:, 0], rest))
-        log_counts = torch.cat([next(shared), kept.log_counts, next(shared)], dim=1)
-    rows = torch.cat([tokens[:, 0].expand(num_pictures, -1), of_patches, rest.expand(num_pictures, -1)], dim=1)
-    layout = RowLayout(plan.used + of_patches.shape[1], log_counts, are_thinned=kept is not None)
+    if kept is None:
+        patches = patches.expand(num_pictures, -1)
+    else:
+        patches = patches[kept.patches]
+        counts = torch.zeros(len(rows), device=rows.device) if log_counts is None else log_counts.clone()
+        # Positions being made, all patches of a missing tile are equal rows: the first stands for them.
+        missing = rest[plan.num_padding :].view(plan.kept, tokens_per_tile + 1)
+        counts[missing[:, 1]] += math.log(tokens_per_tile - 1)
+        rest = torch.cat([rest[: plan.num_padding], missing[:, [0, 1, -1]].flatten()])
+        before, after = (counts[part].expand(num_pictures, -1) for part in (class_tokens, rest))
+        log_counts = torch.cat([before, kept.log_counts, after], dim=1)
+    rows = torch.cat([class_tokens.expand(num_pictures, -1), patches, rest.expand(num_pictures, -1)], dim=1)
+    layout = RowLayout(plan.used + patches.shape[1], log_counts, are_thinned=kept is not None)
     return rows, plan._replace(slots=plan.slots[rows], layout=layout)
 
 
