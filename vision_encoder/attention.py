@@ -65,10 +65,10 @@ def _of_the_last(positions: int, length: int, device: torch.device) -> Tensor:
 def _quickest_first(q: Tensor, k: Tensor) -> AbstractContextManager:
     """Return where torch tries cuDNN's kernel first: on a GPU the quickest for a picture's many rows.
 
-    It makes a plan for each shape, and pictures of a model have few; not where one trains, with a shape a batch.
+    It makes a plan for each shape, and pictures of a model have few.
     """
     fits = q.device.type == "cuda" and q.dtype in (torch.bfloat16, torch.float16) and q.shape[2] >= _MIN_FOR_CUDNN
-    if not fits or k.shape[1] != q.shape[1] or torch.is_grad_enabled():
+    if not fits or k.shape[1] != q.shape[1]:
         return nullcontext()
     # What a caller has switched off stays off.
     backends = torch.backends.cuda

@@ -186,7 +186,7 @@ def _default() -> ModelConfig:
         max_context=2048,
     )
     vision = VisionConfig(
-        tile_size=304,
+        tile_size=336,
         max_tiles=4,
         patch_size=8,
         width=144,

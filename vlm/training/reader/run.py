@@ -12,12 +12,14 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 import torch.distributed
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
@@ -46,6 +48,13 @@ BYTES_A_PICTURE = 2**28
 """Of a GPU's memory, a sheet twice as much: a picture keeps 140 MB for its gradient, one of two by two tiles 460."""
 WARM_UP = 40
 """Batches in which the rates rise where a stage begins at higher ones than the last ended with."""
+KERNELS = [
+    SDPBackend.FLASH_ATTENTION,
+    SDPBackend.EFFICIENT_ATTENTION,
+    SDPBackend.MATH,
+    SDPBackend.CUDNN_ATTENTION,
+]
+"""Of attention on a GPU, the first that fits."""
 ENDLESS = 10**7
 """Batches of a stage that ends by the clock."""
 SAVE_EVERY_S = 240
@@ -79,8 +88,6 @@ class Run:
         self.device = torch.device("cuda" if self.num_ranks == 1 and torch.cuda.is_available() else "cpu")
         if self.device.type == "cuda":
             torch.set_float32_matmul_precision("high")
-            # It makes a plan for every new shape, and here each batch has its own.
-            torch.backends.cuda.enable_cudnn_sdp(False)
         self.in_bfloat16 = self.device.type == "cuda" or bool(torch.cpu.get_capabilities().get("avx512_bf16"))
         """Whether products are in bfloat16, weights and sums in float32: a CPU takes five sixths of the time."""
         torch.manual_seed(seed)
@@ -215,7 +222,7 @@ class Run:
         for batch in parts:
             # torch's loader makes lists of tuples.
             self._retile(tuple(batch.canvas))
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.in_bfloat16):
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.in_bfloat16), self._kernels():
                 losses = trained(batch.to(self.device))
             total = sum(weight * loss for weight, loss in zip(stage.weights, losses, strict=True) if weight)
             (total / len(parts)).backward()
@@ -231,6 +238,13 @@ class Run:
         else:
             logger.warning("a step with a gradient that is not finite was left out")
         return means | {"norm": norm, "steps": 1}
+
+    def _kernels(self) -> AbstractContextManager:
+        """Return where a GPU tries cuDNN's attention last: it makes a plan for every new shape, and questions have many.
+
+        For the many rows of pictures, whose shapes are few, `vision_encoder.attention` puts it first.
+        """
+        return sdpa_kernel(KERNELS, set_priority=True) if self.device.type == "cuda" else nullcontext()
 
     def _retile(self, canvas: tuple[int, int]) -> None:
         """Spare single tiles the missing ones that the model would encode beside them."""

@@ -1,7 +1,8 @@
 """The stages of the training: letters first, then words, then questions about charts, then charts of all sizes.
 
 About as they were run for the weights that ship (their card says what differed): the first three in an hour on two CPU
-cores, then on a GPU thirteen minutes for the next two, thirteen for the one after, and eight for the last.
+cores, then on a GPU thirteen minutes for the next two, thirteen for the one after, eight for "everything" and eleven for
+the last.
 """
 
 from dataclasses import dataclass
@@ -147,7 +148,7 @@ STAGES = (
             share_no_charts=0.03,
             is_thinned=True,
         ),
-        num_batches=2500,
+        num_batches=1763,
         rates=(0.4, 0.0),
         weights=_EVERYTHING,
     ),
