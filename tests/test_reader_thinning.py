@@ -1,5 +1,6 @@
 """The encoder goes through few of the blank patches, and what it makes of the others is the same on average."""
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -10,7 +11,7 @@ from vision_encoder.config import VisionConfig
 from vision_encoder.preprocess import normalise
 from vlm.config import preset
 from vlm.training.reader.data import Diet, ReaderData, thinned
-from vlm.training.reader.model import Reader
+from vlm.training.reader.model import Losses, Reader
 from vlm.training.reader.sinusoids import retile
 from vlm.training.reader.thinning import Kept, encode_rows, keep
 from vlm.training.reader.vocabulary import reader_tokenizer
@@ -190,3 +191,38 @@ def test_losses_and_gradients_of_all_patches_kept_are_those_of_none_left_out(sha
     assert (found[0][0] != 0).sum() >= 7
     torch.testing.assert_close(found[0][0], found[1][0], rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(found[0][1], found[1][1], rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("share_sheets", [0.0, 1.0])
+def test_losses_are_the_same_where_blank_patches_stand_there_thrice_and_count_a_third(share_sheets):
+    diet = Diet(
+        num_images=2,
+        share_pages=0.0,
+        num_questions=3,
+        difficulty=(0.2, 0.2),
+        share_sheets=share_sheets,
+        share_several_series=1.0,
+    )
+    vision = preset("default").vision
+    batch = ReaderData(vision, reader_tokenizer(), diet, num_batches=4, seed=3)[0]
+    reader = reader_on(batch.canvas, vision)
+    inked = keep(batch.pixels, batch.canvas, SIZE, np.random.default_rng(0))
+    blank = torch.ones(batch.characters.shape[:2], dtype=torch.bool)
+    blank[torch.arange(len(blank))[:, None], inked.patches] = False
+    few = int(blank.sum(1).min())
+    again = torch.stack([row.nonzero()[:few, 0] for row in blank])
+    everything = torch.arange(blank.shape[1]).expand(len(blank), -1)
+    patches = torch.cat([everything, again, again], 1)
+    counts = torch.zeros(everything.shape).scatter(1, again, -math.log(3))
+    counts = torch.cat([counts, *[torch.full(again.shape, -math.log(3))] * 2], 1)
+    with torch.no_grad():
+        once = torch.stack(reader(batch))
+        thrice = torch.stack(reader(thinned(batch, Kept(patches, counts))))
+        unweighted = torch.stack(reader(thinned(batch, Kept(patches, torch.zeros(counts.shape)))))
+    moved = set()
+    for name, one, three, other in zip(Losses._fields, once, thrice, unweighted, strict=True):
+        # Of characters the mean over all patches is asked, and blank ones count.
+        if name != "characters":
+            torch.testing.assert_close(three, one, rtol=1e-4, atol=1e-4, msg=name)
+            moved |= {name} if (other - one).abs() > 1e-3 else set()
+    assert moved >= {"links", "partners", "pointers"}

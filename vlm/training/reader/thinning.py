@@ -1,8 +1,8 @@
 """Fewer rows for the encoder to go through: most of a chart is paper, and one blank patch can stand for many.
 
 Patches with ink and those beside them stay. Of the others a few are drawn, and ln of how many each stands for is added
-to the logits of its key, so that on average attention is what it would be over all of them. Rows of two by two tiles
-are a third then, and attention over them takes a sixth of the time.
+to the logits of its key, so that on average attention is what it would be over all of them. About half of the patches
+of two by two tiles stay, and attention over them takes a third of the time.
 Source: PatchDropout, Liu et al., arXiv 2208.07220, which leaves out any patches, and weighs none.
 """
 
@@ -23,8 +23,6 @@ SHARE_WHOLE = 0.85
 """Of the pictures of a batch, those that keep all patches with ink and beside ink."""
 SHARE_BLANK = 0.04
 """Of the patches of a picture, how many blank ones stay at least."""
-
-
 NUM_SIZES = 16
 """Numbers of patches that may stay: for each, kernels make a plan of their own."""
 
