@@ -240,7 +240,7 @@ class Run:
         return means | {"norm": norm, "steps": 1}
 
     def _kernels(self) -> AbstractContextManager:
-        """Return where a GPU tries cuDNN's attention last: it makes a plan for every new shape, and questions have many.
+        """Return where a GPU tries cuDNN's attention last: it makes a plan for each shape, and questions have many.
 
         For the many rows of pictures, whose shapes are few, `vision_encoder.attention` puts it first.
         """

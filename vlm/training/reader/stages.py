@@ -1,8 +1,8 @@
 """The stages of the training: letters first, then words, then questions about charts, then charts of all sizes.
 
 About as they were run for the weights that ship (their card says what differed): the first three in an hour on two CPU
-cores, then on a GPU thirteen minutes for the next two, thirteen for the one after, eight for "everything" and eleven for
-the last.
+cores, then on a GPU thirteen minutes for the next two, thirteen for the one after, eight for "everything" and eleven
+for the last.
 """
 
 from dataclasses import dataclass
