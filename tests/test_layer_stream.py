@@ -5,7 +5,6 @@ import gc
 import pickle
 import weakref
 from concurrent.futures import ThreadPoolExecutor
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,6 +13,7 @@ from adapters import lora
 from tests.checkpoint_models import assert_same
 from tests.conversations import FOUR_TILES, SMALL, refusal, user
 from tests.streamed_models import ENCODER, QUESTION, SHORT, assert_equal, is_plain, model_of_six, streamed, streams
+from vision_encoder.transformer import RowLayout
 from vlm import VLM, GenerationConfig, Tokenizer
 from vlm.checkpoint import layer_stream, load_model, save_model
 from vlm.checkpoint.layer_stream import LayerStream
@@ -213,7 +213,7 @@ def test_it_can_be_pickled(vlm, source):
 def test_a_layer_copied_alone_is_right(vlm, source):
     layer = copy.deepcopy(vlm.model.encoder.global_layers[0])
     gc.collect()
-    x, layout = torch.randn(1, 6, 32), SimpleNamespace(num_real=4, log_counts=None)
+    x, layout = torch.randn(1, 6, 32), RowLayout(4, None)
     with torch.no_grad():
         for _ in range(2):
             assert torch.equal(layer(x, layout), source.model.encoder.global_layers[0](x, layout))

@@ -159,7 +159,8 @@ def pseudo_word(random: Random, split: Split) -> str:
     while True:
         syllables = [random.choice(onsets) + random.choice(vowels) for _ in range(random.choice((1, 2, 2, 2, 3)))]
         word = "".join(syllables) + (random.choice(endings) if random.random() < 0.6 else "")
-        if 3 <= len(word) <= 9 and not is_unwelcome(word) and in_split(word, split):
+        # What is declined begins with this word, and no other answer may.
+        if 3 <= len(word) <= 9 and word != "the" and not is_unwelcome(word) and in_split(word, split):
             return word.upper() if random.random() < 0.08 else word.capitalize()
 
 
