@@ -10,7 +10,7 @@ import torch
 from vision_encoder.config import VisionConfig
 from vision_encoder.preprocess import normalise
 from vlm.config import preset
-from vlm.training.reader.data import Diet, ReaderData, thinned
+from vlm.training.reader.data import Diet, ReaderBatch, ReaderData, thinned
 from vlm.training.reader.model import Losses, Reader
 from vlm.training.reader.sinusoids import retile
 from vlm.training.reader.thinning import Kept, encode_rows, keep
@@ -168,8 +168,8 @@ def test_what_is_told_of_patches_goes_with_them(share_sheets):
                 assert torch.equal(group.places[number], of_all.places[number][kept[picture]])
 
 
-@pytest.mark.parametrize("share_sheets", [0.0, 1.0])
-def test_losses_and_gradients_of_all_patches_kept_are_those_of_none_left_out(share_sheets):
+def two_charts(share_sheets: float) -> tuple[ReaderBatch, Reader]:
+    """Return charts of several series on one tile or a sheet, with questions, and a reader for them."""
     diet = Diet(
         num_images=2,
         share_pages=0.0,
@@ -180,7 +180,12 @@ def test_losses_and_gradients_of_all_patches_kept_are_those_of_none_left_out(sha
     )
     vision = preset("default").vision
     batch = ReaderData(vision, reader_tokenizer(), diet, num_batches=4, seed=3)[0]
-    reader = reader_on(batch.canvas, vision)
+    return batch, reader_on(batch.canvas, vision)
+
+
+@pytest.mark.parametrize("share_sheets", [0.0, 1.0])
+def test_losses_and_gradients_of_all_patches_kept_are_those_of_none_left_out(share_sheets):
+    batch, reader = two_charts(share_sheets)
     everything = torch.arange(batch.characters.shape[1]).expand(len(batch.pixels), -1)
     found = []
     for each in (batch, thinned(batch, Kept(everything, torch.zeros(everything.shape)))):
@@ -195,17 +200,7 @@ def test_losses_and_gradients_of_all_patches_kept_are_those_of_none_left_out(sha
 
 @pytest.mark.parametrize("share_sheets", [0.0, 1.0])
 def test_losses_are_the_same_where_blank_patches_stand_there_thrice_and_count_a_third(share_sheets):
-    diet = Diet(
-        num_images=2,
-        share_pages=0.0,
-        num_questions=3,
-        difficulty=(0.2, 0.2),
-        share_sheets=share_sheets,
-        share_several_series=1.0,
-    )
-    vision = preset("default").vision
-    batch = ReaderData(vision, reader_tokenizer(), diet, num_batches=4, seed=3)[0]
-    reader = reader_on(batch.canvas, vision)
+    batch, reader = two_charts(share_sheets)
     inked = keep(batch.pixels, batch.canvas, SIZE, np.random.default_rng(0))
     blank = torch.ones(batch.characters.shape[:2], dtype=torch.bool)
     blank[torch.arange(len(blank))[:, None], inked.patches] = False

@@ -5,7 +5,7 @@ cores, then on a GPU thirteen minutes for the next two, thirteen for the one aft
 for the last.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from vlm.training.reader.diet import Diet
 from vlm.training.reader.model import Losses
@@ -48,6 +48,24 @@ _QUESTIONS = Losses(
     pointers=0.6,
 )
 _EVERYTHING = _QUESTIONS._replace(links=0.3, shades=1.0, magnitudes=1.0, order=0.15, beginning=0.35)
+_EVERY_KIND = Diet(
+    num_images=240,
+    share_pages=0.04,
+    num_questions=7,
+    difficulty=(0.93, 0.93),
+    share_sheets=0.6,
+    share_several_series=0.25,
+    share_real=0.12,
+    share_real_print=0.08,
+    share_strange_words=0.6,
+    max_shrink=1.3,
+    max_stretch=1.2,
+    share_wide_charts=0.5,
+    share_wide_questions=0.6,
+    share_declined=0.06,
+    share_diagrams=0.05,
+    share_no_charts=0.04,
+)
 
 STAGES = (
     Stage(
@@ -105,43 +123,16 @@ STAGES = (
     ),
     Stage(
         name="everything",
-        diet=Diet(
-            num_images=240,
-            share_pages=0.04,
-            num_questions=7,
-            difficulty=(0.93, 0.93),
-            share_sheets=0.6,
-            share_several_series=0.25,
-            share_real=0.12,
-            share_real_print=0.08,
-            share_strange_words=0.6,
-            max_shrink=1.3,
-            max_stretch=1.2,
-            share_wide_charts=0.5,
-            share_wide_questions=0.6,
-            share_declined=0.06,
-            share_diagrams=0.05,
-            share_no_charts=0.04,
-        ),
+        diet=_EVERY_KIND,
         num_batches=911,
         rates=(0.45, 0.0),
         weights=_EVERYTHING,
     ),
     Stage(
         name="more of everything",
-        diet=Diet(
-            num_images=240,
+        diet=replace(
+            _EVERY_KIND,
             share_pages=0.05,
-            num_questions=7,
-            difficulty=(0.93, 0.93),
-            share_sheets=0.6,
-            share_several_series=0.25,
-            share_real=0.12,
-            share_real_print=0.08,
-            share_strange_words=0.6,
-            max_shrink=1.3,
-            max_stretch=1.2,
-            share_wide_charts=0.5,
             share_wide_questions=0.5,
             share_declined=0.08,
             share_diagrams=0.04,
