@@ -38,6 +38,10 @@ class CrossMask(NamedTuple):
     rows: Tensor | None
     """[b, s or 1, 1] bool: positions that see any image at all."""
 
+    @property
+    def hides_nothing(self) -> bool:
+        return self.keys is None and self.rows is None
+
 
 def cross_mask(visible: Tensor, num_own: Tensor, num_keys: int, device: torch.device | str = "cpu") -> CrossMask:
     """Return the masks for key ranges `visible` [b, s, 2] (first, end) over `num_keys` keys.

@@ -23,9 +23,14 @@ class RowLayout(NamedTuple):
     num_real: int
     """Rows of real tokens; they come first."""
     log_counts: Tensor | None
-    """[rows] float32: ln of how many equal rows each stands for; None where each is but one."""
-    are_thinned: bool = False
-    """Whether real rows stand for several, each picture's for as many as `log_counts` [m, rows] says: in training."""
+    """[rows] float32: ln of how many equal rows each stands for; None where each is but one. Where real rows stand for
+    several too, as some do in training, it differs from picture to picture, [m, rows]."""
+
+    @property
+    def log_counts_of_real(self) -> Tensor | None:
+        """Those of real rows alone, [m, num_real]; None where each is but one."""
+        thinned = self.log_counts is not None and self.log_counts.ndim == 2
+        return self.log_counts[:, : self.num_real] if thinned else None
 
 
 class VisionAttention(nn.Module):
@@ -48,8 +53,7 @@ class VisionAttention(nn.Module):
         )
         real = layout.num_real
         seen_by_real = attend(q[:, :, :real], k, v, bias=layout.log_counts)
-        of_real = layout.log_counts[:, :real] if layout.are_thinned else None
-        seen_by_padding = attend(q[:, :, real:], k[:, :, :real], v[:, :, :real], bias=of_real)
+        seen_by_padding = attend(q[:, :, real:], k[:, :, :real], v[:, :, :real], bias=layout.log_counts_of_real)
         seen = torch.cat([seen_by_real, seen_by_padding], dim=2)
         return self.o_proj(seen.transpose(1, 2).flatten(2))
 

@@ -135,7 +135,7 @@ class TextDecoder(nn.Module):
             return self._one_by_one(x, context_of(lengths), image, CrossMask(*masks))
 
         def by_kernels(x: Tensor, lengths: Tensor, *masks: Tensor | None) -> Tensor:
-            fits = len(x) == 1 and masks == (None, None)
+            fits = len(x) == 1 and CrossMask(*masks).hides_nothing
             layers = ready_layers(self.layers, cache, image) if fits else None
             if layers is None:
                 return by_layers(x, lengths, *masks)
@@ -154,7 +154,9 @@ class TextDecoder(nn.Module):
     ) -> Tensor | None:
         """Return what the layers make of a single token x [1, 1, d] by C; None where they have to be run one by one."""
         cache = context.cache
-        if cache is None or context.mask is not None or (image is not None and mask != (None, None)):
+        if cache is None or context.mask is not None:
+            return None
+        if image is not None and (mask is None or not mask.hides_nothing):
             return None
         # Kept from token to token, for it takes long to make; whether it still holds is looked at each time.
         step = self._step = decode_step(self.layers, x, self._step)

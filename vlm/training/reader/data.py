@@ -146,9 +146,9 @@ class ReaderData(Dataset):
             PatchLinks(*(torch.from_numpy(np.stack(part)[:, layout.order]) for part in links)),
             question_groups(rows, self.tokenizer.image_marker_id),
         )
-        return (
-            thinned(batch, keep(batch.pixels, canvas, self.config.patch_size, rng)) if self.diet.is_thinned else batch
-        )
+        if not self.diet.is_thinned:
+            return batch
+        return thinned(batch, keep(batch.pixels, canvas, self.config.patch_size, rng))
 
     def _picture(
         self, rng: np.random.Generator, size: int | tuple[int, int], layout: "_Layout", difficulty: float

@@ -94,7 +94,7 @@ def _thinned(plan: RowPlan, tokens_per_tile: int, num_pictures: int, kept: Kept 
         before, after = (counts[part].expand(num_pictures, -1) for part in (class_tokens, rest))
         log_counts = torch.cat([before, kept.log_counts, after], dim=1)
     rows = torch.cat([class_tokens.expand(num_pictures, -1), patches, rest.expand(num_pictures, -1)], dim=1)
-    layout = RowLayout(plan.used + patches.shape[1], log_counts, are_thinned=kept is not None)
+    layout = RowLayout(plan.used + patches.shape[1], log_counts)
     return rows, plan._replace(slots=plan.slots[rows], layout=layout)
 
 
