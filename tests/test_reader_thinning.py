@@ -8,12 +8,14 @@ import pytest
 import torch
 
 from vision_encoder.config import VisionConfig
+from vision_encoder.encoder import VisionEncoder
 from vision_encoder.preprocess import normalise
+from vision_encoder.thinning import Kept
 from vlm.config import preset
 from vlm.training.reader.data import Diet, ReaderBatch, ReaderData, thinned
 from vlm.training.reader.model import Losses, Reader
 from vlm.training.reader.sinusoids import retile
-from vlm.training.reader.thinning import Kept, encode_rows, keep
+from vlm.training.reader.thinning import keep
 from vlm.training.reader.vocabulary import reader_tokenizer
 
 SIZE, SIDE = 8, 80
@@ -41,6 +43,11 @@ def reader_on(canvas: tuple[int, int], vision: VisionConfig = VISION) -> Reader:
     for layer in reader.model.encoder.global_layers:
         torch.nn.init.constant_(layer.attention_gate, 0.7)
     return reader
+
+
+def encode_rows(encoder: VisionEncoder, pixels: torch.Tensor, canvas: tuple[int, int], kept: Kept | None):
+    canvas_ids = torch.full((len(pixels),), 1 + encoder.config.canvases.index(canvas))
+    return encoder.encode_kept(pixels, canvas_ids, kept)
 
 
 def dark(pixels: torch.Tensor) -> np.ndarray:

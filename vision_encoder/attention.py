@@ -35,6 +35,8 @@ def attend(
     positions, length = q.shape[2], k.shape[2]
     if (bias is not None) + (mask is not None) + causal > 1 or (causal and positions > length):
         raise ValueError(f"give one of bias, mask and causal, the last with at least {positions} keys, not {length}")
+    if bias is not None and bias.ndim == 2 and len(bias) == 1:
+        bias = bias[0]
     if mask is None and (out := attend_many(q, k, v, bias, causal=causal)) is not None:
         return out
     if causal and positions < length:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from vision_encoder.config import VisionConfig
 from vision_encoder.positions import PatchPosition, TilePosition, unused_slots_equal
+from vision_encoder.thinning import Kept
 from vision_encoder.transformer import RowLayout, VisionLayer
 
 
@@ -33,19 +34,25 @@ class VisionEncoder(nn.Module):
         self.global_layers = self._layers(config.num_global_layers, gated=True)
         nn.init.normal_(self.patch_position.embedding, std=width**-0.5)
         self.missing_tiles_equal = True
+        self.missing_patches_equal = False
         self.register_load_state_dict_post_hook(_inspect_tables)
 
-    def forward(self, pixels: Tensor, canvases: list[tuple[int, int]] | Tensor) -> Tensor:
+    def forward(self, pixels: Tensor, canvases: list[tuple[int, int]] | Tensor, kept: Kept | None = None) -> Tensor:
         """Return the features [m, t, p, f] of `pixels` [m, t, c, height, width] on `canvases` (rows, cols) [m, 2].
 
         `t` is anything from the most tiles a picture here uses to `max_tiles`; only the first rows * cols tiles of
         a picture are read. Features past them are what the encoder makes of a missing tile.
+
+        kept: of pictures on one canvas, without missing tiles, the patches to go through (see `thinning.py`); the
+        others get the features of what stands in for them.
         """
         canvases = [tuple(canvas) for canvas in torch.as_tensor(canvases).tolist()]
         self._check(pixels, canvases)
         canvas_ids = torch.tensor([1 + self.config.canvases.index(canvas) for canvas in canvases])
         num_tiles = torch.tensor([rows * cols for rows, cols in canvases])
         pixels = pixels.to(self.class_embedding.dtype)
+        if kept is not None:
+            return self._filled(self.encode_kept(pixels, canvas_ids.to(pixels.device), kept), pixels.shape[1], kept)
         # Pictures of equally many tiles go through together; a batch then needs no mask either.
         groups = [(num_tiles == used).nonzero()[:, 0] for used in num_tiles.unique()]
         if len(groups) == 1:
@@ -61,6 +68,46 @@ class VisionEncoder(nn.Module):
         """Return [m, num_returned, p, f] for pictures that all use the tiles `pixels` [m, t, c, height, width]."""
         plan = self.plan(pixels.shape[1], pixels.device)
         return self._tiles(self.transform(self.embed(pixels, canvas_ids, plan), canvas_ids, plan), plan, num_returned)
+
+    def encode_kept(self, pixels: Tensor, canvas_ids: Tensor, kept: Kept | None) -> Tensor:
+        """Return features [m, t + n, f]: of the class tokens, then of the patches that are kept, or else of all.
+
+        All pictures `pixels` [m, t, c, height, width] are on one canvas and use all `t` tiles.
+        """
+        plan = self.plan(pixels.shape[1], pixels.device)
+        x = self.embed(pixels, canvas_ids, plan)
+        rows, plan = self._thinned(plan, len(pixels), kept)
+        x = x.gather(1, rows[..., None].expand(-1, -1, x.shape[-1]))
+        return self.transform(x, canvas_ids, plan)[:, : plan.layout.num_real]
+
+    def _thinned(self, plan: "RowPlan", num_pictures: int, kept: Kept | None) -> tuple[Tensor, "RowPlan"]:
+        """Return which rows [m, rows] of `plan` stay, class tokens first, and how they are laid out."""
+        num_real, tokens_per_tile = plan.layout.num_real, self.config.tokens_per_tile
+        rows = torch.arange(len(plan.slots), device=plan.slots.device)
+        tokens, rest = rows[:num_real].view(plan.used, tokens_per_tile), rows[num_real:]
+        class_tokens, patches = tokens[:, 0], tokens[:, 1:].flatten()
+        log_counts = plan.layout.log_counts
+        if kept is None:
+            patches = patches.expand(num_pictures, -1)
+        else:
+            patches = patches[kept.patches.to(patches.device)]
+            counts = torch.zeros(len(rows), device=rows.device) if log_counts is None else log_counts.clone()
+            if self.missing_patches_equal:
+                missing = rest[plan.num_padding :].view(plan.kept, tokens_per_tile + 1)
+                counts[missing[:, 1]] += math.log(tokens_per_tile - 1)
+                rest = torch.cat([rest[: plan.num_padding], missing[:, [0, 1, -1]].flatten()])
+            before, after = (counts[part].expand(num_pictures, -1) for part in (class_tokens, rest))
+            log_counts = torch.cat([before, kept.log_counts.to(before.device), after], dim=1)
+        rows = torch.cat([class_tokens.expand(num_pictures, -1), patches, rest.expand(num_pictures, -1)], dim=1)
+        layout = RowLayout(plan.used + patches.shape[1], log_counts)
+        return rows, plan._replace(slots=plan.slots[rows], layout=layout)
+
+    def _filled(self, features: Tensor, num_tiles: int, kept: Kept) -> Tensor:
+        """Return features [m, t + n, f] as tiles [m, t, p, f], with those of its stand-in for each patch."""
+        class_tokens, patches = features[:, :num_tiles, None], features[:, num_tiles:]
+        stand_ins = kept.stand_ins.to(features.device)[..., None].expand(-1, -1, features.shape[-1])
+        filled = patches.gather(1, stand_ins).unflatten(1, (num_tiles, -1))
+        return torch.cat([class_tokens, filled], dim=2)
 
     def transform(self, x: Tensor, canvas_ids: Tensor, plan: "RowPlan") -> Tensor:
         """Return the features [m, rows, f] of rows x [m, rows, v], which are laid out as `plan` says."""
@@ -125,9 +172,12 @@ class VisionEncoder(nn.Module):
         return torch.cat([real, missing], dim=1)
 
     def inspect_tables(self) -> None:
-        """See whether one missing tile may stand for all; runs by itself after loading a state dict."""
+        """See whether one missing tile may stand for all, and one patch of it for its others; runs by itself after
+        loading a state dict.
+        """
         tables = (self.tile_position_before.table, self.patch_position.table, self.tile_position_after.table)
         self.missing_tiles_equal = all(unused_slots_equal(table.detach(), self.config.canvases) for table in tables)
+        self.missing_patches_equal = self.patch_position.missing_patches_equal(self.config.canvases)
 
     def _layers(self, count: int, *, gated: bool) -> nn.ModuleList:
         config = self.config

@@ -35,6 +35,16 @@ class PatchPosition(nn.Module):
         gate = self.gate.tanh()
         return (1 - gate) * self.embedding + gate * _slots(self.table, canvas_ids, used, missing)
 
+    def missing_patches_equal(self, canvases: tuple[tuple[int, int], ...]) -> bool:
+        """Say whether all patches of a missing tile are placed alike, as where positions are made, not learned.
+
+        In Meta's checkpoints they are not, for the position inside the tile is added to missing tiles too.
+        """
+        with torch.no_grad():
+            inside = ((1 - self.gate.tanh()) * self.embedding)[1:]
+            unused = [row[rows * cols :, 1:] for row, (rows, cols) in zip(self.table[1:], canvases, strict=True)]
+            return all(bool((part == part[..., :1, :]).all()) for part in (inside, *unused) if part.numel())
+
 
 def _slots(table: Tensor, canvas_ids: Tensor, used: int, missing: int) -> Tensor:
     """Return the rows of the `used` tiles and of `missing` more, which training never moves: they must stay equal."""

@@ -1,5 +1,6 @@
 """Prompts of any mix as one padded batch: ids, image keys and values, and what each position sees."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -28,6 +29,13 @@ class DecoderPrompt(NamedTuple):
     ids: list[int]
     images: list[PromptImage]
     """One for each marker, in prompt order."""
+    other_views: Sequence[list[PromptImage]] = ()
+    """The same images in each further view."""
+
+    @property
+    def views(self) -> list[list[PromptImage]]:
+        """The images in each view; a batch has a row for each."""
+        return [self.images, *self.other_views]
 
 
 class Batch(NamedTuple):
@@ -43,6 +51,8 @@ class Batch(NamedTuple):
     """[b, s, 2] int64 on the CPU: the image keys (first, end) each position sees."""
     num_own: Tensor
     """[b] int64 on the CPU: image keys that are the row's own."""
+    prompts: list[int]
+    """Which prompt each row is a view of."""
 
     def mask(self, start: int, end: int) -> CrossMask | None:
         """Return the masks of the cross-attention for the positions from `start` to `end`."""
@@ -61,38 +71,67 @@ class Batch(NamedTuple):
     def kept(self, order: list[int]) -> "Batch":
         """Return the batch of the rows that go on, in `order` (see `close_up`); image keys stay in their memory."""
         image = self.image and ImageKV(*(move_rows(part, order) for part in self.image))
-        lengths = [self.lengths[place] for place in order]
-        return Batch(self.ids[order], lengths, image, self.visible[order], self.num_own[order])
+        lengths, prompts = ([part[place] for place in order] for part in (self.lengths, self.prompts))
+        return Batch(self.ids[order], lengths, image, self.visible[order], self.num_own[order], prompts)
+
+    def alone(self, row: int) -> "Batch":
+        """Return one row as a batch, its image keys without those that pad it."""
+        image = self.image and ImageKV(*(part[:, row : row + 1, :, : int(self.num_own[row])] for part in self.image))
+        one = slice(row, row + 1)
+        return Batch(self.ids[one], self.lengths[one], image, self.visible[one], self.num_own[one], [0])
 
     def repeated(self, times: int) -> "Batch":
-        """Return a batch of one row as `times` equal rows, which share its image keys and values."""
-        image = self.image and ImageKV(*(part.expand(-1, times, -1, -1, -1) for part in self.image))
+        """Return a batch of one prompt as `times` equal ones, each row `times` times over; a single row shares its
+        image keys and values."""
+        image = self.image
+        if image is not None:
+            single = len(self.lengths) == 1
+            image = ImageKV(
+                *(part.expand(-1, times, -1, -1, -1) if single else part.repeat_interleave(times, 1) for part in image)
+            )
         return Batch(
-            self.ids.expand(times, -1),
-            self.lengths * times,
+            self.ids.repeat_interleave(times, 0),
+            [length for length in self.lengths for _ in range(times)],
             image,
-            self.visible.expand(times, -1, -1),
-            self.num_own.expand(times),
+            self.visible.repeat_interleave(times, 0),
+            self.num_own.repeat_interleave(times),
+            [*range(times)] * len(self.lengths),
         )
 
 
 def build_batch(prompts: list[DecoderPrompt], marker_id: int | None, device: torch.device) -> Batch:
-    """Return `prompts` as one batch on `device`."""
-    lengths = [len(prompt.ids) for prompt in prompts]
+    """Return `prompts` as one batch on `device`; the views of a prompt are rows side by side."""
+    rows = [(place, prompt.ids, images) for place, prompt in enumerate(prompts) for images in prompt.views]
+    lengths = [len(ids) for _, ids, _ in rows]
     # A row is padded with its own last id: what is broken about another id cannot reach it even behind a mask.
-    ids = torch.tensor([prompt.ids + prompt.ids[-1:] * (max(lengths) - len(prompt.ids)) for prompt in prompts])
-    visible = torch.zeros(len(prompts), max(lengths), 2, dtype=torch.int64)
-    for row, prompt in enumerate(prompts):
-        visible[row, : lengths[row]] = _visible_keys(prompt, marker_id)
-    num_own = torch.tensor([sum(image.kv.keys.shape[3] for image in prompt.images) for prompt in prompts])
-    joined = JoinedImages().arrange([prompt.images for prompt in prompts])
-    return Batch(ids.to(device), lengths, joined, visible, num_own)
+    ids = torch.tensor([ids + ids[-1:] * (max(lengths) - len(ids)) for _, ids, _ in rows])
+    visible = torch.zeros(len(rows), max(lengths), 2, dtype=torch.int64)
+    for row, (_, own_ids, images) in enumerate(rows):
+        visible[row, : lengths[row]] = _visible_keys(own_ids, images, marker_id)
+    num_own = torch.tensor([sum(image.kv.keys.shape[3] for image in images) for *_, images in rows])
+    joined = JoinedImages().arrange([images for *_, images in rows])
+    return Batch(ids.to(device), lengths, joined, visible, num_own, [place for place, *_ in rows])
 
 
-def _visible_keys(prompt: DecoderPrompt, marker_id: int | None) -> Tensor:
+def mean_of_views(hidden: Tensor, prompts: list[int]) -> Tensor:
+    """Return of each prompt the mean of the rows of hidden [b, ..., d] that are its views; `prompts` [b] says whose.
+
+    The mean of hidden states has the logits that are the mean of theirs: so its probabilities are the geometric mean of
+    those of the views, which is high where all of them agree.
+    """
+    num_prompts = len({*prompts})
+    if num_prompts == len(prompts):
+        return hidden
+    index = torch.tensor(prompts, device=hidden.device)
+    counts = index.bincount(minlength=num_prompts).view(-1, *[1] * (hidden.ndim - 1))
+    total = hidden.new_zeros(num_prompts, *hidden.shape[1:], dtype=torch.float32).index_add_(0, index, hidden.float())
+    return (total / counts).to(hidden.dtype)
+
+
+def _visible_keys(ids: list[int], images: list[PromptImage], marker_id: int | None) -> Tensor:
     """Return the keys [s, 2] each position sees: the real tiles of all images stand first, in prompt order."""
-    ends = torch.tensor([0] + [image.num_visible for image in prompt.images]).cumsum(0)
-    return ends[torch.tensor(seen_images(prompt.ids, marker_id))]
+    ends = torch.tensor([0] + [image.num_visible for image in images]).cumsum(0)
+    return ends[torch.tensor(seen_images(ids, marker_id))]
 
 
 class JoinedImages:

@@ -9,6 +9,8 @@ from adapters.config import AdapterConfig
 from vision_encoder.config import VisionConfig
 from vlm.errors import VLMError, shown
 
+MAX_VIEWS = 3
+
 
 @dataclass(frozen=True, kw_only=True)
 class RopeScaling:
@@ -91,12 +93,18 @@ class ModelConfig:
     decoder: DecoderConfig
     adapter: AdapterConfig | None = None
     vision: VisionConfig | None = None
+    num_views: int = 1
+    """In how many views a picture is looked at, at most (see `vlm/images/views.py`); with Meta's reference alone."""
+    is_thinned: bool = False
+    """Whether the encoder goes through few of the blank patches (see `vision_encoder/thinning.py`); likewise."""
 
     def __post_init__(self):
         if (self.vision is None) != (self.adapter is None):
             raise ValueError("vision and adapter go together; give both or neither")
         if self.adapter is not None and self.adapter.cross_layers[-1] >= self.num_layers:
             raise ValueError(f"cross_layers ends at {self.adapter.cross_layers[-1]}, past the {self.num_layers} layers")
+        if not 1 <= self.num_views <= MAX_VIEWS:
+            raise ValueError(f"num_views is {self.num_views}; it must be from 1 to {MAX_VIEWS}")
 
     @property
     def num_layers(self) -> int:
@@ -120,6 +128,10 @@ class ModelConfig:
             adapter=replace(self.adapter, leak_attention=stock),
             vision=replace(self.vision, feature_point="after" if stock else "before"),
         )
+
+    def exact(self) -> "ModelConfig":
+        """Return this config without what no reference computes: one view of each picture, and all of its patches."""
+        return replace(self, num_views=1, is_thinned=False)
 
 
 def _check_above_zero(name: str, value: float) -> None:
@@ -186,7 +198,7 @@ def _default() -> ModelConfig:
         max_context=2048,
     )
     vision = VisionConfig(
-        tile_size=336,
+        tile_size=400,
         max_tiles=4,
         patch_size=8,
         width=144,
@@ -196,7 +208,8 @@ def _default() -> ModelConfig:
         num_global_layers=2,
         feature_layers=(1, 3),
     )
-    return ModelConfig(decoder=decoder, adapter=AdapterConfig(cross_layers=(2, 4, 7)), vision=vision)
+    adapter = AdapterConfig(cross_layers=(2, 4, 7))
+    return ModelConfig(decoder=decoder, adapter=adapter, vision=vision, num_views=3, is_thinned=True)
 
 
 PRESETS: dict[str, Callable[[], ModelConfig]] = {

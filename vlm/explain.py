@@ -18,6 +18,7 @@ from vlm.errors import VLMError, shown
 from vlm.generation.generate import not_finite, prefill
 from vlm.generation.reply import Reply
 from vlm.images.cache import EncodedImage
+from vlm.images.views import scaled_size
 from vlm.model import VisionLanguageModel
 from vlm.picture_map import Picture, pixel_maps
 from vlm.prompt import Prompt
@@ -58,7 +59,7 @@ def explain(
     _check_memory(len(chosen), pictures)
     if not chosen:
         return []
-    ready = DecoderPrompt(prompt.ids, [requests.images.keys_values(entry) for entry in entries])
+    ready = DecoderPrompt(prompt.ids, [requests.images.keys_values(entry)[0] for entry in entries])
     batch = build_batch([ready], requests.tokenizer.image_marker_id, model.decoder.embedding.weight.device)
     weights = reply_attention(model, batch, ids[: max(chosen) + 1], layers, heads)
     first, end = batch.visible[0, -1].tolist()
@@ -129,7 +130,10 @@ def _pictures(encoded: list[EncodedImage], requests: RequestReader, max_side: in
     vision = requests.model.config.vision
     pictures = []
     for image in encoded:
-        canvas, fitted = requests.images.processor.placement(image.size) if min(image.size) > 0 else (None, None)
+        processor = requests.images.processor
+        canvas = fitted = None
+        if min(image.size) > 0:
+            canvas, fitted = processor.placement(scaled_size(image.size, processor, image.scale))
         if canvas != image.canvas:
             raise VLMError(
                 "invalid_request",

@@ -123,6 +123,11 @@ class KVCache(NamedTuple):
         for part in self.parts:
             part[:, row] = 0
 
+    def alone(self, row: int) -> "KVCache":
+        """Return the cache of one of rows that are all filled equally far, in the same memory."""
+        one = self.mapped(lambda part: part[:, row : row + 1])
+        return one._replace(lengths=self.lengths[row : row + 1])
+
     def repeated(self, times: int) -> "KVCache":
         """Return a copy with every row `times` times over, for several continuations of one prompt."""
         repeated = self.mapped(lambda part: part.repeat_interleave(times, dim=1))

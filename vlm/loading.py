@@ -4,12 +4,13 @@ import json
 import logging
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from vlm import checkpoint
-from vlm.config import ModelConfig
+from vlm.config import MAX_VIEWS, ModelConfig
 from vlm.errors import VLMError, shown
 from vlm.model import VisionLanguageModel
 from vlm.tokenizer import Tokenizer
@@ -53,6 +54,25 @@ def choose_kv_cache_dtype(kv_cache_dtype: str | torch.dtype) -> torch.dtype | No
     return torch.int8
 
 
+def check_looking(num_views: object, thin: object, reference: object) -> None:
+    """Refuse ways to look at pictures that there are not."""
+    if num_views is not None and not (type(num_views) is int and 1 <= num_views <= MAX_VIEWS):
+        raise VLMError("invalid_request", f"num_views is {shown(num_views)}; give an integer from 1 to {MAX_VIEWS}")
+    if thin is not None and not isinstance(thin, bool):
+        raise VLMError("invalid_request", f"thin is {shown(thin)}; give True, False or None for the model's own")
+    if reference == "transformers" and (thin or (num_views or 1) > 1):
+        raise VLMError(
+            "invalid_request",
+            'thin or num_views is given with reference "transformers", which knows neither; leave one of them out',
+        )
+
+
+def _looking(config: ModelConfig, num_views: int | None, thin: bool | None) -> ModelConfig:
+    """Return `config` with the ways to look at pictures that are given."""
+    given = {"num_views": num_views, "is_thinned": thin}
+    return replace(config, **{name: value for name, value in given.items() if value is not None})
+
+
 def _named(value: object) -> str:
     return str(value) if isinstance(value, torch.device | torch.dtype) else shown(value)
 
@@ -65,14 +85,16 @@ def load(
     quantize: str | None = None,
     low_memory: bool | None = None,
     progress: Callable[[int, int], None] | None = None,
+    num_views: int | None = None,
+    thin: bool | None = None,
 ) -> tuple[VisionLanguageModel, Tokenizer]:
     """Return the model and the tokenizer of a checkpoint folder; "auto" on several processes shares it among them.
 
-    See `checkpoint.load_model` for the rest.
+    num_views, thin: how pictures are looked at; None: as the checkpoint says. See `checkpoint.load_model` for the rest.
     """
     shared = device == "auto" and int(os.environ.get("WORLD_SIZE", "1")) > 1
     device = torch.device("cpu") if shared else choose_device(device)
-    config = checkpoint.read_config(folder).with_reference(reference)
+    config = _looking(checkpoint.read_config(folder).with_reference(reference), num_views, thin)
     tokenizer = read_tokenizer(folder, config)
     model = checkpoint.load_model(
         folder,

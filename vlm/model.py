@@ -9,6 +9,7 @@ from adapters.cross_attention import ImageKV
 from adapters.masks import CrossMask
 from adapters.projector import VisionProjector
 from vision_encoder.encoder import VisionEncoder
+from vision_encoder.thinning import Kept
 from vlm.config import ModelConfig
 from vlm.decoder import TextDecoder
 from vlm.kv_cache import CAPACITY_STEP, KVCache, empty_cache
@@ -48,7 +49,9 @@ class VisionLanguageModel(nn.Module):
         dtype = self.kv_cache_dtype or weight.dtype
         return empty_cache(self.config.decoder, batch_size, capacity, dtype=dtype, device=weight.device)
 
-    def encode(self, pixels: Tensor, canvases: list[tuple[int, int]] | Tensor) -> tuple[Tensor, Tensor]:
+    def encode(
+        self, pixels: Tensor, canvases: list[tuple[int, int]] | Tensor, kept: Kept | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Return features [m, t, p, f] and image tokens [m, t, p, d]; see `VisionEncoder.forward`."""
-        features = self.encoder(pixels, canvases)
+        features = self.encoder(pixels, canvases, kept)
         return features, self.projector(features)

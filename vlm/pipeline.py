@@ -13,7 +13,7 @@ from torch import Tensor
 
 from adapters import lora
 from vlm import checkpoint
-from vlm.batch import MAX_BATCH_SIZE, DecoderPrompt
+from vlm.batch import MAX_BATCH_SIZE, DecoderPrompt, mean_of_views
 from vlm.checkpoint.hub import folder_path
 from vlm.checkpoint.peft import load_adapter, read_adapter_settings
 from vlm.errors import VLMError, public, shown
@@ -28,7 +28,7 @@ from vlm.generation.score import reply_log_probabilities
 from vlm.images.cache import EncodedImage
 from vlm.images.fetch import Fetcher
 from vlm.images.source import DEFAULT_CACHE_BYTES, ImageSource
-from vlm.loading import choose_dtype, choose_kv_cache_dtype, load, warn_of_other_template
+from vlm.loading import check_looking, choose_dtype, choose_kv_cache_dtype, load, warn_of_other_template
 from vlm.model import VisionLanguageModel
 from vlm.quantization import check_precision
 from vlm.request import RequestReader, check_batch_size, listed, question_about, questions
@@ -87,6 +87,8 @@ class VLM:
         progress: Callable[[int, int], None] | None = None,
         draft: "str | os.PathLike | VLM | None" = None,
         adapters: Sequence[str | os.PathLike] = (),
+        num_views: int | None = None,
+        thin: bool | None = None,
     ) -> "VLM":
         """Load the shipped model (`source=None`), a folder, or a model of the Hugging Face Hub by name.
 
@@ -111,18 +113,26 @@ class VLM:
             It comes to the same device, in the same dtype and, unless it is quantised already and stays so, in the
             same precision.
         adapters: folders of low-rank adapters that are put on top of it, as `load_adapter` does; they add up.
+        num_views: in how many views a picture is looked at, at most 3: as it comes, shifted by half a patch, and a
+            quarter larger. Each is encoded and read alone, and the mean decides, so that a slip of one is outvoted. 1
+            is what every other checkpoint does and what the references compute.
+        thin: have one blank patch stand for many, which makes charts and pages several times cheaper to encode and
+            changes little. False is what the references compute. None, here as for `num_views`, is the checkpoint's own
+            (three views and thinned in the shipped model).
 
         Raises: VLMError with `checkpoint_invalid`, `device_unavailable` or `invalid_request`.
         """
         check_precision(quantize)
         cache_dtype = choose_kv_cache_dtype(kv_cache_dtype)
         _check_cache_bytes(cache_bytes)
+        check_looking(num_views, thin, reference)
         # Before the large one, so that an adapter or a draft that cannot be read is known soonest.
         for folder in adapters:
             read_adapter_settings(folder)
         draft = cls._loaded_draft(draft, device, dtype, quantize)
         folder = DEFAULT_MODEL if source is None else checkpoint.resolve(source, revision=revision)
-        model, tokenizer = load(folder, device, choose_dtype(dtype), reference, quantize, low_memory, progress)
+        dtype = choose_dtype(dtype)
+        model, tokenizer = load(folder, device, dtype, reference, quantize, low_memory, progress, num_views, thin)
         model.kv_cache_dtype = cache_dtype
         warn_of_other_template(folder)
         for adapter in adapters:
@@ -302,10 +312,12 @@ class VLM:
         for prompt in prompts:
             self._requests.room(prompt, 0)
         batch = self._requests.batch(prompts)
-        logits = self.model(batch.ids, batch.image, batch.mask(0, batch.ids.shape[1]))
+        decoder = self.model.decoder
+        hidden = decoder(batch.ids, None, batch.image, batch.mask(0, batch.ids.shape[1])).hidden
+        logits = decoder.logits(mean_of_views(hidden, batch.prompts))
         with torch.inference_mode(False):
             # Copies made out here are ordinary tensors, which callers may change.
-            return [logits[row, :length].to(torch.float32, copy=True) for row, length in enumerate(batch.lengths)]
+            return [logits[row, : len(prompt.ids)].to(torch.float32, copy=True) for row, prompt in enumerate(prompts)]
 
     @public
     def save_pretrained(self, folder: str | os.PathLike, *, format: str = "hf") -> None:

@@ -51,7 +51,10 @@ class RequestReader:
 
     def ready(self, prompt: Prompt) -> DecoderPrompt:
         """Return `prompt` with those of its images encoded that are not known yet."""
-        return DecoderPrompt(prompt.ids, [self.images.prompt_image(image) for image in prompt.images])
+        views = [self.images.prompt_views(image) for image in prompt.images]
+        # An image with fewer views than another is shown in some of them again.
+        images = [[of[place % len(of)] for of in views] for place in range(max(map(len, views), default=1))]
+        return DecoderPrompt(prompt.ids, images[0], images[1:])
 
     def batch(self, prompts: list[Prompt]) -> Batch:
         """Return prompts as one batch."""

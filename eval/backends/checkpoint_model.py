@@ -29,6 +29,8 @@ class CheckpointModel:
     quantize: str | None = None
     adapters: tuple[str, ...] = ()
     """Folders of low-rank adapters on top of it."""
+    num_views: int | None = None
+    thin: bool | None = None
 
     @property
     def name(self) -> str:
@@ -41,8 +43,8 @@ class CheckpointModel:
         """Return the model, loaded."""
         from vlm.pipeline import VLM
 
-        named = {name: getattr(self, name) for name in ("device", "dtype", "reference", "quantize", "adapters")}
-        return VLM.from_pretrained(self.source, **named)
+        names = ("device", "dtype", "reference", "quantize", "adapters", "num_views", "thin")
+        return VLM.from_pretrained(self.source, **{name: getattr(self, name) for name in names})
 
     def identity(self) -> dict[str, str]:
         """Return the checkpoint's name and the digest of its weights and settings, file by file; adapters' after it."""

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from eval.run.runner import Outcome, RunSettings
 
 _LOCAL_ONLY = ("likelihood", "max_restarts", "batch_size", "device", "dtype", "quantize", "reference", "adapters")
+_LOCAL_ONLY += ("num_views", "thin")
 _SERVER_ONLY = ("base_url", "concurrency")
 
 
@@ -157,6 +158,8 @@ def _local(config: dict, options: dict) -> "Backend":
         reference=options["reference"],
         quantize=options["quantize"],
         adapters=tuple(os.path.abspath(folder) for folder in options["adapters"]),
+        num_views=options["num_views"],
+        thin=options["thin"],
     )
     restarts = MAX_RESTARTS if options["max_restarts"] is None else options["max_restarts"]
     return LocalBackend(

@@ -45,6 +45,8 @@ _VISION = {
     "num_global_layers": ("num_global_layers", 8),
     "feature_layers": ("intermediate_layers_indices", (3, 7, 15, 23, 30)),
 }
+# What this project alone knows, left out where it is as in every other checkpoint; transformers reads past it.
+_VIEWS, _THINNED = "num_views", "thin_blank_patches"
 _CROSS = "cross_attention_layers"
 _THETA = (None, 500000.0, 10000.0)
 _CROSS_LAYERS = (3, 8, 13, 18, 23, 28, 33, 38)
@@ -145,12 +147,15 @@ def write_config(config: ModelConfig, dtype: torch.dtype, tokenizer: Tokenizer |
         "vision_output_dim": vision.feature_dim,
         "supported_aspect_ratios": [list(canvas) for canvas in vision.canvases],
     }
+    ours = {_VIEWS: config.num_views} if config.num_views > 1 else {}
+    ours |= {_THINNED: True} if config.is_thinned else {}
     return {
         "architectures": ["MllamaForConditionalGeneration"],
         "model_type": "mllama",
         "image_token_index": decoder.vocab_size,
         "text_config": text | named,
         "vision_config": tower | named,
+        **ours,
         **named,
     }
 
@@ -201,7 +206,13 @@ def _read_mllama(found: dict) -> ModelConfig:
     if marker != decoder.vocab_size:
         raise ValueError(f"image_token_index is {marker!r:.40}; it must be vocab_size, {decoder.vocab_size}")
     with _naming({"cross_layers": (_CROSS,)}):
-        return ModelConfig(decoder=decoder, adapter=AdapterConfig(cross_layers=cross_layers), vision=vision)
+        return ModelConfig(
+            decoder=decoder,
+            adapter=AdapterConfig(cross_layers=cross_layers),
+            vision=vision,
+            num_views=size(found, _VIEWS, 1),
+            is_thinned=flag(found, _THINNED),
+        )
 
 
 def _decoder(text: dict, where: str, column: int, *, num_cross: int, tied: bool) -> DecoderConfig:

@@ -151,7 +151,7 @@ def _engine_options(options: dict):
     from vlm.serving.settings import EngineOptions
 
     names = ("device", "dtype", "quantize", "kv_cache_dtype", "reference", "allow_urls", "low_memory", "adapters")
-    names += ("max_queue", "timeout_s", "max_new_tokens")
+    names += ("num_views", "thin", "max_queue", "timeout_s", "max_new_tokens")
     named = {name: options[name] for name in names}
     return EngineOptions(source=options["model"], num_slots=options["slots"], **named)
 

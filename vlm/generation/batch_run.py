@@ -67,7 +67,7 @@ class Run:
         self, batch: Batch, prefilled: Prefilled, samplers: list[Sampler], ended: set[int]
     ) -> Iterator[Step | BadLogits]:
         """Yield the tokens of every reply, by the draft where there is one and it may be used."""
-        if self.draft is None or not can_draft(samplers):
+        if self.draft is None or not can_draft(samplers) or len(batch.prompts) > 1:
             return decode(self.model, batch, prefilled, samplers, self.rooms, ended)
         proposer = self.draft.begin(self.prompts[0].ids, self.rooms[0])
         return decode_ahead(self.model, batch, prefilled, samplers[0], self.rooms[0], ended, proposer)

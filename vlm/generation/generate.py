@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from vlm.batch import Batch
+from vlm.batch import Batch, mean_of_views
 from vlm.errors import VLMError
 from vlm.generation.grammar import restrict
 from vlm.generation.sampling import Sampler
@@ -15,6 +15,8 @@ from vlm.kv_cache import KVCache, close_up
 from vlm.model import VisionLanguageModel
 
 PREFILL_CHUNK = 2048
+MAX_BYTES_IN_CACHES = 2**25
+"""Of weights that are read anew for each row without taking longer for it."""
 
 
 class Step(NamedTuple):
@@ -78,13 +80,16 @@ def decode(
     """Yield the tokens of every reply, a step of all rows at a time, until all rows are in `ended`.
 
     The caller adds a row to `ended` when its reply is over; a row also ends at its `max_new_tokens`. Rows that have
-    ended are computed no more: `batch` and `prefilled` are used up.
+    ended are computed no more: `batch` and `prefilled` are used up. A row here is a prompt with all its views.
     """
+    if goes_view_by_view(model, batch):
+        yield from _decode_view_by_view(model, batch, prefilled, samplers[0], max_new_tokens[0], ended)
+        return
     hidden, cache = prefilled
     mask = batch.reply_mask()
-    rows = list(range(len(samplers)))
+    rows, prompts = list(range(len(samplers))), batch.prompts
     for count in range(1, max(max_new_tokens) + 1):
-        logits = model.decoder.logits(hidden).float()
+        logits = model.decoder.logits(mean_of_views(hidden, prompts)).float()
         chosen = {}
         for step in choose(logits, {place: samplers[row] for place, row in enumerate(rows)}):
             place, row = step.row, rows[step.row]
@@ -96,14 +101,53 @@ def decode(
         going_on = {place for place, row in enumerate(rows) if row not in ended}
         if not going_on:
             return
-        order = close_up(going_on)
-        if len(order) < len(rows):
-            rows = [rows[place] for place in order]
+        order = close_up({view for view, place in enumerate(prompts) if place in going_on})
+        if len(order) < len(prompts):
             cache, batch = cache.kept(order), batch.kept(order)
             mask = batch.reply_mask()
-        ids = torch.tensor([chosen[place] for place in order], device=logits.device)[:, None]
+            staying = close_up(going_on)
+            rows, prompts = [rows[place] for place in staying], [staying.index(prompts[view]) for view in order]
+            chosen = {place: chosen[before] for place, before in enumerate(staying)}
+        ids = torch.tensor([chosen[place] for place in prompts], device=logits.device)[:, None]
         output = model.decoder(ids, cache, batch.image, mask)
         hidden, cache = output.hidden[:, -1], output.cache
+
+
+def goes_view_by_view(model: VisionLanguageModel, batch: Batch) -> bool:
+    """Return whether each view of the one prompt of `batch` is decoded alone: on a CPU a row alone takes one call,
+    which is soonest where weights are in its caches and need not be read again for each.
+    """
+    weight = model.decoder.embedding.weight
+    if weight.device.type != "cpu" or not len(batch.prompts) > 1 or any(batch.prompts):
+        return False
+    return sum(parameter.nbytes for parameter in model.decoder.parameters()) <= MAX_BYTES_IN_CACHES
+
+
+def _decode_view_by_view(
+    model: VisionLanguageModel,
+    batch: Batch,
+    prefilled: Prefilled,
+    sampler: Sampler,
+    max_new_tokens: int,
+    ended: set[int],
+) -> Iterator[Step | BadLogits]:
+    """Yield the tokens of the one reply of `batch`, as `decode` does."""
+    hidden = prefilled.hidden
+    views = [batch.alone(row) for row in range(len(batch.prompts))]
+    caches = [prefilled.cache.alone(row) for row in range(len(views))]
+    masks = [view.reply_mask() for view in views]
+    for count in range(1, max_new_tokens + 1):
+        [step] = choose(model.decoder.logits(mean_of_views(hidden, batch.prompts)).float(), {0: sampler})
+        if isinstance(step, BadLogits) or count == max_new_tokens:
+            ended.add(0)
+        yield step
+        if 0 in ended:
+            return
+        ids = torch.tensor([[step.token_id]])
+        outputs = [
+            model.decoder(ids, cache, view.image, mask) for cache, view, mask in zip(caches, views, masks, strict=True)
+        ]
+        hidden, caches = torch.cat([output.hidden[:, -1] for output in outputs]), [output.cache for output in outputs]
 
 
 def choose(logits: Tensor, samplers: Mapping[int, Sampler]) -> list[Step | BadLogits]:

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from vlm.batch import MAX_BATCH_SIZE, Batch
+from vlm.batch import MAX_BATCH_SIZE, Batch, mean_of_views
 from vlm.generation.generate import not_finite, prefill
 from vlm.kv_cache import KVCache
 from vlm.model import VisionLanguageModel
@@ -33,12 +33,13 @@ def _states(
     longest = max(len(ids) for ids in replies)
     ids = torch.tensor([ids + ids[-1:] * (longest - len(ids)) for ids in replies], device=hidden.device)
     # The first token is predicted by the prompt's last position, the others by the token before them.
-    first = hidden[:, None].expand(len(replies), -1, -1)
+    first = mean_of_views(hidden, batch.prompts)[:, None].expand(len(replies), -1, -1)
     if longest == 1:
         return first
     many = batch.repeated(len(replies))
-    rest = model.decoder(ids[:, :-1], cache.repeated(len(replies)), many.image, many.reply_mask())
-    return torch.cat([first, rest.hidden], dim=1)
+    fed = ids[many.prompts, :-1]
+    rest = model.decoder(fed, cache.repeated(len(replies)), many.image, many.reply_mask())
+    return torch.cat([first, mean_of_views(rest.hidden, many.prompts)], dim=1)
 
 
 def _total(model: VisionLanguageModel, states: Tensor, ids: list[int]) -> float:

@@ -3,7 +3,7 @@
 import os
 import threading
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
@@ -28,6 +28,15 @@ class EncodedImage:
     """(height, width) of the upright picture in pixels."""
     model_key: str
     """Which encoder and projector made it."""
+    scale: float = 1.0
+    """Of the size that the tiles would have the picture at: below 1 where that held too much (see `views.py`)."""
+    other_views: tuple["EncodedImage", ...] = ()
+    """The same picture, shown otherwise."""
+
+    @property
+    def views(self) -> tuple["EncodedImage", ...]:
+        """All views, this one first."""
+        return (self, *self.other_views)
 
     @property
     def num_tiles(self) -> int:
@@ -37,9 +46,10 @@ class EncodedImage:
     def save(self, path: str | os.PathLike) -> None:
         """Write one safetensors file, whole or not at all. A file of that name is replaced, but nothing else."""
         path = checked_path(path)
-        numbers = {"canvas": self.canvas, "size": self.size}
-        metadata = {name: f"{first} {second}" for name, (first, second) in numbers.items()}
-        tensors = {"features": self.features.contiguous(), "tokens": self.tokens.contiguous()}
+        metadata, tensors = {"model_key": self.model_key, "size": "{} {}".format(*self.size)}, {}
+        for view, end in zip(self.views, _endings(len(self.views)), strict=True):
+            metadata |= {f"canvas{end}": "{} {}".format(*view.canvas), f"scale{end}": repr(view.scale)}
+            tensors |= {f"features{end}": view.features.contiguous(), f"tokens{end}": view.tokens.contiguous()}
         try:
             if path.exists() and not path.is_file():
                 raise VLMError(
@@ -47,7 +57,7 @@ class EncodedImage:
                     "the encoded image was to replace a folder, pipe or device; expected a file or a new name; "
                     "give another path",
                 )
-            write_whole(path, save(tensors, metadata | {"model_key": self.model_key}))
+            write_whole(path, save(tensors, metadata))
         except (OSError, ValueError):
             raise VLMError(
                 "invalid_request", "the encoded image could not be written; check the folder and its free space"
@@ -60,15 +70,28 @@ class EncodedImage:
         try:
             with safe_open(path, framework="pt") as file:
                 metadata = file.metadata() or {}
-                canvas, size = (_two_numbers(metadata[name]) for name in ("canvas", "size"))
-                # Copied, so that the file may be replaced while its tensors are in use.
-                features, tokens = (file.get_tensor(name).clone() for name in ("features", "tokens"))
-                model_key = metadata["model_key"]
+                common = {"size": _two_numbers(metadata["size"]), "model_key": metadata["model_key"]}
+                first, *others = (
+                    cls(
+                        # Copied, so that the file may be replaced while its tensors are in use.
+                        features=file.get_tensor(f"features{end}").clone(),
+                        tokens=file.get_tensor(f"tokens{end}").clone(),
+                        canvas=_two_numbers(metadata[f"canvas{end}"]),
+                        scale=float(metadata.get(f"scale{end}", 1)),
+                        **common,
+                    )
+                    for end in _endings(len(file.keys()) // 2)
+                )
         except (OSError, KeyError, ValueError, SafetensorError):
             raise VLMError(
                 "invalid_request", "the file holds no encoded image; give one that EncodedImage.save wrote"
             ) from None
-        return cls(features=features, tokens=tokens, canvas=canvas, size=size, model_key=model_key)
+        return replace(first, other_views=tuple(others))
+
+
+def _endings(num_views: int) -> list[str]:
+    """Return what the names of each view's tensors end with: nothing for the first, as where there is but one."""
+    return [f".{view}" if view else "" for view in range(num_views)]
 
 
 def _two_numbers(text: str) -> tuple[int, int]:
@@ -77,16 +100,16 @@ def _two_numbers(text: str) -> tuple[int, int]:
 
 
 class ImageEntry:
-    """An encoded picture and its keys and values, which are made when first asked for."""
+    """An encoded picture and the keys and values of its views, which are made when first asked for."""
 
     def __init__(self, encoded: EncodedImage):
         self.encoded = encoded
-        self.kv: ImageKV | None = None
+        self.kv: list[ImageKV] = []
 
     @property
     def num_bytes(self) -> int:
-        kept = [self.encoded.features, self.encoded.tokens, *(self.kv or ())]
-        return sum(tensor.nbytes for tensor in kept)
+        of_views = [(view.features, view.tokens) for view in self.encoded.views]
+        return sum(tensor.nbytes for kept in (*of_views, *self.kv) for tensor in kept)
 
 
 class ImageCache:

@@ -1,8 +1,10 @@
 """From whatever stands in a prompt as an image to keys and values, encoding each picture once."""
 
 import hashlib
+from dataclasses import replace
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from adapters import lora
@@ -11,6 +13,7 @@ from vision_encoder.preprocess import ImageProcessor, normalise
 from vlm.batch import PromptImage
 from vlm.errors import VLMError
 from vlm.images.cache import EncodedImage, ImageCache, ImageEntry
+from vlm.images.views import Shown, show
 from vlm.model import VisionLanguageModel
 
 DEFAULT_CACHE_BYTES = 2 * 2**30
@@ -78,36 +81,47 @@ class ImageSource:
             self.forget()
             self._num_changes = num_changes
 
-    def prompt_image(self, image: object) -> PromptImage:
-        """Return `image` as the decoder takes it."""
+    def prompt_views(self, image: object) -> list[PromptImage]:
+        """Return `image` as the decoder takes it, in each of its views."""
         return self.keys_values(self.encode(image))
 
-    def keys_values(self, entry: ImageEntry) -> PromptImage:
-        """Return an encoded image as the decoder takes it."""
-        tokens = entry.encoded.tokens
-        if entry.kv is None:
+    def keys_values(self, entry: ImageEntry) -> list[PromptImage]:
+        """Return an encoded image as the decoder takes it, in each of its views."""
+        views = entry.encoded.views
+        if not entry.kv:
             device = self.model.projector.weight.device
-            entry.kv = self.model.decoder.image_kv(tokens.to(device).flatten(0, 1)[None])
+            entry.kv = [self.model.decoder.image_kv(view.tokens.to(device).flatten(0, 1)[None]) for view in views]
             self.cache.shrink()
-        return PromptImage(entry.kv, entry.encoded.num_tiles * tokens.shape[1])
+        return [
+            PromptImage(kv, view.num_tiles * view.tokens.shape[1]) for kv, view in zip(entry.kv, views, strict=True)
+        ]
 
-    def _encode(self, picture) -> EncodedImage:
-        levels, canvas = self.processor.levels(picture)
-        pixels = normalise(levels)
+    def _encode(self, picture: Image.Image) -> EncodedImage:
+        config = self.model.config
+        if config.reference == "transformers":
+            config = config.exact()
+        shown = show(picture, self.processor, config.num_views, thinned=config.is_thinned)
+        first, *others = (self._encode_view(each, (picture.height, picture.width)) for each in shown)
+        return replace(first, other_views=tuple(others))
+
+    def _encode_view(self, shown: Shown, size: tuple[int, int]) -> EncodedImage:
+        pixels = normalise(shown.levels)
         if self.model.config.reference == "transformers":
             # There, text before the first image also attends to missing tiles.
             missing = self.model.config.vision.max_tiles - len(pixels)
             pixels = torch.cat([pixels, pixels.new_zeros(missing, *pixels.shape[1:])])
-        features, tokens = self.model.encode(pixels[None].to(self.model.projector.weight.device), [canvas])
+        device = self.model.projector.weight.device
+        features, tokens = self.model.encode(pixels[None].to(device), [shown.canvas], shown.kept)
         with torch.inference_mode(False):
             # A copy made out here is an ordinary tensor, which callers may train on.
             features, tokens = features[0].clone(), tokens[0].clone()
         return EncodedImage(
             features=_finite(features),
             tokens=_finite(tokens),
-            canvas=canvas,
-            size=(picture.height, picture.width),
+            canvas=shown.canvas,
+            size=size,
             model_key=self.model_key,
+            scale=shown.scale,
         )
 
     def _known(self, image: EncodedImage) -> ImageEntry:
@@ -126,6 +140,8 @@ class ImageSource:
 
     def _check(self, image: EncodedImage) -> None:
         """Refuse what no encoder of this model made; a file may say anything."""
+        for other in image.other_views:
+            self._check(other)
         vision = self.model.config.vision
         num_tiles = vision.max_tiles if self.model.config.reference == "transformers" else image.num_tiles
         for found, width in ((image.features, vision.feature_dim), (image.tokens, self.model.config.decoder.width)):

@@ -20,6 +20,8 @@ class EngineOptions:
     reference: str = "meta"
     low_memory: bool | None = None
     adapters: tuple[str, ...] = ()
+    num_views: int | None = None
+    thin: bool | None = None
     allow_urls: bool = False
     num_slots: int = 8
     """Requests that are answered at once."""

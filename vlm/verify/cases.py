@@ -89,7 +89,7 @@ def build_case(vlm: VLM, name: str) -> Case | None:
     if len(ids) + NUM_GREEDY > vlm.model.config.decoder.max_context:
         return None
     encoded = [vlm.encode_image(picture) for picture in pictures]
-    prompt = DecoderPrompt(ids, [vlm.images.prompt_image(image) for image in encoded])
+    prompt = DecoderPrompt(ids, [vlm.images.prompt_views(image)[0] for image in encoded])
     batch = build_batch([prompt], marker_id, vlm.device)
     prefilled = prefill(vlm.model, batch, len(ids) + NUM_GREEDY)
     sampler = Sampler(GenerationConfig(), ids, vlm.device)

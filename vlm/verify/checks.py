@@ -33,7 +33,7 @@ def verify(source: str, *, device: str = "auto", dtype: str = "auto", reference:
     with _finding(report):
         report.facts["sha256"] = _check_sums(folder)
     with _finding(report):
-        config = checkpoint.read_config(folder).with_reference(reference)
+        config = checkpoint.read_config(folder).with_reference(reference).exact()
         report.facts["layout"] = "Hugging Face" if (folder / hf_config.CONFIG).exists() else "Meta"
         report.facts |= describe(config)
         report.facts["reference in force"] = describe_reference(config)

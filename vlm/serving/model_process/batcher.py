@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from vlm.batch import Batch, build_batch
+from vlm.batch import Batch, build_batch, mean_of_views
 from vlm.errors import VLMError, is_out_of_memory
 from vlm.generation.generate import BadLogits, Prefilled, Step, choose, prefill_in_chunks
 from vlm.generation.reply import Timings
@@ -88,11 +88,12 @@ class Batcher:
     def _begin_reading(self) -> Events:
         """Let as many wait no longer as there are slots for and as can be read together."""
         rows: list[Row] = []
-        longest = 0
+        longest = num_views = 0
         most = min(self._num_slots - len(self._running.rows), self._max_together)
         while self._waiting and len(rows) < most:
             longest = max(longest, len(self._waiting[0].prompt.ids))
-            if rows and (len(rows) + 1) * longest > PREFILL_TOKENS:
+            num_views += len(self._waiting[0].prompt.views)
+            if rows and num_views * longest > PREFILL_TOKENS:
                 break
             rows.append(self._waiting.popleft())
         if not rows:
@@ -106,7 +107,7 @@ class Batcher:
         except (MemoryError, RuntimeError) as error:
             return self._give_up(rows, error)
         tokens = PREFILL_TOKENS_BETWEEN if self._running.rows else PREFILL_TOKENS
-        chunks = prefill_in_chunks(self._model, batch, max(batch.lengths), max(1, tokens // len(rows)))
+        chunks = prefill_in_chunks(self._model, batch, max(batch.lengths), max(1, tokens // len(batch.lengths)))
         self._reading = _Reading(rows, batch, chunks)
         return []
 
@@ -120,7 +121,7 @@ class Batcher:
             self._running.make_room(rows)
         except (MemoryError, RuntimeError) as error:
             return self._give_up(rows, error)
-        events = self._choose(rows, prefilled.hidden)
+        events = self._choose(rows, mean_of_views(prefilled.hidden, batch.prompts))
         self._running.join(rows, batch, prefilled)
         self._running.leave([row for row in rows if row.is_over or row.key in self._cancelled])
         events = [(key, event) for key, event in events if key not in self._cancelled]

@@ -30,6 +30,7 @@ from vlm.serving.settings import EngineOptions
 DEFAULT_NAME = "sightline"
 
 _LOADING = ("device", "dtype", "quantize", "kv_cache_dtype", "reference", "allow_urls", "low_memory", "adapters")
+_LOADING += ("num_views", "thin")
 """Options that `VLM.from_pretrained` has by the same names."""
 
 

@@ -20,6 +20,7 @@ from torch.utils.data import Dataset
 from vision_encoder.config import VisionConfig
 from vision_encoder.image_input import read_image
 from vision_encoder.preprocess import ImageProcessor
+from vision_encoder.thinning import Kept
 from vlm.prompt import Image, Text, Turn, encode_prompt
 from vlm.tokenizer import Tokenizer
 from vlm.training.reader.diet import Diet
@@ -36,7 +37,7 @@ from vlm.training.reader.targets import (
     patch_links,
     pointer_targets,
 )
-from vlm.training.reader.thinning import Kept, keep
+from vlm.training.reader.thinning import keep
 from vlm.training.synthetic.charts import Character, Chart, Question, ask, draw_chart, patch_characters
 from vlm.training.synthetic.diagrams import Diagram, draw_diagram
 from vlm.training.synthetic.no_charts import ask_in_vain, draw_no_chart

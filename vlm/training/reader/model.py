@@ -26,6 +26,7 @@ from torch.nn import functional
 from adapters.cross_attention import ImageKV
 from adapters.masks import CrossMask
 from vision_encoder.preprocess import normalise
+from vision_encoder.thinning import Kept
 from vision_encoder.transformer import VisionAttention
 from vlm.attention import attention_weights
 from vlm.config import ModelConfig
@@ -45,7 +46,6 @@ from vlm.training.reader.targets import (
     UNSHADED,
     PatchLinks,
 )
-from vlm.training.reader.thinning import Kept, encode_rows
 from vlm.training.reader.wires import (
     SHADE_LOUDNESS,
     cross_attentions,
@@ -98,7 +98,7 @@ class Reader(nn.Module):
         num_tiles = batch.pixels.shape[1]
         attention = self.model.encoder.global_layers[0].attention
         with _Inputs([attention]) as inputs:
-            features = encode_rows(self.model.encoder, normalise(batch.pixels), tuple(batch.canvas), batch.kept)
+            features = self._features(batch)
         tokens = self.model.projector(features)
         of_patches, told = features[:, num_tiles:], tokens[:, num_tiles:]
         characters = self._character_loss(of_patches, batch.characters)
@@ -119,6 +119,13 @@ class Reader(nn.Module):
         if batch.groups:
             answer, pointers = self.asked(tokens, num_tiles, batch.groups, log_counts)
         return Losses(answer, characters, links, partners, shades, magnitudes, order, beginning, pointers)
+
+    def _features(self, batch: ReaderBatch) -> Tensor:
+        """Return the features [m, t + n, f] of the class tokens, then of the patches that are kept."""
+        encoder, pixels = self.model.encoder, normalise(batch.pixels)
+        canvas_id = 1 + encoder.config.canvases.index(tuple(batch.canvas))
+        canvas_ids = torch.full((len(pixels),), canvas_id, device=pixels.device)
+        return encoder.encode_kept(pixels, canvas_ids, batch.kept)
 
     def asked(
         self, tokens: Tensor, num_tiles: int, groups: list[QuestionBatch], log_counts: Tensor | None = None

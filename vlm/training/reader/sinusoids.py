@@ -22,6 +22,9 @@ from vlm.model import VisionLanguageModel
 SHORTEST, LONGEST = 3.0, 100.0
 """Wavelengths, in patches."""
 AMPLITUDE = 4.0
+REACH = 80
+"""Patches along a canvas up to which positions are a patch apart. Along a longer one they are drawn together to span as
+many: what was learned on shorter ones holds there, and beyond it nothing does."""
 OPEN_GATE = 10.0
 """Its tanh is 1 in float32: positions are those of the table of canvases alone."""
 
@@ -76,7 +79,10 @@ def place_tile(encoder: VisionEncoder, offset: tuple[int, int] = (0, 0)) -> None
 
 @torch.no_grad()
 def place_canvases(encoder: VisionEncoder) -> None:
-    """Write the positions of every tile of every canvas: patches are counted over the whole canvas."""
+    """Write the positions of every tile of every canvas: patches are counted over the whole canvas.
+
+    Drawing positions together is Chen et al.'s (arXiv 2306.15595), there for rotary ones.
+    """
     position, config = encoder.patch_position, encoder.config
     place_tile(encoder)
     if config.max_tiles == 1:
@@ -85,8 +91,11 @@ def place_canvases(encoder: VisionEncoder) -> None:
     position.table.zero_()
     grid = torch.arange(config.grid)
     for canvas_id, (rows, cols) in enumerate(config.canvases, 1):
+        apart = [min(1.0, REACH / (number * config.grid)) for number in (rows, cols)]
         for tile in range(rows * cols):
-            row, col = (side * config.grid + grid for side in divmod(tile, cols))
+            row, col = (
+                steps * (side * config.grid + grid) for side, steps in zip(divmod(tile, cols), apart, strict=True)
+            )
             table = sinusoids(row[:, None].expand(-1, config.grid), col[None].expand(config.grid, -1), config.width)
             position.table[canvas_id, tile, 1:] = table.flatten(0, 1)
     encoder.inspect_tables()
