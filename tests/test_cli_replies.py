@@ -100,6 +100,19 @@ def test_model_options_reach_the_model(folder, pictures):
     assert last_json(other)["replies"][0]["confidence"] == pytest.approx(confidence)
 
 
+@pytest.mark.parametrize(("options", "settings"), [(("--views", "2"), {"num_views": 2}), (("--thin",), {"thin": True})])
+def test_how_pictures_are_looked_at_reaches_the_model(folder, pictures, options, settings):
+    confidences = [
+        last_json(run("ask", pictures[0], "Why?", "--model", folder, "--json", *SHORT, *more))["replies"][0][
+            "confidence"
+        ]
+        for more in (options, ())
+    ]
+    expected = VLM.from_pretrained(folder, **settings).answer(pictures[0], "Why?", config=SHORT_CONFIG).confidence
+    assert confidences[0] == pytest.approx(expected)
+    assert confidences[1] != confidences[0]
+
+
 def test_caption_gives_one_caption_an_image(folder, model, pictures):
     result = run("caption", *pictures[:2], "--model", folder, "--json", *SHORT)
     expected = [model.caption(name, config=SHORT_CONFIG).text for name in pictures[:2]]

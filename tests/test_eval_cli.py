@@ -146,6 +146,7 @@ def test_shards_are_merged_by_score(folder, done):
         (["--backend", "openai", "--base-url", "http://h/v1", "--likelihood", "options"], "no effect with --backend"),
         (["--backend", "openai", "--base-url", "http://h/v1", "--device", "cpu"], "--device has no effect"),
         (["--backend", "openai", "--base-url", "http://h/v1", "--adapter", "a"], "--adapter has no effect"),
+        (["--backend", "openai", "--base-url", "http://h/v1", "--views", "2"], "--views has no effect"),
         (["--base-url", "http://h/v1"], "no effect with --backend local"),
         (["--data", "ai2d=x"], "--data says where ai2d lies, which is none of the tasks"),
         (["--engine", "ray", "--shard", "1/2"], "without --shard"),

@@ -84,7 +84,7 @@ def test_every_option_arrives(tmp_path):
     options = parsed(
         *("--model", "folder", "--device", "cpu", "--dtype", "float32", "--reference", "transformers"),
         *("--slots", 3, "--max-queue", 4, "--max-new-tokens", 5, "--timeout", 6, "--allow-urls"),
-        *("--kv-cache-dtype", "int8"),
+        *("--kv-cache-dtype", "int8", "--views", 2, "--all-patches"),
         *("--max-images", 7, "--max-body-mb", 8, "--served-model-name", "a", "--served-model-name", "b"),
     )
     engine, settings = _engine_options(options), _settings(options)
@@ -96,7 +96,7 @@ def test_every_option_arrives(tmp_path):
     )
     assert (engine.num_slots, engine.max_queue, engine.max_new_tokens, engine.timeout_s) == (3, 4, 5, 6.0)
     assert engine.allow_urls
-    assert engine.kv_cache_dtype == "int8"
+    assert (engine.kv_cache_dtype, engine.num_views, engine.thin) == ("int8", 2, False)
     assert settings.allow_urls
     assert (settings.max_images, settings.max_body_bytes, settings.names) == (7, 8 * 2**20, ("a", "b"))
     assert settings.check_host

@@ -9,7 +9,7 @@ import torch
 from tests.conftest import random_model
 from tests.test_reader_thinning import CANVASES, SIDE, SIZE, dark, pages, reader_on
 from vision_encoder.preprocess import normalise
-from vision_encoder.thinning import BLANKS_FOR_ONE, keep
+from vision_encoder.thinning import BLANKS_FOR_ONE, SHARE_GIVEN, given, keep
 from vlm.config import preset
 
 TINY = preset("tiny")
@@ -77,3 +77,21 @@ def test_blank_paper_is_thinned_too():
     kept = keep(levels, (2, 2), SIZE)
     assert kept.patches.shape[1] == -(-400 // BLANKS_FOR_ONE)
     assert float(kept.log_counts.exp().sum()) == pytest.approx(400)
+
+
+@pytest.mark.parametrize("canvas", CANVASES)
+def test_the_decoder_is_given_what_stays_and_blank_patches_to_fill_up(canvas):
+    tiles, per_tile = canvas[0] * canvas[1], (SIDE // SIZE) ** 2
+    kept = keep(pages(canvas)[0], canvas, SIZE)
+    tokens = given(kept, tiles)
+    tile, place = tokens // (per_tile + 1), tokens % (per_tile + 1)
+    # The class tokens, one a tile.
+    assert tile[place == 0].tolist() == list(range(tiles))
+    patches = (tile * per_tile + place - 1)[place > 0].tolist()
+    assert {*kept.patches[0].tolist()} <= {*patches}
+    assert len(patches) == len({*patches}) == int(SHARE_GIVEN * tiles * per_tile)
+
+
+def test_of_a_picture_full_of_ink_the_decoder_is_given_all():
+    levels = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (1, 3, SIDE, SIDE), dtype=np.uint8))
+    assert given(keep(levels, (1, 1), SIZE), 1).tolist() == list(range(101))

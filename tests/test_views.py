@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -34,14 +35,15 @@ def seeing(num_views: int, **settings) -> VLM:
     return vlm
 
 
-@pytest.fixture(scope="module")
-def three() -> VLM:
-    return seeing(3)
+@pytest.fixture(params=[False, True], ids=["all patches", "thinned"])
+def three(request, monkeypatch) -> VLM:
+    monkeypatch.setattr(views, "ATTENTION", math.inf)
+    return seeing(3, is_thinned=request.param)
 
 
-@pytest.fixture(scope="module")
-def one() -> VLM:
-    return seeing(1)
+@pytest.fixture
+def one(three) -> VLM:
+    return seeing(1, is_thinned=three.model.config.is_thinned)
 
 
 def of_one_view(messages: list[dict], vlm: VLM, view: int) -> list[dict]:
@@ -61,9 +63,10 @@ def images_of(messages: list[dict]) -> list[dict]:
 def chart(size: tuple[int, int] = (300, 400)) -> Image.Image:
     """White paper with some bars and dots."""
     pixels = np.full((*size, 3), 255, dtype=np.uint8)
-    for bar in range(5):
-        pixels[size[0] // 2 :, 20 + 40 * bar : 40 + 40 * bar] = (200, 40 * bar, 30)
-        pixels[10 : 10 + 8 * bar : 2, 20 + 40 * bar] = 0
+    step = max(2, size[1] // 8)
+    for bar in range(1, 5):
+        pixels[size[0] // 2 : -4, step * bar : step * bar + step // 2] = (200, 40 * bar, 30)
+        pixels[2 : size[0] // 3 : 4, step * bar] = 0
     return Image.fromarray(pixels)
 
 
@@ -175,7 +178,13 @@ def test_an_encoded_picture_has_its_views_with_it_and_in_its_file(three, one, tm
     for ours, theirs in zip(encoded.views, loaded.views, strict=True):
         assert torch.equal(ours.tokens, theirs.tokens)
         assert (ours.canvas, ours.size, ours.scale) == (theirs.canvas, theirs.size, theirs.scale)
+        assert (ours.given is None) == (theirs.given is None) == (not three.model.config.is_thinned)
+        assert ours.given is None or torch.equal(ours.given, theirs.given)
     assert one.encode_image(SMALL).other_views == ()
+    for places in ([], [-1], [10**6], [0.5], [[1]]):
+        broken = replace(encoded, given=torch.tensor(places))
+        with pytest.raises(VLMError, match="names tokens that it does not have"):
+            three.chat(user(broken, "what?"))
     broken = replace(encoded, other_views=(replace(encoded.views[1], tokens=encoded.tokens[:, :3]),))
     with pytest.raises(VLMError, match="tensor of"):
         three.chat(user(broken, "what?"))
@@ -205,6 +214,26 @@ def test_a_shrunk_picture_is_explained_in_its_own_pixels():
         assert found.shape == (56, 56)
         assert float(found.sum()) == pytest.approx(1)
         assert bool((found[:, -1] > 0).any())
+
+
+def test_of_several_thinned_pictures_each_has_its_own_map():
+    """The decoder was given only some tokens of each."""
+    vlm = seeing(1, is_thinned=True)
+    pictures = [chart((40, 44)), chart((28, 56)), chart((20, 20))]
+    content = [{"type": "image", "image": picture} for picture in pictures[:2]] + [{"type": "text", "text": "?"}]
+    content.append({"type": "image", "image": pictures[2]})
+    messages = [{"role": "user", "content": content}]
+    assert all(len(each.given) < each.tokens[..., 0].numel() for each in map(vlm.encode_image, pictures))
+    for first, second, third in vlm.explain(messages, "ab"):
+        assert (first.shape, second.shape, third.shape) == ((40, 44), (28, 56), (20, 20))
+        # The reply sees the last picture alone.
+        assert float(third.sum()) == pytest.approx(1)
+        assert not first.any()
+        assert not second.any()
+    del messages[0]["content"][3]
+    for first, second in vlm.explain(messages, "ab"):
+        assert float(first.sum() + second.sum()) == pytest.approx(1)
+        assert min(float(first.sum()), float(second.sum())) > 0
 
 
 # What says so

@@ -17,6 +17,9 @@ FLAT = 12
 """Levels of 255 by which pixels of a blank patch may differ."""
 BLANKS_FOR_ONE = 32
 """Blank patches that one stands for."""
+SHARE_GIVEN = 0.5
+"""Of the patches, those whose tokens the decoder is given, if so many stay; blank ones fill up. The shipped reader was
+trained on smaller tiles, and counts by how much of what it sees is blank."""
 
 
 class Kept(NamedTuple):
@@ -44,6 +47,21 @@ def keep(levels: Tensor, canvas: tuple[int, int], patch_size: int) -> Kept:
     stand_ins[blank] = of_blank[number[blank] // BLANKS_FOR_ONE]
     counts = stand_ins.bincount(minlength=int(stays.sum()))
     return Kept(stays.nonzero()[None, :, 0], counts.float().log()[None], stand_ins[None])
+
+
+def given(kept: Kept, num_tiles: int) -> Tensor:
+    """Return which tokens of the one picture of `kept` the decoder is given, [n] int64, counted over all tiles.
+
+    Those of the class tokens and of the patches that stay, and of as many others as `SHARE_GIVEN` has room for.
+    """
+    num_patches = kept.stand_ins.shape[1]
+    chosen = torch.zeros(num_patches, dtype=torch.bool).index_fill(0, kept.patches[0], True)
+    others = (~chosen).nonzero()[:, 0]
+    room = min(len(others), max(0, int(SHARE_GIVEN * num_patches) - kept.patches.shape[1]))
+    # Evenly over the canvas.
+    chosen[others[torch.arange(room) * len(others) // max(1, room)]] = True
+    tokens = torch.cat([torch.ones(num_tiles, 1, dtype=torch.bool), chosen.view(num_tiles, -1)], dim=1)
+    return tokens.flatten().nonzero()[:, 0]
 
 
 def inked(levels: Tensor, canvas: tuple[int, int], patch_size: int) -> Tensor:

@@ -65,7 +65,9 @@ def explain(
     first, end = batch.visible[0, -1].tolist()
     with torch.inference_mode(False):
         # Copies made out here are ordinary tensors, which callers may change.
-        maps = pixel_maps(weights.cpu().double()[chosen], pictures, (first, end))
+        encoded = [entry.encoded for entry in entries]
+        weights, visible = _of_all_tokens(weights.cpu().double()[chosen], encoded, (first, end))
+        maps = pixel_maps(weights, pictures, visible)
     return [images[0] for images in maps] if len(pictures) == 1 else maps
 
 
@@ -119,6 +121,25 @@ def _recorded(layers: list[GatedCrossAttentionLayer], heads: list[int], mask: Cr
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def _of_all_tokens(
+    weights: Tensor, encoded: list[EncodedImage], visible: tuple[int, int]
+) -> tuple[Tensor, tuple[int, int]]:
+    """Return weights [s, l] of the tokens the decoder was given as those of all, zero for the others, and which of all
+    the keys (first, end) `visible` stand for.
+    """
+    if all(image.given is None for image in encoded):
+        return weights, visible
+    counts = [image.num_visible for image in encoded]
+    parts = []
+    for image, part in zip(encoded, weights.split(counts, dim=1), strict=True):
+        whole = part.new_zeros(len(part), image.tokens.shape[:2].numel())
+        parts.append(part if image.given is None else whole.index_copy(1, image.given.cpu(), part))
+    given, whole = (
+        torch.tensor([0, *sizes]).cumsum(0).tolist() for sizes in (counts, [part.shape[1] for part in parts])
+    )
+    return torch.cat(parts, dim=1), tuple(whole[given.index(place)] for place in visible)
 
 
 # What callers give

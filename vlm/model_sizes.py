@@ -99,6 +99,9 @@ def describe(config: ModelConfig) -> dict[str, str]:
         f"width {vision.width:,}, {vision.num_local_layers} + {vision.num_global_layers} layers, "
         f"features {vision.feature_dim:,}"
     )
+    if config.num_views > 1 or config.is_thinned:
+        lines["pictures"] = f"looked at in up to {config.num_views} views, whose mean decides"
+        lines["pictures"] += "; one blank patch stands for many" if config.is_thinned else ""
     return {"kind": "vision and text"} | lines
 
 

@@ -20,6 +20,7 @@ from vlm.errors import VLMError, public, shown
 from vlm.explain import Chosen, explain
 from vlm.generation.batch_run import Clock, Run
 from vlm.generation.draft import Draft, refuse_vision
+from vlm.generation.generate import rows_go_alone
 from vlm.generation.grammar import Grammars
 from vlm.generation.reply import ModelInfo, Reply, Score
 from vlm.generation.reply_stream import ReplyStream
@@ -352,8 +353,10 @@ class VLM:
                 if not return_errors:
                     raise
                 replies[place] = error
-        if rows:
-            places, prompts, rooms = zip(*rows, strict=True)
+        in_views = any(prompt.other_views for _, prompt, _ in rows)
+        together = [[row] for row in rows] if in_views and rows_go_alone(self.model) else [rows]
+        for some in filter(None, together):
+            places, prompts, rooms = zip(*some, strict=True)
             run = self._run(list(prompts), list(rooms), config, clock)
             for place, reply in zip(places, run.finish(), strict=True):
                 if isinstance(reply, VLMError) and not return_errors:

@@ -82,7 +82,7 @@ def decode(
     The caller adds a row to `ended` when its reply is over; a row also ends at its `max_new_tokens`. Rows that have
     ended are computed no more: `batch` and `prefilled` are used up. A row here is a prompt with all its views.
     """
-    if goes_view_by_view(model, batch):
+    if len(batch.prompts) > len(samplers) == 1 and rows_go_alone(model):
         yield from _decode_view_by_view(model, batch, prefilled, samplers[0], max_new_tokens[0], ended)
         return
     hidden, cache = prefilled
@@ -113,12 +113,11 @@ def decode(
         hidden, cache = output.hidden[:, -1], output.cache
 
 
-def goes_view_by_view(model: VisionLanguageModel, batch: Batch) -> bool:
-    """Return whether each view of the one prompt of `batch` is decoded alone: on a CPU a row alone takes one call,
-    which is soonest where weights are in its caches and need not be read again for each.
+def rows_go_alone(model: VisionLanguageModel) -> bool:
+    """Return whether a row alone is decoded soonest: on a CPU, where a row alone takes one call, and the weights stay
+    in its caches and need not be read again for each.
     """
-    weight = model.decoder.embedding.weight
-    if weight.device.type != "cpu" or not len(batch.prompts) > 1 or any(batch.prompts):
+    if model.decoder.embedding.weight.device.type != "cpu":
         return False
     return sum(parameter.nbytes for parameter in model.decoder.parameters()) <= MAX_BYTES_IN_CACHES
 

@@ -30,6 +30,8 @@ class EncodedImage:
     """Which encoder and projector made it."""
     scale: float = 1.0
     """Of the size that the tiles would have the picture at: below 1 where that held too much (see `views.py`)."""
+    given: Tensor | None = None
+    """[n] int64: which of the tokens, counted over all tiles, the decoder is given; None for all."""
     other_views: tuple["EncodedImage", ...] = ()
     """The same picture, shown otherwise."""
 
@@ -37,6 +39,17 @@ class EncodedImage:
     def views(self) -> tuple["EncodedImage", ...]:
         """All views, this one first."""
         return (self, *self.other_views)
+
+    @property
+    def given_tokens(self) -> Tensor:
+        """[n, d]: the tokens that the decoder is given."""
+        tokens = self.tokens.flatten(0, 1)
+        return tokens if self.given is None else tokens[self.given.to(tokens.device)]
+
+    @property
+    def num_visible(self) -> int:
+        """How many of them are of real tiles; they come first."""
+        return self.num_tiles * self.tokens.shape[1] if self.given is None else len(self.given)
 
     @property
     def num_tiles(self) -> int:
@@ -50,6 +63,7 @@ class EncodedImage:
         for view, end in zip(self.views, _endings(len(self.views)), strict=True):
             metadata |= {f"canvas{end}": "{} {}".format(*view.canvas), f"scale{end}": repr(view.scale)}
             tensors |= {f"features{end}": view.features.contiguous(), f"tokens{end}": view.tokens.contiguous()}
+            tensors |= {} if view.given is None else {f"given{end}": view.given.contiguous()}
         try:
             if path.exists() and not path.is_file():
                 raise VLMError(
@@ -70,6 +84,7 @@ class EncodedImage:
         try:
             with safe_open(path, framework="pt") as file:
                 metadata = file.metadata() or {}
+                names = set(file.keys())
                 common = {"size": _two_numbers(metadata["size"]), "model_key": metadata["model_key"]}
                 first, *others = (
                     cls(
@@ -78,9 +93,10 @@ class EncodedImage:
                         tokens=file.get_tensor(f"tokens{end}").clone(),
                         canvas=_two_numbers(metadata[f"canvas{end}"]),
                         scale=float(metadata.get(f"scale{end}", 1)),
+                        given=file.get_tensor(f"given{end}").clone() if f"given{end}" in names else None,
                         **common,
                     )
-                    for end in _endings(len(file.keys()) // 2)
+                    for end in _endings(sum(name.startswith("tokens") for name in names))
                 )
         except (OSError, KeyError, ValueError, SafetensorError):
             raise VLMError(
@@ -108,8 +124,8 @@ class ImageEntry:
 
     @property
     def num_bytes(self) -> int:
-        of_views = [(view.features, view.tokens) for view in self.encoded.views]
-        return sum(tensor.nbytes for kept in (*of_views, *self.kv) for tensor in kept)
+        of_views = [(view.features, view.tokens, view.given) for view in self.encoded.views]
+        return sum(tensor.nbytes for kept in (*of_views, *self.kv) for tensor in kept if tensor is not None)
 
 
 class ImageCache:

@@ -10,6 +10,7 @@ from torch import Tensor
 from adapters import lora
 from vision_encoder.image_input import ImageLimits, pixel_key, read_image
 from vision_encoder.preprocess import ImageProcessor, normalise
+from vision_encoder.thinning import given
 from vlm.batch import PromptImage
 from vlm.errors import VLMError
 from vlm.images.cache import EncodedImage, ImageCache, ImageEntry
@@ -90,11 +91,9 @@ class ImageSource:
         views = entry.encoded.views
         if not entry.kv:
             device = self.model.projector.weight.device
-            entry.kv = [self.model.decoder.image_kv(view.tokens.to(device).flatten(0, 1)[None]) for view in views]
+            entry.kv = [self.model.decoder.image_kv(view.given_tokens.to(device)[None]) for view in views]
             self.cache.shrink()
-        return [
-            PromptImage(kv, view.num_tiles * view.tokens.shape[1]) for kv, view in zip(entry.kv, views, strict=True)
-        ]
+        return [PromptImage(kv, view.num_visible) for kv, view in zip(entry.kv, views, strict=True)]
 
     def _encode(self, picture: Image.Image) -> EncodedImage:
         config = self.model.config
@@ -122,6 +121,7 @@ class ImageSource:
             size=size,
             model_key=self.model_key,
             scale=shown.scale,
+            given=None if shown.kept is None else given(shown.kept, len(shown.levels)),
         )
 
     def _known(self, image: EncodedImage) -> ImageEntry:
@@ -155,6 +155,19 @@ class ImageSource:
                     "model",
                 )
             _finite(found)
+        _check_given(image.given, num_tiles * vision.tokens_per_tile)
+
+
+def _check_given(given: Tensor | None, num_tokens: int) -> None:
+    if given is None:
+        return
+    are_places = given.dtype == torch.int64 and given.ndim == 1 and len(given) > 0
+    if not are_places or given.min() < 0 or given.max() >= num_tokens:
+        raise VLMError(
+            "invalid_request",
+            f"the encoded image names tokens that it does not have; expected places from 0 to {num_tokens - 1}; "
+            "encode the picture again with this model",
+        )
 
 
 def _finite(encoded: Tensor) -> Tensor:

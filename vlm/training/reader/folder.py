@@ -16,7 +16,7 @@ from vlm.training.reader.start import kept_apart
 from vlm.training.reader.vocabulary import reader_tokenizer
 from vlm.training.reader.wires import is_wired
 
-TEMPERATURE = 1.75
+TEMPERATURE = 1.4
 """What a reader's logits are divided by once it is trained: it is surer of itself than it is right. Chosen on drawn
 charts by the distance of confidence and accuracy."""
 
