@@ -115,6 +115,12 @@ def test_a_picture_with_too_much_in_it_is_shrunk_and_has_fewer_views():
     assert show(noise_picture((800, 800)), PROCESSOR, 3, thinned=False)[0].scale == 1
 
 
+def test_a_single_tile_is_not_shrunk():
+    processor = ImageProcessor(replace(VISION, max_tiles=1))
+    [shown] = show(noise_picture((90, 90)), processor, 3, thinned=True)
+    assert shown.scale == 1
+
+
 # What is made of it
 
 
@@ -234,6 +240,14 @@ def test_of_several_thinned_pictures_each_has_its_own_map():
     for first, second in vlm.explain(messages, "ab"):
         assert float(first.sum() + second.sum()) == pytest.approx(1)
         assert min(float(first.sum()), float(second.sum())) > 0
+
+
+@pytest.mark.parametrize("scale", [0.0, -1.0, math.nan, 1e300, 2.0])
+def test_a_scale_that_no_view_has_is_refused_where_it_matters(scale):
+    vlm = seeing(1)
+    broken = replace(vlm.encode_image(SMALL), scale=scale)
+    with pytest.raises(VLMError, match="which does not go together"):
+        vlm.explain(user(broken, "where?"), "ab")
 
 
 # What says so

@@ -153,7 +153,7 @@ def _pictures(encoded: list[EncodedImage], requests: RequestReader, max_side: in
     for image in encoded:
         processor = requests.images.processor
         canvas = fitted = None
-        if min(image.size) > 0:
+        if min(image.size) > 0 and 0 < image.scale <= 1:
             canvas, fitted = processor.placement(scaled_size(image.size, processor, image.scale))
         if canvas != image.canvas:
             raise VLMError(

@@ -54,8 +54,9 @@ def show(picture: Image.Image, processor: ImageProcessor, num_views: int, *, thi
         one = _shown(picture, processor, view, thinned)
         if one is None:
             continue
-        while thinned and not shown and _cost(one, processor) > room:
-            # What is shrunk is fuller, so the next step is a guess again, and a little more than is asked.
+        while thinned and not shown and _cost(one, processor) > room and one.canvas != (1, 1):
+            # What is shrunk is fuller, so the next step is a guess again, and a little more than is asked. Less than a
+            # tile there is not: a smaller picture is enlarged to it.
             view = view._replace(scale=view.scale * 0.98 * (room / _cost(one, processor)) ** 0.25)
             one = _shown(picture, processor, view, thinned)
         if thinned:
