@@ -22,6 +22,7 @@ def test_the_size_of_the_model_is_told(tiny, monkeypatch):
 def test_every_option_of_the_model_reaches_it(tiny, monkeypatch):
     chosen = {"device": "cpu", "dtype": "bfloat16", "quantize": "int4", "kv_cache_dtype": "int8"}
     chosen |= {"reference": "transformers", "allow_urls": True, "low_memory": True, "adapters": ("run/adapter",)}
+    chosen |= {"num_views": 2, "thin": False}
     given = {}
     monkeypatch.setattr(VLM, "from_pretrained", lambda source, **named: given.update(named) or tiny)
     open_model(EngineOptions(**chosen))
