@@ -22,7 +22,7 @@ from vlm.generation.batch_run import Clock
 from vlm.images import views
 from vlm.images.views import show
 
-VISION = preset("default").vision
+VISION = replace(preset("default").vision, tile_size=400)
 PROCESSOR = ImageProcessor(VISION)
 SHORT = GenerationConfig(max_new_tokens=6)
 TOLERANCE = 1e-5

@@ -198,7 +198,7 @@ def _default() -> ModelConfig:
         max_context=2048,
     )
     vision = VisionConfig(
-        tile_size=400,
+        tile_size=368,
         max_tiles=4,
         patch_size=8,
         width=144,
