@@ -93,6 +93,7 @@ class VisionEncoder(nn.Module):
             patches = patches[kept.patches.to(patches.device)]
             counts = torch.zeros(len(rows), device=rows.device) if log_counts is None else log_counts.clone()
             if self.missing_patches_equal:
+                # All patches of a missing tile are equal rows then: the first stands for them.
                 missing = rest[plan.num_padding :].view(plan.kept, tokens_per_tile + 1)
                 counts[missing[:, 1]] += math.log(tokens_per_tile - 1)
                 rest = torch.cat([rest[: plan.num_padding], missing[:, [0, 1, -1]].flatten()])

@@ -24,7 +24,7 @@ class RowLayout(NamedTuple):
     """Rows of real tokens; they come first."""
     log_counts: Tensor | None
     """[rows] float32: ln of how many equal rows each stands for; None where each is but one. Where real rows stand for
-    several too, as some do in training, it differs from picture to picture, [m, rows]."""
+    several too, as blank patches may, it differs from picture to picture, [m, rows]."""
 
     @property
     def log_counts_of_real(self) -> Tensor | None:

@@ -84,7 +84,7 @@ reference_option = click.option(
 views_option = click.option(
     "--views",
     "num_views",
-    type=click.IntRange(1, 3),
+    type=click.IntRange(1, 3),  # MAX_VIEWS, whose module imports torch
     help="Look at each picture in up to so many views, whose mean decides: surer, and so many times slower. [default: "
     "the model's own, 3 of the shipped, else 1]",
 )

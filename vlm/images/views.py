@@ -45,7 +45,7 @@ class Shown(NamedTuple):
 
 
 def show(picture: Image.Image, processor: ImageProcessor, num_views: int, *, thinned: bool) -> list[Shown]:
-    """Return the views of `picture`, which is what `read_image` returned; the first is the picture as it is."""
+    """Return the views of `picture`, which is what `read_image` returned; the first is as it comes, or shrunk."""
     shown: list[Shown] = []
     room = ATTENTION
     for view in VIEWS:
@@ -71,8 +71,9 @@ def scaled_size(size: tuple[int, int], processor: ImageProcessor, scale: float) 
     """Return the (height, width) at which a picture of `size` is given to the processor to be seen at `scale`."""
     if scale == 1:
         return size
-    _, fitted = processor.placement(size)
-    return tuple(max(1, round(side * scale)) for side in fitted)
+    # Above 1 of the picture's own size: what tiles have to enlarge by themselves is large already.
+    base = size if scale > 1 else processor.placement(size)[1]
+    return tuple(max(1, round(side * scale)) for side in base)
 
 
 def _shown(picture: Image.Image, processor: ImageProcessor, view: View, thinned: bool) -> Shown | None:
@@ -80,11 +81,8 @@ def _shown(picture: Image.Image, processor: ImageProcessor, view: View, thinned:
     size = (picture.height, picture.width)
     margin = tuple(round(steps * processor.config.patch_size) for steps in (view.down, view.right))
     target = scaled_size(size, processor, view.scale)
-    if view.scale > 1:
-        # Of the picture's own size: what tiles have to enlarge by themselves is large already.
-        target = tuple(round(side * view.scale) for side in size)
-        if processor.placement(target)[1] != target:
-            return None
+    if view.scale > 1 and processor.placement(target)[1] != target:
+        return None
     if any(margin):
         _, fitted = processor.placement(target)
         padded = (fitted[0] + margin[0], fitted[1] + margin[1])
