@@ -304,6 +304,13 @@ def test_a_killed_worker_costs_its_requests_and_nothing_more(server, client, mod
     assert server.figure("restarts_total") == 1
 
 
+def logged(line: str) -> dict:
+    try:
+        return json.loads(line)
+    except ValueError:
+        pytest.fail(f"the server logged a line that is no JSON: {line!r}")
+
+
 def test_sigterm_lets_running_requests_end_and_leaves_with_0(server, client, model):
     """H9. The last test: it ends the server. What it logged is looked at afterwards."""
     with ThreadPoolExecutor(1) as threads:
@@ -325,7 +332,7 @@ def test_sigterm_lets_running_requests_end_and_leaves_with_0(server, client, mod
         assert running.result().choices[0].message.content == expected.text
         assert statuses <= {200, 503}
     assert server.process.wait(timeout=60) == 0
-    lines = [json.loads(line) for line in server.log.read_text().splitlines()]
+    lines = [logged(line) for line in server.log.read_text().splitlines()]
     assert {line["status"] for line in lines if "status" in line} >= {200, 400, 429, 499, 503}
     text = server.log.read_text()
     assert not any(secret in text for secret in (KEY, "Be short", "What is it?", data_url(1)[40:80]))

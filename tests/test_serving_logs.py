@@ -4,6 +4,8 @@ import io
 import json
 import logging
 import socket
+import subprocess
+import sys
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -22,10 +24,13 @@ KEY = "sk-0123456789abcdef"
 def lines():
     """What is logged while a test runs, parsed."""
     stream = io.StringIO()
-    names = ("vlm", "uvicorn")
+    names = ("vlm", "uvicorn", "py.warnings")
     before = {name: (logging.getLogger(name).handlers, logging.getLogger(name).propagate) for name in names}
+    last_resort = logging.lastResort
     log_to(stream)
     yield lambda: [json.loads(line) for line in stream.getvalue().splitlines()]
+    logging.captureWarnings(False)
+    logging.lastResort = last_resort
     for name, (handlers, propagate) in before.items():
         logging.getLogger(name).handlers, logging.getLogger(name).propagate = handlers, propagate
 
@@ -134,6 +139,22 @@ def test_other_log_lines_are_json_of_one_line_too():
     assert line.isascii()
     assert json.loads(line)["message"] == "a \u2028é\nb"
     assert "\n" not in line
+
+
+def test_what_python_and_libraries_say_is_json_too():
+    says = """
+import logging, sys, warnings
+from vlm.serving.http.json_lines import log_to
+log_to(sys.stderr)
+logging.getLogger("asyncio").warning("socket.send() raised exception.")
+logging.getLogger("asyncio").info("nothing to say")
+warnings.warn("two\\nlines", stacklevel=1)
+"""
+    done = subprocess.run([sys.executable, "-c", says], capture_output=True, text=True, check=True, timeout=240)
+    of_asyncio, warning = [json.loads(line) for line in done.stderr.splitlines()]
+    assert (of_asyncio["logger"], of_asyncio["message"]) == ("asyncio", "socket.send() raised exception.")
+    assert (warning["logger"], warning["level"]) == ("py.warnings", "warning")
+    assert "UserWarning: two\nlines" in warning["message"]
 
 
 def test_the_figures_are_prometheus_text_and_count():

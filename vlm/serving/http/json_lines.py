@@ -27,11 +27,16 @@ class JsonLines(logging.Formatter):
 
 
 def log_to(stream) -> None:
-    """Send what the server and uvicorn log to `stream`, requests and warnings alone."""
+    """Send what is logged to `stream`: requests and warnings alone, and those of Python and of libraries too."""
     handler = logging.StreamHandler(stream)
     handler.setFormatter(JsonLines())
     for name, level in (("vlm", logging.WARNING), ("vlm.serving", logging.INFO), ("uvicorn", logging.WARNING)):
         logging.getLogger(name).setLevel(level)
-    for name in ("vlm", "uvicorn"):
+    logging.captureWarnings(True)
+    for name in ("vlm", "uvicorn", "py.warnings"):
         logger = logging.getLogger(name)
         logger.handlers, logger.propagate = [handler], False
+    # What no handler takes would be written as it is; asyncio's word on a client that left is such a line.
+    logging.lastResort = logging.StreamHandler(stream)
+    logging.lastResort.setFormatter(JsonLines())
+    logging.lastResort.setLevel(logging.WARNING)
