@@ -6,6 +6,7 @@ import logging
 import socket
 import subprocess
 import sys
+import threading
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -21,16 +22,17 @@ KEY = "sk-0123456789abcdef"
 
 
 @pytest.fixture
-def lines():
+def lines(monkeypatch):
     """What is logged while a test runs, parsed."""
+    for place, name in ((logging, "lastResort"), (threading, "excepthook"), (sys, "excepthook")):
+        # As it is, so that it will be again.
+        monkeypatch.setattr(place, name, getattr(place, name))
     stream = io.StringIO()
     names = ("vlm", "uvicorn", "py.warnings")
     before = {name: (logging.getLogger(name).handlers, logging.getLogger(name).propagate) for name in names}
-    last_resort = logging.lastResort
     log_to(stream)
     yield lambda: [json.loads(line) for line in stream.getvalue().splitlines()]
     logging.captureWarnings(False)
-    logging.lastResort = last_resort
     for name, (handlers, propagate) in before.items():
         logging.getLogger(name).handlers, logging.getLogger(name).propagate = handlers, propagate
 
@@ -143,18 +145,29 @@ def test_other_log_lines_are_json_of_one_line_too():
 
 def test_what_python_and_libraries_say_is_json_too():
     says = """
-import logging, sys, warnings
+import logging, sys, threading, warnings
 from vlm.serving.http.json_lines import log_to
 log_to(sys.stderr)
 logging.getLogger("asyncio").warning("socket.send() raised exception.")
 logging.getLogger("asyncio").info("nothing to say")
 warnings.warn("two\\nlines", stacklevel=1)
+try:
+    raise ValueError("a prompt")
+except ValueError as error:
+    logging.getLogger("asyncio").error("a task failed\\nfuture: %r", error, exc_info=error)
+thread = threading.Thread(target=lambda: 1 / 0)
+thread.start()
+thread.join()
+raise SystemError("a prompt")
 """
-    done = subprocess.run([sys.executable, "-c", says], capture_output=True, text=True, check=True, timeout=240)
-    of_asyncio, warning = [json.loads(line) for line in done.stderr.splitlines()]
+    done = subprocess.run([sys.executable, "-c", says], capture_output=True, text=True, timeout=240)
+    of_asyncio, warning, *ends = [json.loads(line) for line in done.stderr.splitlines()]
     assert (of_asyncio["logger"], of_asyncio["message"]) == ("asyncio", "socket.send() raised exception.")
     assert (warning["logger"], warning["level"]) == ("py.warnings", "warning")
     assert "UserWarning: two\nlines" in warning["message"]
+    assert [end["error"] for end in ends] == ["ValueError", "ZeroDivisionError", "SystemError"]
+    assert ends[0]["message"] == "a task failed"
+    assert "a prompt" not in done.stderr
 
 
 def test_the_figures_are_prometheus_text_and_count():
