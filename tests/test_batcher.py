@@ -11,6 +11,7 @@ from vlm import VLM, GenerationConfig, Tokenizer, VLMError, preset
 from vlm.batch import JoinedImages
 from vlm.images.cache import ImageCache
 from vlm.serving.model_process import batcher as module
+from vlm.serving.model_process import running_batch
 from vlm.serving.model_process.batcher import Batcher
 from vlm.serving.model_process.job import Failed, Finished, Job, Piece, Started
 from vlm.serving.model_process.job_reader import JobReader
@@ -24,6 +25,12 @@ def plain() -> VLM:
     given = vlm.model.decoder.logits
     vlm.model.decoder.logits = lambda hidden: given(hidden) - 1e4 * (torch.arange(512) >= 256)
     return vlm
+
+
+@pytest.fixture(autouse=True, params=[True, False], ids=["row by row", "together"])
+def rows(request, monkeypatch):
+    """How rows are decoded: small models one by one, others together."""
+    monkeypatch.setattr(running_batch, "rows_go_alone", lambda _: request.param)
 
 
 class Bench:
@@ -200,7 +207,7 @@ def test_a_cancelled_row_costs_no_step_more_and_its_neighbours_go_on(plain, alon
     events = list(bench.events[4])
     fed.clear()
     bench.step()
-    assert fed[0] == (2, 1)
+    assert sum(num_rows for num_rows, num_new in fed if num_new == 1) == 2
     bench.finish()
     hook.remove()
     assert bench.events[4] == events
@@ -418,7 +425,7 @@ def test_memory_is_given_back_when_nobody_is_left(plain):
     bench.finish()
     assert isinstance(bench.events[0][-1], Finished)
     running = bench.batcher._running
-    assert (running._memory, running._image, running._joined._joined) == (None, None, None)
+    assert (running._memory, running._parts, running._joined._joined) == (None, [], None)
 
 
 def test_bounded_cache_still_gives_right_answers(tiny_model, tiny):

@@ -29,7 +29,7 @@ from vlm.training.reader.vocabulary import reader_tokenizer
 from vlm.training.reader.wires import cross_attentions
 
 TOKENIZER = reader_tokenizer()
-SMALL = replace(STAGES[-1], num_batches=4, diet=Diet(num_images=2, share_pages=0.3, num_questions=2))
+SMALL = replace(STAGES[-2], num_batches=4, diet=Diet(num_images=2, share_pages=0.3, num_questions=2))
 TILE_SIZE = 152
 
 
@@ -73,6 +73,14 @@ def test_a_reader_of_an_older_recipe_is_no_start(tmp_path, spoil):
     save_reader(reader, tmp_path / "older")
     with pytest.raises(VLMError, match="older recipe"):
         load_reader(tmp_path / "older")
+
+
+def test_a_reader_that_ships_in_fewer_views_is_a_start(tmp_path):
+    save_reader(Reader(preset("default")), tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(path.read_text().replace(f'"num_views": {preset("default").num_views}', '"num_views": 2'))
+    assert VLM.from_pretrained(tmp_path).model.config.num_views == 2
+    load_reader(tmp_path)
 
 
 def test_heads_that_do_not_ship_begin_at_chance_and_learn_before_they_teach(tmp_path):

@@ -24,7 +24,8 @@ KEY = "sk-0123456789abcdef"
 @pytest.fixture
 def lines(monkeypatch):
     """What is logged while a test runs, parsed."""
-    for place, name in ((logging, "lastResort"), (threading, "excepthook"), (sys, "excepthook")):
+    hooks = ((threading, "excepthook"), (sys, "excepthook"), (sys, "unraisablehook"))
+    for place, name in ((logging, "lastResort"), (logging, "raiseExceptions"), *hooks):
         # As it is, so that it will be again.
         monkeypatch.setattr(place, name, getattr(place, name))
     stream = io.StringIO()
@@ -154,10 +155,16 @@ warnings.warn("two\\nlines", stacklevel=1)
 try:
     raise ValueError("a prompt")
 except ValueError as error:
-    logging.getLogger("asyncio").error("a task failed\\nfuture: %r", error, exc_info=error)
-thread = threading.Thread(target=lambda: 1 / 0)
-thread.start()
-thread.join()
+    logging.getLogger("asyncio").error("it failed: %r", error, exc_info=error)
+for target in (lambda: 1 / 0, sys.exit):
+    thread = threading.Thread(target=target)
+    thread.start()
+    thread.join()
+class Closing:
+    def __del__(self):
+        raise KeyError("a prompt")
+Closing()
+logging.getLogger("vlm").error("%d", "a prompt")
 raise SystemError("a prompt")
 """
     done = subprocess.run([sys.executable, "-c", says], capture_output=True, text=True, timeout=240)
@@ -165,8 +172,8 @@ raise SystemError("a prompt")
     assert (of_asyncio["logger"], of_asyncio["message"]) == ("asyncio", "socket.send() raised exception.")
     assert (warning["logger"], warning["level"]) == ("py.warnings", "warning")
     assert "UserWarning: two\nlines" in warning["message"]
-    assert [end["error"] for end in ends] == ["ValueError", "ZeroDivisionError", "SystemError"]
-    assert ends[0]["message"] == "a task failed"
+    assert [end["error"] for end in ends] == ["ValueError", "ZeroDivisionError", "KeyError", "SystemError"]
+    assert {end["message"] for end in ends} == {"an exception", "nothing handles an exception"}
     assert "a prompt" not in done.stderr
 
 

@@ -17,10 +17,13 @@ from tests.nearness import difference
 from tests.test_batcher import Bench, job
 from vision_encoder.preprocess import ImageProcessor
 from vlm import VLM, EncodedImage, GenerationConfig, Tokenizer, VLMError, preset
+from vlm.commands.options import views_option
+from vlm.config import MAX_VIEWS
 from vlm.generation import generate
 from vlm.generation.batch_run import Clock
 from vlm.images import views
 from vlm.images.views import show
+from vlm.serving.model_process import running_batch
 
 VISION = replace(preset("default").vision, tile_size=400)
 PROCESSOR = ImageProcessor(VISION)
@@ -105,6 +108,12 @@ def test_the_third_is_a_quarter_larger_where_there_is_room():
     full = show(chart((700, 800)), PROCESSOR, 3, thinned=False)
     assert [each.scale for each in full] == [1, 1, 1]
     assert not torch.equal(full[1].levels, full[2].levels)
+
+
+def test_of_a_picture_with_room_there_are_as_many_different_views_as_may_be_asked_for():
+    shown = show(chart((300, 400)), PROCESSOR, MAX_VIEWS, thinned=True)
+    assert len({each.levels.numpy().tobytes() for each in shown}) == MAX_VIEWS
+    assert views_option(lambda: None).__click_params__[0].type.max == MAX_VIEWS
 
 
 def test_a_picture_with_too_much_in_it_is_shrunk_and_has_fewer_views():
@@ -196,7 +205,9 @@ def test_an_encoded_picture_has_its_views_with_it_and_in_its_file(three, one, tm
         three.chat(user(broken, "what?"))
 
 
-def test_a_server_writes_the_same(three):
+@pytest.mark.parametrize("goes_alone", [True, False])
+def test_a_server_writes_the_same(three, monkeypatch, goes_alone):
+    monkeypatch.setattr(running_batch, "rows_go_alone", lambda _: goes_alone)
     bench = Bench(three, 3)
     for place, messages in enumerate(MIXED):
         bench.add(place, job(messages, 6))
@@ -271,9 +282,9 @@ def test_a_checkpoint_says_how_pictures_are_looked_at(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"num_views": 0}, "num_views is 0; give an integer from 1 to 3"),
-        ({"num_views": True}, "num_views is True; give an integer from 1 to 3"),
-        ({"num_views": 4}, "num_views is 4; give an integer from 1 to 3"),
+        ({"num_views": 0}, "num_views is 0; give an integer from 1 to 6"),
+        ({"num_views": True}, "num_views is True; give an integer from 1 to 6"),
+        ({"num_views": 7}, "num_views is 7; give an integer from 1 to 6"),
         ({"thin": 1}, "thin is 1; give True, False or None"),
         ({"thin": True, "reference": "transformers"}, 'with reference "transformers", which knows neither'),
         ({"num_views": 2, "reference": "transformers"}, 'with reference "transformers", which knows neither'),
@@ -289,6 +300,6 @@ def test_a_file_with_other_ways_is_refused(tmp_path):
     seeing(1).save_pretrained(tmp_path / "out")
     path = tmp_path / "out" / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"num_views": 40}))
-    with pytest.raises(VLMError, match="num_views is 40; it must be from 1 to 3") as error:
+    with pytest.raises(VLMError, match="num_views is 40; it must be from 1 to 6") as error:
         VLM.from_pretrained(tmp_path / "out")
     assert error.value.code == "checkpoint_invalid"

@@ -12,7 +12,7 @@ from torch import Tensor
 from vision_encoder.preprocess import ImageProcessor
 from vision_encoder.thinning import Kept, keep
 
-ATTENTION = 0.35
+ATTENTION = 0.42
 """Most that the thinned views of a picture may take together, as a share of the attention over all patches of a full
 canvas. A picture that takes more alone is shrunk, and of further views there are as many as fit."""
 
@@ -27,7 +27,14 @@ class View(NamedTuple):
     right: float = 0.0
 
 
-VIEWS = (View(1.0), View(1.0, 0.5, 0.5), View(1.25), View(1.0, 0.25, 0.75))
+VIEWS = (
+    View(1.0),
+    View(1.0, 0.5, 0.5),
+    View(1.25),
+    View(1.0, 0.25, 0.75),
+    View(1.25, 0.5, 0.5),
+    View(1.0, 0.75, 0.25),
+)
 """In this order, as many as are wanted of those for which a canvas has room."""
 
 
@@ -60,9 +67,10 @@ def show(picture: Image.Image, processor: ImageProcessor, num_views: int, *, thi
             view = view._replace(scale=view.scale * 0.98 * (room / _cost(one, processor)) ** 0.25)
             one = _shown(picture, processor, view, thinned)
         if thinned:
-            room -= _cost(one, processor)
-            if shown and room < 0:
-                break
+            cost = _cost(one, processor)
+            if shown and cost > room:
+                continue
+            room -= cost
         shown.append(one)
     return shown
 

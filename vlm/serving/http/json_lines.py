@@ -11,19 +11,20 @@ from pathlib import Path
 class JsonLines(logging.Formatter):
     """Writes each record as one line of ASCII, so that nothing that a client sent can begin another line.
 
-    Of an exception the type and the places in the code: what it says may quote a prompt, and so may what follows the
-    first line of a message about one.
+    Of an exception the type and the places in the code: what it says may quote a prompt, and so may what a library says
+    of it, as asyncio writes down the arguments of what failed.
     """
 
     def format(self, record: logging.LogRecord) -> str:
         line = {"time": self.formatTime(record, "%Y-%m-%dT%H:%M:%S%z"), "level": record.levelname.lower()}
-        error = record.exc_info and record.exc_info[1]
+        error = record.exc_info[1] if record.exc_info else None
         if isinstance(record.msg, dict):
             line |= record.msg
         else:
-            message = record.getMessage()
-            line |= {"logger": record.name, "message": (message.partition("\n")[0] if error else message)[:1000]}
-        if error:
+            is_ours = record.name.split(".")[0] == "vlm"
+            message = "an exception" if error is not None and not is_ours else record.getMessage()
+            line |= {"logger": record.name, "message": message[:1000]}
+        if error is not None:
             line["error"] = type(error).__name__
             frames = traceback.extract_tb(error.__traceback__)[-8:]
             line["at"] = [f"{Path(frame.filename).name}:{frame.lineno} {frame.name}" for frame in frames]
@@ -44,10 +45,12 @@ def log_to(stream) -> None:
     logging.lastResort = logging.StreamHandler(stream)
     logging.lastResort.setFormatter(JsonLines())
     logging.lastResort.setLevel(logging.WARNING)
-    # Python would print what ends a thread, and what was said with it.
-    threading.excepthook = lambda ended: _log_end(ended.exc_value)
-    sys.excepthook = lambda kind, error, traceback: _log_end(error)
+    # Python would print what nobody handles, and what was said with it.
+    logging.raiseExceptions = False
+    threading.excepthook = lambda ended: ended.exc_type is SystemExit or _log_unhandled(ended.exc_value)
+    sys.excepthook = lambda _kind, error, _places: _log_unhandled(error)
+    sys.unraisablehook = lambda found: _log_unhandled(found.exc_value)
 
 
-def _log_end(error: BaseException | None) -> None:
-    logging.getLogger("vlm.serving").error("a thread ended by what nothing handles", exc_info=error)
+def _log_unhandled(error: BaseException | None) -> None:
+    logging.getLogger("vlm.serving").error("nothing handles an exception", exc_info=error)

@@ -9,7 +9,7 @@ from torch import Tensor
 from adapters.cross_attention import ImageKV
 from adapters.masks import CrossMask, cross_mask
 from vlm.batch import Batch, DecoderPrompt, JoinedImages, PromptImage, mean_of_views
-from vlm.generation.generate import Prefilled
+from vlm.generation.generate import Prefilled, rows_go_alone
 from vlm.generation.reply import ReplyText
 from vlm.generation.sampling import Sampler
 from vlm.kv_cache import CAPACITY_STEP, KVCache, close_up
@@ -78,8 +78,8 @@ class RunningRows:
         self._memory: KVCache | None = None
         self._joined = JoinedImages(self._num_slots)
         self._is_arranged = False
-        self._image: ImageKV | None = None
-        self._mask: CrossMask | None = None
+        self._parts: list[tuple[slice, ImageKV | None, CrossMask | None]] = []
+        """Which views are computed together, and what they see."""
 
     def make_room(self, newcomers: list[Row]) -> None:
         """Have memory for `newcomers` too, up to their ends: no step will ask for more."""
@@ -122,26 +122,38 @@ class RunningRows:
         self._is_arranged = self._is_arranged and not places
         if not self.rows:
             # Without rows no memory is held: the next ones may need less.
-            self._memory, self._image, self._mask = None, None, None
+            self._memory, self._parts = None, []
             self._joined = JoinedImages(self._num_slots)
 
     def forward(self) -> Tensor:
         """Feed each row the token that was chosen last and return the hidden states [b, d] that predict the next."""
         if not self._is_arranged:
             self._arrange()
-        rows = [view.row for view in self._views]
+        hidden = torch.cat([self._feed(*part) for part in self._parts])
+        return mean_of_views(hidden, [self.rows.index(view.row) for view in self._views])
+
+    def _feed(self, part: slice, image: ImageKV | None, mask: CrossMask | None) -> Tensor:
+        """Return the hidden states [n, d] of the `part` of the views that is computed together."""
+        rows = [view.row for view in self._views[part]]
         fed = torch.tensor([[row.last_id, row.num_positions] for row in rows], device=self._memory.keys.device)
-        lengths, num_rows = fed[:, 1], len(rows)
-        longest = max(row.num_positions for row in self.rows)
-        cache = self._memory.mapped(lambda part: part[:, :num_rows])._replace(lengths=lengths, max_length=longest)
-        hidden = self._model.decoder(fed[:, :1], cache, self._image, self._mask).hidden[:, -1]
-        return mean_of_views(hidden, [self.rows.index(row) for row in rows])
+        longest = max(row.num_positions for row in rows)
+        cache = self._memory.mapped(lambda memory: memory[:, part])._replace(lengths=fed[:, 1], max_length=longest)
+        return self._model.decoder(fed[:, :1], cache, image, mask).hidden[:, -1]
 
     def _arrange(self) -> None:
-        self._image = self._joined.arrange([view.images for view in self._views])
-        self._mask = None
-        if self._image is not None:
-            visible = torch.stack([view.visible for view in self._views])[:, None]
-            num_own = torch.stack([view.num_own for view in self._views])
-            self._mask = cross_mask(visible, num_own, self._image.keys.shape[3], self._image.keys.device)
+        """Choose what is computed together, and put side by side what it sees of the images."""
+        if rows_go_alone(self._model):
+            places = [slice(place, place + 1) for place in range(len(self._views))]
+            self._parts = [(place, *self._seen(self._views[place], JoinedImages())) for place in places]
+        else:
+            self._parts = [(slice(len(self._views)), *self._seen(self._views, self._joined))]
         self._is_arranged = True
+
+    @staticmethod
+    def _seen(views: list[View], joined: JoinedImages) -> tuple[ImageKV | None, CrossMask | None]:
+        image = joined.arrange([view.images for view in views])
+        if image is None:
+            return None, None
+        visible = torch.stack([view.visible for view in views])[:, None]
+        num_own = torch.stack([view.num_own for view in views])
+        return image, cross_mask(visible, num_own, image.keys.shape[3], image.keys.device)

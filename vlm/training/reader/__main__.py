@@ -2,9 +2,9 @@
 
     torchrun --nproc-per-node 2 -m vlm.training.reader --out runs/reader
     python -m vlm.training.reader --out runs/reader    # on a CUDA GPU
-    python -m vlm.training.reader --out runs/reader --real ~/ChartQA/train    # real charts too, in the last stage
-    python -m vlm.training.reader --out runs/more --model vlm/default_model --stage everything    # on from what ships
-    python -m vlm.training.reader --out runs/more --model vlm/default_model --stage everything --minutes 10
+    python -m vlm.training.reader --out runs/reader --real ~/ChartQA/train    # real charts too, from the sixth stage on
+    python -m vlm.training.reader --out runs/more --model vlm/default_model --stage "more of everything" --minutes 10
+    # on from what ships, through this stage and those after it
 
 Run again with the same options to go on where it stopped.
 """

@@ -94,7 +94,7 @@ class ReaderBatch(NamedTuple):
     """Which patches the encoder goes through, where not through all; what is told of patches is told of these."""
 
     def to(self, device: torch.device) -> "ReaderBatch":
-        return _moved(self, device)
+        return moved(self, device)
 
 
 class ReaderData(Dataset):
@@ -128,13 +128,11 @@ class ReaderData(Dataset):
         processor = self.of_sheets if sheet else self.of_a_tile
         canvas = processor.placement(sheet)[0] if sheet else (1, 1)
         rng = np.random.default_rng([self.seed, index, self.rank])
-        first, last = self.diet.difficulty
-        difficulty = first + (last - first) * min(1.0, index / self.num_batches)
         pixels, pictures, rows = [], [], []
         for image_index in range(self.diet.num_images // self.num_ranks // (2 if is_sheet else 1)):
             size = sheet or round(self.config.tile_size * self._shrink(rng))
-            layout = _Layout(self.config, canvas, _drawn_patch(processor, size))
-            picture = self._picture(rng, size, layout, difficulty)
+            layout = PictureLayout(processor, size)
+            picture = self.picture(rng, size, layout, self.difficulty(index))
             pixels.append(processor.levels(read_image(picture.image)).levels)
             pictures.append(picture)
             rows += [(image_index, *row) for row in picture.asked]
@@ -151,8 +149,13 @@ class ReaderData(Dataset):
             return batch
         return thinned(batch, keep(batch.pixels, canvas, self.config.patch_size, rng))
 
-    def _picture(
-        self, rng: np.random.Generator, size: int | tuple[int, int], layout: "_Layout", difficulty: float
+    def difficulty(self, index: int) -> float:
+        """Return that of the charts of a batch."""
+        first, last = self.diet.difficulty
+        return first + (last - first) * min(1.0, index / self.num_batches)
+
+    def picture(
+        self, rng: np.random.Generator, size: int | tuple[int, int], layout: "PictureLayout", difficulty: float
     ) -> "_Picture":
         """Return a picture of the diet, another one where it cannot be made: one in many thousands of drawings fails,
         and hours of training must not end with it."""
@@ -168,7 +171,7 @@ class ReaderData(Dataset):
         raise RuntimeError(f"{MAX_TRIES} pictures in a row could not be made")
 
     def _drawn(
-        self, rng: np.random.Generator, size: int | tuple[int, int], layout: "_Layout", difficulty: float
+        self, rng: np.random.Generator, size: int | tuple[int, int], layout: "PictureLayout", difficulty: float
     ) -> "_Picture":
         """Return a page of print, or a chart, a diagram or something else with questions about it."""
         pages, diagrams = self.diet.share_pages, self.diet.share_diagrams
@@ -210,14 +213,14 @@ class ReaderData(Dataset):
         wide = diet.share_wide_questions > 0 and rng.random() < diet.share_wide_questions
         return ask(rng, chart, diet.num_questions, wide=wide, share_declined=diet.share_declined)
 
-    def _diagram(self, rng: np.random.Generator, size: int | tuple[int, int], layout: "_Layout") -> "_Picture":
+    def _diagram(self, rng: np.random.Generator, size: int | tuple[int, int], layout: "PictureLayout") -> "_Picture":
         """Return a diagram: it has print to read and to point at, but no values that belong to labels."""
         diagram = draw_diagram(rng, size, num_questions=self.diet.num_questions)
         characters = self._characters(diagram.characters, layout)
         asked = self._conversations(diagram, diagram.questions, layout)
         return _Picture(diagram.image, characters, no_links(layout.grid), asked)
 
-    def _no_chart(self, rng: np.random.Generator, size: int | tuple[int, int], layout: "_Layout") -> "_Picture":
+    def _no_chart(self, rng: np.random.Generator, size: int | tuple[int, int], layout: "PictureLayout") -> "_Picture":
         """Return a picture that is no chart, asked about as if it were one: nothing is to be found or copied."""
         picture = draw_no_chart(rng, size)
         questions = ask_in_vain(rng, picture, self.diet.num_questions) if self.diet.num_questions else ()
@@ -225,13 +228,13 @@ class ReaderData(Dataset):
         characters = self._characters(picture.characters, layout)
         return _Picture(picture.image, characters, no_links(layout.grid), asked)
 
-    def _real(self, rng: np.random.Generator, layout: "_Layout") -> "_Picture":
+    def _real(self, rng: np.random.Generator, layout: "PictureLayout") -> "_Picture":
         """Return a real chart: what is printed where is not known, nor where its answers stand."""
         image, questions = self.real.choose(rng)
         asked = [(*self._without_pointers(question, answer, layout), "real") for question, answer in questions]
         return _Picture(image, np.full((len(layout.order), NUM_SLOTS), IGNORED), no_links(layout.grid), asked)
 
-    def _real_print(self, rng: np.random.Generator, layout: "_Layout") -> "_Picture":
+    def _real_print(self, rng: np.random.Generator, layout: "PictureLayout") -> "_Picture":
         """Return a real chart of which is known what is printed where, but not what belongs to what."""
         picture = self.printed.choose(rng)
         patch_size = _drawn_patch(self.of_sheets, (picture.image.height, picture.image.width))
@@ -242,24 +245,26 @@ class ReaderData(Dataset):
         """Return how much larger than it is seen a picture is drawn."""
         return float(rng.uniform(1, self.diet.max_shrink)) if rng.random() < 0.5 else 1.0
 
-    def _characters(self, printed: Sequence[Character], layout: "_Layout") -> np.ndarray:
+    def _characters(self, printed: Sequence[Character], layout: "PictureLayout") -> np.ndarray:
         codes = patch_characters(printed, layout.patch_size, layout.grid, NUM_SLOTS)
         return character_codes(codes.reshape(-1, NUM_SLOTS))[layout.order]
 
-    def _without_pointers(self, question: str, answer: str, layout: "_Layout") -> tuple[list[int], list[int], Pointers]:
+    def _without_pointers(
+        self, question: str, answer: str, layout: "PictureLayout"
+    ) -> tuple[list[int], list[int], Pointers]:
         """Return the ids of the whole conversation, the labels of each position, and pointers that point nowhere."""
         ids, labels = with_labels(*conversation(self.tokenizer, question, answer))
         nowhere = np.zeros((1, len(layout.order)), dtype=bool)
         return ids, labels, Pointers(np.zeros((NUM_POINTERS, len(ids)), dtype=np.int64), nowhere)
 
     def _conversations(
-        self, picture: Chart | Diagram, questions: Sequence[Question], layout: "_Layout"
+        self, picture: Chart | Diagram, questions: Sequence[Question], layout: "PictureLayout"
     ) -> list[tuple[list[int], list[int], Pointers, str]]:
         """Return ids, labels, pointers and kind of each question."""
         return [(*self._conversation(picture, question, layout), question.kind) for question in questions]
 
     def _conversation(
-        self, chart: Chart | Diagram, question: Question, layout: "_Layout"
+        self, chart: Chart | Diagram, question: Question, layout: "PictureLayout"
     ) -> tuple[list[int], list[int], Pointers]:
         """Return the ids of the whole conversation, the labels of each position, and the pointers."""
         prompt, reply = conversation(self.tokenizer, question.question, question.answer)
@@ -281,12 +286,15 @@ class _Picture(NamedTuple):
     """(ids, labels, pointers, kind) of each question."""
 
 
-class _Layout:
+class PictureLayout:
     """The patches of a canvas: `grid` (rows, cols), for each patch, tile by tile, its number along the rows, and its
     side in pixels of the picture as it is drawn."""
 
-    def __init__(self, config: VisionConfig, canvas: tuple[int, int], patch_size: float):
-        self.canvas, self.patch_size = canvas, patch_size
+    def __init__(self, processor: ImageProcessor, size: int | tuple[int, int]):
+        """`size`: that at which the picture is drawn, of a picture of any shape its longest side."""
+        config = processor.config
+        self.patch_size = _drawn_patch(processor, size)
+        self.canvas = canvas = processor.placement((size, size) if isinstance(size, int) else size)[0]
         self.grid = (canvas[0] * config.grid, canvas[1] * config.grid)
         along_rows = np.arange(self.grid[0] * self.grid[1]).reshape(self.grid)
         self.order = rearrange(along_rows, "(rows y) (cols x) -> (rows cols y x)", rows=canvas[0], cols=canvas[1])
@@ -385,10 +393,10 @@ def _group(rows: list[tuple], marker_id: int) -> QuestionBatch:
     )
 
 
-def _moved(part: object, device: torch.device) -> object:
+def moved(part: object, device: torch.device) -> object:
     """Return `part` with every tensor in it on `device`."""
     if isinstance(part, Tensor):
         return part.to(device, non_blocking=True)
     if isinstance(part, list):
-        return [_moved(each, device) for each in part]
-    return type(part)(*(_moved(each, device) for each in part)) if hasattr(part, "_fields") else part
+        return [moved(each, device) for each in part]
+    return type(part)(*(moved(each, device) for each in part)) if hasattr(part, "_fields") else part

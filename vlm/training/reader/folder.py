@@ -27,7 +27,7 @@ def load_reader(folder: Path) -> Reader:
     Raises: VLMError with `invalid_request` where its recipe was another; else as `VLM.from_pretrained`.
     """
     reader, trained = Reader(preset("default")), VLM.from_pretrained(folder, device="cpu", dtype=torch.float32).model
-    if trained.config != reader.model.config or not (kept_apart(trained.encoder) and is_wired(trained)):
+    if trained.config.exact() != reader.model.config.exact() or not (kept_apart(trained.encoder) and is_wired(trained)):
         raise VLMError(
             "invalid_request",
             f"{folder.name} is of an older recipe: other sizes or wires, or layers that write over positions and "

@@ -32,6 +32,7 @@ from vlm.attention import attention_weights
 from vlm.config import ModelConfig
 from vlm.model import VisionLanguageModel
 from vlm.training.reader.data import NUM_SLOTS, QuestionBatch, ReaderBatch
+from vlm.training.reader.shown import ShownBatch
 from vlm.training.reader.sinusoids import place_tile
 from vlm.training.reader.start import initialise
 from vlm.training.reader.targets import (
@@ -91,8 +92,10 @@ class Reader(nn.Module):
         """How many replies of each kind were predicted whole, and how many not."""
         initialise(self.model)
 
-    def forward(self, batch: ReaderBatch) -> Losses:
-        """Return the losses of `batch`."""
+    def forward(self, batch: ReaderBatch | ShownBatch) -> Losses:
+        """Return the losses of `batch`; of pictures as they are shown when it answers that of answers alone."""
+        if isinstance(batch, ShownBatch):
+            return self._answers(batch)
         if self.model.config.vision.max_tiles == 1:
             place_tile(self.model.encoder, batch.offset)
         num_tiles = batch.pixels.shape[1]
@@ -119,6 +122,18 @@ class Reader(nn.Module):
         if batch.groups:
             answer, pointers = self.asked(tokens, num_tiles, batch.groups, log_counts)
         return Losses(answer, characters, links, partners, shades, magnitudes, order, beginning, pointers)
+
+    def _answers(self, batch: ShownBatch) -> Losses:
+        """Return the losses of answers about pictures in one of their views, thinned; the encoder is held."""
+        parts = []
+        for picture in batch.pictures:
+            view = picture.view
+            with torch.no_grad():
+                _, tokens = self.model.encode(normalise(view.levels)[None], [tuple(view.canvas)], view.kept)
+            image = self.model.decoder.image_kv(tokens.flatten(1, 2)[:, picture.given])
+            parts += [self._answer_loss(group, _of_questions(image, group), None) for group in picture.groups]
+        answer = sum(part[0] for part in parts) / sum(part[1] for part in parts)
+        return Losses(answer, *[answer.new_zeros(()) for _ in Losses._fields[1:]])
 
     def _features(self, batch: ReaderBatch) -> Tensor:
         """Return the features [m, t + n, f] of the class tokens, then of the patches that are kept."""
@@ -152,18 +167,11 @@ class Reader(nn.Module):
         self, group: QuestionBatch, image: ImageKV, num_tiles: int, log_counts: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return the summed answer loss and its weight, the three summed pointer losses and their numbers."""
-        own = ImageKV(*(_of_pictures(part, group.image_index).unbind() for part in image))
-        seeing = torch.arange(group.ids.shape[1], device=group.ids.device) >= group.first_seeing
+        own = _of_questions(image, group)
         bias = None if log_counts is None else log_counts[group.image_index]
         layers = cross_attentions(self.model)
         with _Inputs(layers) as inputs:
-            keys = None if bias is None else bias[:, None, None]
-            logits = self.model(group.ids, own, CrossMask(keys, seeing[None, :, None]))
-        predicting = group.labels != IGNORED
-        # A reply counts by the root of its length: it is right or wrong as a whole, but a table has more to learn.
-        weight = (predicting / predicting.sum(1, keepdim=True).clamp_min(1).sqrt())[predicting]
-        entropy = functional.cross_entropy(logits[predicting].float(), group.labels[predicting], reduction="none")
-        self._count(group, logits, predicting)
+            answer, weight = self._answer_loss(group, own, bias)
         sums, counts = [], []
         rows, pointers = _pointing(group)
         for index, (layer, x, (places, heads)) in enumerate(zip(layers, inputs.taken, POINTING_HEADS, strict=False)):
@@ -176,7 +184,19 @@ class Reader(nn.Module):
             loss, count = _missed_mass(chosen[:, num_tiles:], group.places[numbers[pointing]])
             sums.append(loss)
             counts.append(count)
-        return (entropy * weight).sum(), weight.sum(), torch.stack(sums), torch.stack(counts)
+        return answer, weight, torch.stack(sums), torch.stack(counts)
+
+    def _answer_loss(self, group: QuestionBatch, image: ImageKV, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return the summed loss of answers and its weight; `image` is each question's own, `bias` [b, l] of keys."""
+        seeing = torch.arange(group.ids.shape[1], device=group.ids.device) >= group.first_seeing
+        keys = None if bias is None else bias[:, None, None]
+        logits = self.model(group.ids, image, CrossMask(keys, seeing[None, :, None]))
+        predicting = group.labels != IGNORED
+        # A reply counts by the root of its length: it is right or wrong as a whole, but a table has more to learn.
+        weight = (predicting / predicting.sum(1, keepdim=True).clamp_min(1).sqrt())[predicting]
+        entropy = functional.cross_entropy(logits[predicting].float(), group.labels[predicting], reduction="none")
+        self._count(group, logits, predicting)
+        return (entropy * weight).sum(), weight.sum()
 
     def shares_right(self) -> dict[str, float]:
         """Return the share of replies of each kind that were predicted whole since this was last asked."""
@@ -189,6 +209,11 @@ class Reader(nn.Module):
         """Count the replies that are right as a whole: each token predicted from the right ones before it."""
         right = ((logits.argmax(-1) == group.labels) | ~predicting).all(-1)
         self.exact.update(zip(group.kinds, right.tolist(), strict=True))
+
+
+def _of_questions(image: ImageKV, group: QuestionBatch) -> ImageKV:
+    """Return keys and values of pictures [layers, m, g, l, e] for each question of `group`, layer by layer."""
+    return ImageKV(*(_of_pictures(part, group.image_index).unbind() for part in image))
 
 
 def _of_pictures(x: Tensor, image_index: Tensor) -> Tensor:

@@ -34,6 +34,7 @@ from vlm.training.reader.model import Losses, Reader
 from vlm.training.reader.optimizers import optimizers_of, set_rates
 from vlm.training.reader.real_charts import RealCharts
 from vlm.training.reader.real_print import RealPrint
+from vlm.training.reader.shown import ShownBatch, ShownData
 from vlm.training.reader.sinusoids import retile
 from vlm.training.reader.stages import Stage
 from vlm.training.reader.start import wire_encoder
@@ -127,7 +128,7 @@ class Run:
         num_images = stage.diet.num_images
         num_parts = math.ceil(num_images / self.num_ranks / self._pictures_at_once())
         num_batches = stage.num_batches if self.minutes is None else ENDLESS
-        data = ReaderData(
+        data = (ShownData if stage.decoder_alone else ReaderData)(
             preset("default").vision,
             self.tokenizer,
             replace(stage.diet, num_images=num_images // num_parts),
@@ -149,8 +150,9 @@ class Run:
         )
         trained = self.reader
         if self.num_ranks > 1:
-            # The decoder takes no part in a batch of pages alone.
-            trained = DistributedDataParallel(self.reader, find_unused_parameters=stage.diet.share_pages > 0)
+            # The decoder takes no part in a batch of pages alone, the encoder none where it is held.
+            all_used = stage.diet.share_pages == 0 and not stage.decoder_alone
+            trained = DistributedDataParallel(self.reader, find_unused_parameters=not all_used)
         since = saved = time.monotonic()
         bar = self._bar(stage)
         for parts in zip(*[iter(batches)] * num_parts, strict=True):
@@ -210,7 +212,7 @@ class Run:
             total, begun, unit = round(seconds), max(0.0, self.elapsed_s - began), "s"
         return tqdm(total=total, initial=round(begun), disable=None, unit=unit, desc=stage.name)
 
-    def _step(self, trained: nn.Module, stage: Stage, parts: Sequence[ReaderBatch]) -> dict[str, float]:
+    def _step(self, trained: nn.Module, stage: Stage, parts: Sequence[ReaderBatch | ShownBatch]) -> dict[str, float]:
         """Take one optimizer step on a batch that comes in parts; one whose gradient is not finite is left out."""
         done = self._done(stage)
         before = self.stages[self.stage_index - 1].rates[1] if self.stage_index else 0.0

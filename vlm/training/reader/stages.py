@@ -1,8 +1,9 @@
-"""The stages of the training: letters first, then words, then questions about charts, then charts of all sizes.
+"""The stages of the training: letters first, then words, then questions about charts, then charts of all sizes, and
+at the end the decoder alone, on pictures as they are shown when it answers.
 
 About as they were run for the weights that ship (their card says what differed): the first three in an hour on two CPU
 cores, then on a GPU thirteen minutes for the next two, thirteen for the one after, eight for "everything" and eleven
-for the last.
+for "more of everything", and 42 minutes on two cores for the last.
 """
 
 from dataclasses import dataclass, replace
@@ -22,6 +23,8 @@ class Stage:
     """Share of the peak learning rates at the first and at the last batch, a straight line between."""
     weights: Losses
     """Of the losses, in their sum."""
+    decoder_alone: bool = False
+    """Whether the encoder is held, and pictures are shown as they are when it answers (see `shown.py`)."""
 
 
 _CHARACTERS = Losses(
@@ -35,6 +38,7 @@ _CHARACTERS = Losses(
     beginning=0.0,
     pointers=0.0,
 )
+_ANSWERS = _CHARACTERS._replace(answer=1.0, characters=0.0)
 _WORDS = _CHARACTERS._replace(links=0.4, partners=0.3, shades=0.5, magnitudes=0.5, order=0.2, beginning=0.2)
 _QUESTIONS = Losses(
     answer=1.0,
@@ -142,5 +146,23 @@ STAGES = (
         num_batches=1763,
         rates=(0.4, 0.0),
         weights=_EVERYTHING,
+    ),
+    Stage(
+        name="as it answers",
+        diet=replace(
+            _EVERY_KIND,
+            num_images=16,
+            share_pages=0.0,
+            share_real=0.3,
+            share_real_print=0.0,
+            share_wide_questions=0.5,
+            share_declined=0.16,
+            share_diagrams=0.04,
+            share_no_charts=0.03,
+        ),
+        num_batches=400,
+        rates=(0.02, 0.0),
+        weights=_ANSWERS,
+        decoder_alone=True,
     ),
 )
