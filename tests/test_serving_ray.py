@@ -81,7 +81,12 @@ def test_questions_about_a_picture_go_to_one_reader_and_pictures_to_all(cluster)
         asked = {"prompt": "?", "images": [image], "options": {"num_predict": 2}}
         readers[number].add(client.post("/api/generate", json=asked).headers["x-reader"])
     assert {len(found) for found in readers.values()} == {1}
-    assert len(set.union(*readers.values())) == 2
+    found = set.union(*readers.values())
+    # Eight pictures all fall to one reader once in 128 times.
+    for number in range(8, 40):
+        if len(found) == 1:
+            found.add(client.post(CHAT, json={"messages": about(number), "max_tokens": 1}).headers["x-reader"])
+    assert len(found) == 2
 
 
 def test_a_stream_arrives_in_pieces(cluster):
