@@ -60,7 +60,7 @@ def _sums(tmp_path, program: str, num_processes: int, **environment: str) -> set
     script = tmp_path / "program.py"
     script.write_text(program)
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(num_processes)]
-    environment |= os.environ | {"OUT": str(tmp_path / "run"), "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"OUT": str(tmp_path / "run"), "OMP_NUM_THREADS": "1"} | environment
     done = subprocess.run([*launch, str(script)], capture_output=True, text=True, timeout=600, env=environment)
     assert done.returncode == 0, done.stderr[-2000:]
     return {line for line in done.stdout.splitlines() if line.startswith("SUM")}

@@ -124,6 +124,20 @@ def test_a_picture_with_too_much_in_it_is_shrunk_and_has_fewer_views():
     assert show(noise_picture((800, 800)), PROCESSOR, 3, thinned=False)[0].scale == 1
 
 
+def test_a_view_that_is_too_dear_is_passed_over_for_one_that_is_not(monkeypatch):
+    def shown():
+        return show(chart((300, 400)), PROCESSOR, 4, thinned=True)
+
+    first, shifted, larger, further = shown()
+    cheap = [views._cost(each, PROCESSOR) for each in (first, shifted, further)]
+    assert views._cost(larger, PROCESSOR) > cheap[2]
+    monkeypatch.setattr(views, "ATTENTION", sum(cheap) + 1e-9)
+    monkeypatch.setattr(views, "VIEWS", views.VIEWS[:4])
+    found = shown()
+    assert [each.scale for each in found] == [1, 1, 1]
+    assert torch.equal(found[2].levels, further.levels)
+
+
 def test_a_single_tile_is_not_shrunk():
     processor = ImageProcessor(replace(VISION, max_tiles=1))
     [shown] = show(noise_picture((90, 90)), processor, 3, thinned=True)

@@ -126,7 +126,6 @@ class ReaderData(Dataset):
         is_sheet = shared.random() < self.diet.share_sheets
         sheet = _sheet(shared, self.config.tile_size, self._shrink(shared)) if is_sheet else None
         processor = self.of_sheets if sheet else self.of_a_tile
-        canvas = processor.placement(sheet)[0] if sheet else (1, 1)
         rng = np.random.default_rng([self.seed, index, self.rank])
         pixels, pictures, rows = [], [], []
         for image_index in range(self.diet.num_images // self.num_ranks // (2 if is_sheet else 1)):
@@ -139,7 +138,7 @@ class ReaderData(Dataset):
         links = zip(*(picture.links for picture in pictures), strict=True)
         batch = ReaderBatch(
             torch.stack(pixels),
-            canvas,
+            layout.canvas,
             offset,
             torch.stack([torch.from_numpy(picture.characters) for picture in pictures]),
             PatchLinks(*(torch.from_numpy(np.stack(part)[:, layout.order]) for part in links)),
@@ -147,7 +146,7 @@ class ReaderData(Dataset):
         )
         if not self.diet.is_thinned:
             return batch
-        return thinned(batch, keep(batch.pixels, canvas, self.config.patch_size, rng))
+        return thinned(batch, keep(batch.pixels, batch.canvas, self.config.patch_size, rng))
 
     def difficulty(self, index: int) -> float:
         """Return that of the charts of a batch."""

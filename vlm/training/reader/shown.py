@@ -14,7 +14,7 @@ from vision_encoder.image_input import read_image
 from vision_encoder.thinning import given
 from vlm.config import preset
 from vlm.images.views import Shown, show
-from vlm.training.reader.data import PictureLayout, QuestionBatch, ReaderData, moved, question_groups
+from vlm.training.reader.data import MAX_TRIES, PictureLayout, QuestionBatch, ReaderData, moved, question_groups
 from vlm.training.reader.real_pictures import CANVAS
 from vlm.training.synthetic.style import draw_shape
 
@@ -55,9 +55,10 @@ class ShownData(ReaderData):
 
     def _shown(self, rng: np.random.Generator, difficulty: float) -> ShownPicture:
         """Return a picture about which there are questions; there is nothing to ask about one in forty."""
-        while not (shown := self._any(rng, difficulty)).groups:
-            pass
-        return shown
+        for _ in range(MAX_TRIES):
+            if (shown := self._any(rng, difficulty)).groups:
+                return shown
+        raise RuntimeError(f"there is nothing to ask about {MAX_TRIES} pictures in a row; give a diet with questions")
 
     def _any(self, rng: np.random.Generator, difficulty: float) -> ShownPicture:
         longest_side = int(rng.integers(LONGEST_SIDES[0], LONGEST_SIDES[1] + 1))
