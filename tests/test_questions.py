@@ -7,7 +7,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from vlm.training.synthetic.charts import ask, draw_chart
+from vlm.training.synthetic.charts import ask, ask_how_many, draw_chart
 from vlm.training.synthetic.questions import OTHER_KINDS
 from vlm.training.synthetic.questions.question import number_text
 from vlm.training.synthetic.questions.tables import MAX_LENGTH
@@ -306,6 +306,62 @@ def test_a_caption_of_several_series_names_them_and_the_ends(asked):
         assert chart.title in caption
 
 
+SHADED = re.compile(r"(?:(dark|light|navy) )?\b(blue|black|grey|red|orange|green|purple|yellow|brown)\b")
+
+
+def test_what_is_told_by_its_shade_is_of_that_shade_alone(asked):
+    kinds = Counter()
+    for chart, question in asked:
+        if not question.kind.startswith("shade"):
+            continue
+        kinds[question.kind] += 1
+        depth, name = SHADED.search(question.question).groups()
+        several = len(chart.series) > 1
+        marks = [mark for mark in chart.marks if mark.colour == name]
+        assert len({mark.series if several else mark.label for mark in marks}) == 1, question.question
+        lightness = (max(marks[0].shade) + min(marks[0].shade)) / 2 / 255
+        assert lightness >= 0.55 if depth == "light" else lightness <= 0.42 if depth else True
+        numbers = [mark.number for mark in marks]
+        if question.kind == "shade_name":
+            assert question.answer == (marks[0].series if several else marks[0].label)
+        elif question.kind == "shade_value":
+            (mark,) = [
+                mark for mark in marks if not several or mark.label in named(question.question, chart.spec.labels)
+            ]
+            assert float(question.answer) == mark.number
+        elif question.kind == "shade_extreme":
+            assert float(question.answer) == (max if is_high(question.question) else min)(numbers)
+        else:
+            high, low = max(numbers), min(numbers)
+            assert float(question.answer) == pytest.approx(high + low if "sum" in question.question else high - low)
+    assert kinds.keys() == {"shade_name", "shade_value", "shade_extreme", "shade_calculation"}
+
+
+def test_the_colour_of_all_is_asked_for_where_there_is_one(asked):
+    alike = [(chart, question.answer) for chart, question in asked if question.kind == "only_colour"]
+    assert alike
+    for chart, answer in alike:
+        assert {mark.colour for mark in chart.marks} == {answer}
+
+
+def test_held_out_charts_are_asked_nothing_that_was_added_since_they_were_drawn_first(asked):
+    for chart, question in asked:
+        assert chart.spec.split == "train" or question.kind not in ("only_colour", "shade_calculation")
+        assert chart.spec.split == "train" or not question.kind.startswith("shade")
+
+
+def test_how_many_there_are_is_asked_of_what_can_be_counted(charts):
+    kinds = Counter()
+    for seed, chart in enumerate(charts):
+        for question in ask_how_many(np.random.default_rng(seed), chart):
+            kinds[question.kind] += 1
+            number = len({mark.label for mark in chart.marks})
+            assert str(number) in re.findall(
+                r"\d+", question.answer.removeprefix(f'A {chart.kind} chart titled "{chart.title}"')
+            )
+    assert kinds.keys() == {"count", "count_labels", "caption"}
+
+
 def test_limits_belong_to_the_split(asked):
     for chart, question in asked:
         if question.kind in ("count_beyond", "beyond", "average_beyond"):
@@ -332,7 +388,7 @@ def test_nothing_is_asked_that_cannot_be_told():
             if chart.kind == "scatter" and question.kind in ("highest", "lowest", "second", "comparison", "is_extreme"):
                 # Higher in which of two measures must be said.
                 assert chart.spec.topic in question.question
-            if question.kind.startswith("count") and "groups" in question.question:
+            if question.kind in ("count_labels", "count_series") and "groups" in question.question:
                 assert (chart.spec.label_kind == "group") + (len(chart.series) > 1) < 2
             seen[question.kind, chart.kind] += 1
     assert seen["comparison", "scatter"] + seen["highest", "scatter"] > 0

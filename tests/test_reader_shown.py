@@ -21,7 +21,7 @@ from vlm.training.reader.targets import IGNORED
 from vlm.training.reader.vocabulary import reader_tokenizer
 
 TOKENIZER = reader_tokenizer()
-STAGE = replace(STAGES[-1], num_batches=4, diet=Diet(num_images=2, share_pages=0.0, num_questions=3))
+STAGE = replace(STAGES[-2], num_batches=4, diet=Diet(num_images=2, share_pages=0.0, num_questions=3))
 
 
 @pytest.fixture(autouse=True)
@@ -75,3 +75,40 @@ def test_a_step_moves_the_decoder_and_nothing_else(tmp_path, monkeypatch):
     assert moved <= decoder
     # A gate that is shut, and what lies behind it, may have no gradient.
     assert len(moved) > len(decoder) / 2
+
+
+def test_an_averaged_stage_ends_with_the_decoders_mean_over_beginning_middle_and_end(tmp_path, monkeypatch):
+    monkeypatch.setattr(shown, "LONGEST_SIDES", (224, 300))
+    run, stood = Run(tmp_path, (STAGE,), 0), []
+    step = run._step
+
+    def stepping(*given):
+        if not stood:
+            stood.append(run.reader.model.decoder.state_dict()["norm.weight"].clone())
+        told = step(*given)
+        stood.append(run.reader.model.decoder.state_dict()["norm.weight"].clone())
+        return told
+
+    monkeypatch.setattr(run, "_step", stepping)
+    run.train()
+    assert len(stood) == 1 + STAGE.num_batches
+    mean = (stood[0] + stood[2] + stood[4]) / 3
+    assert not torch.equal(stood[2], stood[4])
+    torch.testing.assert_close(run.reader.model.decoder.norm.weight.data, mean, rtol=0, atol=1e-6)
+
+
+def test_a_run_that_is_taken_up_again_has_the_same_mean(tmp_path, monkeypatch):
+    monkeypatch.setattr(shown, "LONGEST_SIDES", (224, 300))
+    whole, begun = (Run(tmp_path / name, (STAGE,), 0) for name in ("whole", "begun"))
+    whole.train()
+    agree = begun._agree
+    monkeypatch.setattr(begun, "_agree", lambda: agree() or begun.batch_index == 3)
+    with pytest.raises(SystemExit):
+        begun.train()
+    again = Run(tmp_path / "begun", (STAGE,), 0)
+    assert again.batch_index == 3
+    again.train()
+    for one, other in zip(
+        again.reader.model.decoder.parameters(), whole.reader.model.decoder.parameters(), strict=True
+    ):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-6)

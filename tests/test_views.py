@@ -314,6 +314,6 @@ def test_a_file_with_other_ways_is_refused(tmp_path):
     seeing(1).save_pretrained(tmp_path / "out")
     path = tmp_path / "out" / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"num_views": 40}))
-    with pytest.raises(VLMError, match="num_views is 40; it must be from 1 to 6") as error:
+    with pytest.raises(VLMError, match="num_views is 40; it must be from 1 to 8") as error:
         VLM.from_pretrained(tmp_path / "out")
     assert error.value.code == "checkpoint_invalid"

@@ -114,12 +114,12 @@ class VLM:
             It comes to the same device, in the same dtype and, unless it is quantised already and stays so, in the
             same precision.
         adapters: folders of low-rank adapters that are put on top of it, as `load_adapter` does; they add up.
-        num_views: in how many views a picture is looked at, at most 6: as it comes, and shifted by parts of a patch or
-            a quarter larger. Each is encoded and read alone, and the mean decides, so that a slip of one is outvoted.
+        num_views: in how many views a picture is looked at, at most 8: as it comes, and shifted by parts of a patch or
+            larger. Each is encoded and read alone, and the mean decides, so that a slip of one is outvoted.
             1 is what every other checkpoint does and what the references compute.
         thin: have one blank patch stand for many, which makes charts and pages several times cheaper to encode and
             changes little. False is what the references compute. None, here as for `num_views`, is the checkpoint's own
-            (five views and thinned in the shipped model).
+            (seven views and thinned in the shipped model).
 
         Raises: VLMError with `checkpoint_invalid`, `device_unavailable` or `invalid_request`.
         """

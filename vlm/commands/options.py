@@ -84,9 +84,9 @@ reference_option = click.option(
 views_option = click.option(
     "--views",
     "num_views",
-    type=click.IntRange(1, 6),  # MAX_VIEWS, whose module imports torch
+    type=click.IntRange(1, 8),  # MAX_VIEWS, whose module imports torch
     help="Look at each picture in up to so many views, whose mean decides: surer, and so many times slower. [default: "
-    "the model's own, 5 of the shipped, else 1]",
+    "the model's own, 7 of the shipped, else 1]",
 )
 thin_option = click.option(
     "--thin/--all-patches",

@@ -34,6 +34,8 @@ VIEWS = (
     View(1.0, 0.25, 0.75),
     View(1.25, 0.5, 0.5),
     View(1.0, 0.75, 0.25),
+    View(1.5),
+    View(1.25, 0.25, 0.75),
 )
 """In this order, as many as are wanted of those for which a canvas has room."""
 

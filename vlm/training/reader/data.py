@@ -38,7 +38,7 @@ from vlm.training.reader.targets import (
     pointer_targets,
 )
 from vlm.training.reader.thinning import keep
-from vlm.training.synthetic.charts import Character, Chart, Question, ask, draw_chart, patch_characters
+from vlm.training.synthetic.charts import Character, Chart, Question, ask, ask_how_many, draw_chart, patch_characters
 from vlm.training.synthetic.diagrams import Diagram, draw_diagram
 from vlm.training.synthetic.no_charts import ask_in_vain, draw_no_chart
 from vlm.training.synthetic.stretch import stretched
@@ -155,7 +155,7 @@ class ReaderData(Dataset):
 
     def picture(
         self, rng: np.random.Generator, size: int | tuple[int, int], layout: "PictureLayout", difficulty: float
-    ) -> "_Picture":
+    ) -> "TaughtPicture":
         """Return a picture of the diet, another one where it cannot be made: one in many thousands of drawings fails,
         and hours of training must not end with it."""
         for _ in range(MAX_TRIES):
@@ -171,19 +171,19 @@ class ReaderData(Dataset):
 
     def _drawn(
         self, rng: np.random.Generator, size: int | tuple[int, int], layout: "PictureLayout", difficulty: float
-    ) -> "_Picture":
+    ) -> "TaughtPicture":
         """Return a page of print, or a chart, a diagram or something else with questions about it."""
         pages, diagrams = self.diet.share_pages, self.diet.share_diagrams
         draw = rng.random()
         if draw < pages:
             image, printed = draw_page(rng, size)
-            return _Picture(image, self._characters(printed, layout), no_links(layout.grid), [])
+            return TaughtPicture(image, self._characters(printed, layout), no_links(layout.grid), [])
         if draw < pages + diagrams:
             return self._diagram(rng, size, layout)
         if draw < pages + diagrams + self.diet.share_no_charts:
             return self._no_chart(rng, size, layout)
         chart = self._chart(rng, size, difficulty)
-        return _Picture(
+        return TaughtPicture(
             chart.image,
             self._characters(chart.characters, layout),
             patch_links(chart, layout.patch_size, layout.grid),
@@ -210,35 +210,42 @@ class ReaderData(Dataset):
         if not diet.num_questions:
             return ()
         wide = diet.share_wide_questions > 0 and rng.random() < diet.share_wide_questions
-        return ask(rng, chart, diet.num_questions, wide=wide, share_declined=diet.share_declined)
+        asked = ask(rng, chart, diet.num_questions, wide=wide, share_declined=diet.share_declined)
+        if diet.share_counted > 0 and rng.random() < diet.share_counted:
+            asked += ask_how_many(rng, chart)
+        return asked
 
-    def _diagram(self, rng: np.random.Generator, size: int | tuple[int, int], layout: "PictureLayout") -> "_Picture":
+    def _diagram(
+        self, rng: np.random.Generator, size: int | tuple[int, int], layout: "PictureLayout"
+    ) -> "TaughtPicture":
         """Return a diagram: it has print to read and to point at, but no values that belong to labels."""
         diagram = draw_diagram(rng, size, num_questions=self.diet.num_questions)
         characters = self._characters(diagram.characters, layout)
         asked = self._conversations(diagram, diagram.questions, layout)
-        return _Picture(diagram.image, characters, no_links(layout.grid), asked)
+        return TaughtPicture(diagram.image, characters, no_links(layout.grid), asked)
 
-    def _no_chart(self, rng: np.random.Generator, size: int | tuple[int, int], layout: "PictureLayout") -> "_Picture":
+    def _no_chart(
+        self, rng: np.random.Generator, size: int | tuple[int, int], layout: "PictureLayout"
+    ) -> "TaughtPicture":
         """Return a picture that is no chart, asked about as if it were one: nothing is to be found or copied."""
         picture = draw_no_chart(rng, size)
         questions = ask_in_vain(rng, picture, self.diet.num_questions) if self.diet.num_questions else ()
         asked = [(*self._without_pointers(each.question, each.answer, layout), each.kind) for each in questions]
         characters = self._characters(picture.characters, layout)
-        return _Picture(picture.image, characters, no_links(layout.grid), asked)
+        return TaughtPicture(picture.image, characters, no_links(layout.grid), asked)
 
-    def _real(self, rng: np.random.Generator, layout: "PictureLayout") -> "_Picture":
+    def _real(self, rng: np.random.Generator, layout: "PictureLayout") -> "TaughtPicture":
         """Return a real chart: what is printed where is not known, nor where its answers stand."""
         image, questions = self.real.choose(rng)
         asked = [(*self._without_pointers(question, answer, layout), "real") for question, answer in questions]
-        return _Picture(image, np.full((len(layout.order), NUM_SLOTS), IGNORED), no_links(layout.grid), asked)
+        return TaughtPicture(image, np.full((len(layout.order), NUM_SLOTS), IGNORED), no_links(layout.grid), asked)
 
-    def _real_print(self, rng: np.random.Generator, layout: "PictureLayout") -> "_Picture":
+    def _real_print(self, rng: np.random.Generator, layout: "PictureLayout") -> "TaughtPicture":
         """Return a real chart of which is known what is printed where, but not what belongs to what."""
         picture = self.printed.choose(rng)
         patch_size = _drawn_patch(self.of_sheets, (picture.image.height, picture.image.width))
         characters = print_targets(picture, patch_size, layout.grid, NUM_SLOTS)[layout.order]
-        return _Picture(picture.image, characters, no_links(layout.grid), [])
+        return TaughtPicture(picture.image, characters, no_links(layout.grid), [])
 
     def _shrink(self, rng: np.random.Generator) -> float:
         """Return how much larger than it is seen a picture is drawn."""
@@ -272,7 +279,7 @@ class ReaderData(Dataset):
         return *with_labels(prompt, reply), pointers
 
 
-class _Picture(NamedTuple):
+class TaughtPicture(NamedTuple):
     """One picture of a batch, and what is to be learned from it."""
 
     image: object

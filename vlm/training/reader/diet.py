@@ -33,6 +33,8 @@ class Diet:
     """How many of the charts are asked what people ask as well: calculations, colours, trends, tables."""
     share_declined: float = 0.0
     """How many of the questions about charts are about something that the chart does not show."""
+    share_counted: float = 0.0
+    """How many of the charts are asked besides how many bars there are, or for a caption, which tells it too."""
     share_diagrams: float = 0.0
     """How many of the pictures are diagrams, with questions of their own."""
     share_no_charts: float = 0.0

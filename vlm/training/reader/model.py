@@ -129,8 +129,9 @@ class Reader(nn.Module):
         for picture in batch.pictures:
             view = picture.view
             with torch.no_grad():
-                _, tokens = self.model.encode(normalise(view.levels)[None], [tuple(view.canvas)], view.kept)
-            image = self.model.decoder.image_kv(tokens.flatten(1, 2)[:, picture.given])
+                pixels = normalise(view.levels)[None].to(self.model.projector.weight.dtype)
+                _, tokens = self.model.encode(pixels, [tuple(view.canvas)], view.kept)
+            image = self.model.decoder.image_kv(tokens.flatten(1, 2)[:, picture.given].float())
             parts += [self._answer_loss(group, _of_questions(image, group), None) for group in picture.groups]
         answer = sum(part[0] for part in parts) / sum(part[1] for part in parts)
         return Losses(answer, *[answer.new_zeros(()) for _ in Losses._fields[1:]])

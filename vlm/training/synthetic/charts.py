@@ -13,7 +13,7 @@ import numpy as np
 from vlm.training.synthetic.boxes import Box, Character, characters_in
 from vlm.training.synthetic.canvas import DoesNotFit
 from vlm.training.synthetic.kinds import KINDS, choose_kind, dress
-from vlm.training.synthetic.questions import Question, ask
+from vlm.training.synthetic.questions import Question, ask, ask_how_many
 from vlm.training.synthetic.renderer import Chart, Mark, render
 from vlm.training.synthetic.spec import draw_spec
 from vlm.training.synthetic.strange_words import with_strange_words
@@ -26,6 +26,7 @@ __all__ = [
     "Mark",
     "Question",
     "ask",
+    "ask_how_many",
     "draw_chart",
     "patch_characters",
     "patch_mask",

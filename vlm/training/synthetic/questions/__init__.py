@@ -18,6 +18,7 @@ from vlm.training.synthetic.questions import (
     extremes,
     lookups,
     places,
+    shades,
     tables,
     trends,
 )
@@ -26,7 +27,7 @@ from vlm.training.synthetic.questions.question import Question
 from vlm.training.synthetic.questions.wording import as_people_type
 from vlm.training.synthetic.renderer import Chart
 
-__all__ = ["DECLINED", "OTHER_KINDS", "WIDE_KINDS", "Question", "ask", "decline"]
+__all__ = ["DECLINED", "OTHER_KINDS", "WIDE_KINDS", "Question", "ask", "ask_how_many", "decline"]
 
 MAX_TRIES = 10
 """Of a wide question: each is as likely to be found where few kinds suit a chart, whether it is declined or not."""
@@ -76,7 +77,15 @@ WIDE_KINDS = OTHER_KINDS | {
     "table": 1.2,
     "series_caption": 1.0,
 }
-"""The same, with people's wordings beside them. Kinds that do not suit a chart are drawn again."""
+"""The same, with people's wordings beside them. Kinds that do not suit a chart are drawn again. What is declined is
+measured with these."""
+TAUGHT_KINDS = WIDE_KINDS | {
+    "shade_name": 1.5,
+    "shade_value": 1.5,
+    "shade_extreme": 2.0,
+    "only_colour": 0.5,
+}
+"""What charts to learn from are asked besides."""
 
 
 def ask(
@@ -108,13 +117,22 @@ def ask(
     return list(questions.values())
 
 
+def ask_how_many(rng: np.random.Generator, chart: Chart) -> list[Question]:
+    """Return a question for the number of bars, points, slices or labels of `chart`, or for a caption, which tells it
+    too; none where it cannot be told."""
+    random = Random(int(rng.integers(2**63)))
+    question = random.choice((counting.count, counting.count, counting.count_labels, captions.caption))(random, chart)
+    return [question] if question else []
+
+
 def _ask_one(random: Random, chart: Chart) -> Question | None:
     return _asker(random, NAMED_SHARE, OTHER_KINDS)(random, chart)
 
 
 def _ask_widely(random: Random, chart: Chart) -> Question | None:
+    kinds = TAUGHT_KINDS if chart.spec.split == "train" else WIDE_KINDS
     for _ in range(MAX_TRIES):
-        question = _asker(random, WIDE_NAMED_SHARE, WIDE_KINDS)(random, chart)
+        question = _asker(random, WIDE_NAMED_SHARE, kinds)(random, chart)
         if question:
             return as_people_type(random, question)
     return None
@@ -162,6 +180,10 @@ _ASKERS: dict[str, Callable[[Random, Chart], Question | None]] = {
     "coloured_value": colours.coloured_value,
     "coloured_name": colours.coloured_name,
     "series_colour": colours.series_colour,
+    "shade_name": shades.shade_name,
+    "shade_value": shades.shade_value,
+    "shade_extreme": shades.shade_extreme,
+    "only_colour": shades.only_colour,
     "placed": places.placed,
     "table": tables.table,
     "series_caption": captions.series_caption,

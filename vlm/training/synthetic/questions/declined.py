@@ -15,6 +15,7 @@ from vlm.training.synthetic.questions.absent import absent_name, changed
 from vlm.training.synthetic.questions.colours import UNCOLOURED, coloured_name, coloured_value
 from vlm.training.synthetic.questions.lookups import reverse
 from vlm.training.synthetic.questions.question import Question, has_several_series
+from vlm.training.synthetic.questions.shades import WITHOUT_DEPTH
 from vlm.training.synthetic.renderer import Chart, Mark
 from vlm.training.synthetic.spec import bare_number
 from vlm.training.synthetic.style import COLOURS
@@ -26,6 +27,8 @@ DECLINED = "The picture does not show this."
 MAX_TRIES = 40
 LEAST_APART = 90.0
 """Of (red, green, blue), from which nobody calls one colour by the name of another."""
+SHARE_DEEP = 0.3
+"""Of the colours that charts to learn from are asked for in vain, those said to be dark or light."""
 Asker = Callable[[Random, Chart], Question | None]
 
 
@@ -122,6 +125,8 @@ def _about_absent_colour(random: Random, chart: Chart) -> Question | None:
     if not absents or chart.kind in UNCOLOURED:
         return None
     absent, one = random.choice(absents), random.choice(chart.marks)
+    if chart.spec.split == "train" and absent not in WITHOUT_DEPTH and random.random() < SHARE_DEEP:
+        absent = f"{random.choice(('dark', 'light'))} {absent}"
     is_it = (lambda mark: mark.series == one.series) if has_several_series(chart) else (lambda mark: mark is one)
     marks = [replace(mark, colour=absent) if is_it(mark) else mark for mark in chart.marks]
     return _naming(random, _with(chart, marks), absent, random.choice((coloured_value, coloured_name)))
