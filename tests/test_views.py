@@ -296,9 +296,9 @@ def test_a_checkpoint_says_how_pictures_are_looked_at(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"num_views": 0}, "num_views is 0; give an integer from 1 to 6"),
-        ({"num_views": True}, "num_views is True; give an integer from 1 to 6"),
-        ({"num_views": 7}, "num_views is 7; give an integer from 1 to 6"),
+        ({"num_views": 0}, "num_views is 0; give an integer from 1 to 8"),
+        ({"num_views": True}, "num_views is True; give an integer from 1 to 8"),
+        ({"num_views": 9}, "num_views is 9; give an integer from 1 to 8"),
         ({"thin": 1}, "thin is 1; give True, False or None"),
         ({"thin": True, "reference": "transformers"}, 'with reference "transformers", which knows neither'),
         ({"num_views": 2, "reference": "transformers"}, 'with reference "transformers", which knows neither'),
