@@ -8,9 +8,9 @@ from vlm.training.synthetic.questions.question import (
     has_several_series,
     label_word,
     mark_noun,
+    value_of,
 )
 from vlm.training.synthetic.renderer import Chart, Mark
-from vlm.training.synthetic.spec import bare_number
 
 UNCOLOURED = ("area", "table")
 """Kinds of charts that nobody asks the colours of: areas mix, and a table has none."""
@@ -32,33 +32,27 @@ def colour(random: Random, chart: Chart) -> Question | None:
 
 def coloured_value(random: Random, chart: Chart) -> Question | None:
     """Ask for the value of a bar told by its colour, and by its label where there are several series."""
-    mark = _told_by_colour(random, chart)
+    mark = told_by_colour(random, chart)
     if mark is None or not chart.values_printed:
         return None
     noun = mark_noun(chart, plural=False) if chart.kind != "line" else "line"
     of = f"{mark.colour} {noun}"
     if mark.series_box is None:
         wordings = (f"What is the value of the {of}?", f"What's the value of the {of}?", f"How much is the {of}?")
-        boxes = (mark.label_box,)
+        named = ()
     else:
         wordings = (
             f"What is the value of the {of} in {mark.label}?",
             f"What's the value of the {of} for {mark.label}?",
             f"In {mark.label}, what is the value of the {of}?",
         )
-        boxes = (mark.label_box, mark.series_box)
-    return Question(
-        question=random.choice(wordings),
-        answer=bare_number(mark.value),
-        kind="coloured_value",
-        find_boxes=boxes,
-        copy_boxes=(mark.value_box,),
-    )
+        named = (mark.series_box,)
+    return value_of(mark, random.choice(wordings), "coloured_value", named)
 
 
 def coloured_name(random: Random, chart: Chart) -> Question | None:
     """Ask what a colour stands for: a series of the legend, or a label."""
-    mark = _told_by_colour(random, chart)
+    mark = told_by_colour(random, chart)
     if mark is None:
         return None
     noun, several = coloured_noun(chart), mark.series_box is not None
@@ -106,7 +100,7 @@ def series_colour(random: Random, chart: Chart) -> Question | None:
     )
 
 
-def _told_by_colour(random: Random, chart: Chart) -> Mark | None:
+def told_by_colour(random: Random, chart: Chart) -> Mark | None:
     """Draw a mark whose colour's name no other series has, or no other mark where there is one series."""
     if chart.kind in UNCOLOURED or not (chart.complete or has_several_series(chart)):
         return None

@@ -11,6 +11,7 @@ from vlm.training.synthetic.questions.question import (
     mark_noun,
     of_series,
     told_apart,
+    value_of,
 )
 from vlm.training.synthetic.renderer import Chart, Mark
 from vlm.training.synthetic.spec import bare_number
@@ -69,7 +70,7 @@ def second(random: Random, chart: Chart) -> Question | None:
                 f"What was the second {most} {chart.spec.topic}?",
             )
         )
-        return _value_of(mark, question, "second_value")
+        return value_of(mark, question, "second_value")
     wordings = (
         f"Which {word} had the second {most} {chart.spec.topic}?",
         f"Which {word} has the second {most} value?",
@@ -91,7 +92,7 @@ def extreme_mark(random: Random, chart: Chart) -> Question | None:
         question = random.choice(
             (f"What is the value of the {size} {noun}?", f"What's the value of the {size} {noun} in the chart?")
         )
-        return _value_of(mark, question, "extreme_mark_value")
+        return value_of(mark, question, "extreme_mark_value")
     question = random.choice(
         (f"What does the {size} {noun} represent?", f"Which {label_word(chart)} is represented by the {size} {noun}?")
     )
@@ -138,7 +139,7 @@ def extreme_of_series(random: Random, chart: Chart) -> Question | None:
         question = random.choice(
             (f"What is the {most} value of {series}?", f"What is the {most} value for {series} in the chart?")
         )
-        return _value_of(mark, question, "series_extreme_value", named=(mark.series_box,))
+        return value_of(mark, question, "series_extreme_value", named=(mark.series_box,))
     question = random.choice(
         (
             f"Which {word} has the {most} value of {series}?",
@@ -169,16 +170,6 @@ def extreme_series(random: Random, chart: Chart) -> Question | None:
         kind="extreme_series",
         find_boxes=(mark.label_box, mark.value_box),
         copy_boxes=(mark.series_box,),
-    )
-
-
-def _value_of(mark: Mark, question: str, kind: str, named: tuple = ()) -> Question:
-    return Question(
-        question=question,
-        answer=bare_number(mark.value),
-        kind=kind,
-        find_boxes=(mark.label_box, *named),
-        copy_boxes=(mark.value_box,),
     )
 
 

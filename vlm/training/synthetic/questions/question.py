@@ -6,6 +6,7 @@ from random import Random
 
 from vlm.training.synthetic.canvas import Box
 from vlm.training.synthetic.renderer import Chart, Mark
+from vlm.training.synthetic.spec import bare_number
 
 TIME_WORDS = ("year", "month", "quarter", "day")
 """Kinds of labels that follow one another in time."""
@@ -131,6 +132,17 @@ def two_times(random: Random, chart: Chart) -> tuple[Mark, Mark] | None:
         return None
     first, last = sorted(random.sample(range(len(marks)), 2))
     return marks[first], marks[last]
+
+
+def value_of(mark: Mark, question: str, kind: str, named: tuple[Box, ...] = ()) -> Question:
+    """Return a question whose answer is the value of a mark, found by its label and by what else is `named`."""
+    return Question(
+        question=question,
+        answer=bare_number(mark.value),
+        kind=kind,
+        find_boxes=(mark.label_box, *named),
+        copy_boxes=(mark.value_box,),
+    )
 
 
 def number_text(number: float, decimals: int = 2) -> str:

@@ -7,7 +7,7 @@ import colorsys
 from random import Random
 
 from vlm.training.synthetic.canvas import Colour
-from vlm.training.synthetic.questions.colours import UNCOLOURED
+from vlm.training.synthetic.questions.colours import UNCOLOURED, told_by_colour
 from vlm.training.synthetic.questions.question import (
     Question,
     coloured_noun,
@@ -16,13 +16,13 @@ from vlm.training.synthetic.questions.question import (
     label_word,
     mark_noun,
     number_text,
+    value_of,
 )
 from vlm.training.synthetic.renderer import Chart, Mark
-from vlm.training.synthetic.spec import bare_number
 
 DARK, LIGHT = 0.42, 0.55
 """Lightness, of 1, from which on downwards a colour may be called dark, and upwards light."""
-WITHOUT_DEPTH = ("black", "white")
+WITHOUT_DEPTH = ("black",)
 LARGEST, SMALLEST = ("largest", "highest", "maximum", "peak"), ("smallest", "lowest", "minimum", "least")
 
 
@@ -73,14 +73,7 @@ def shade_value(random: Random, chart: Chart) -> Question | None:
             f"How much is shown in {shade}{where}?",
         )
     )
-    boxes = (mark.label_box, mark.series_box) if several else (mark.label_box,)
-    return Question(
-        question=question,
-        answer=bare_number(mark.value),
-        kind="shade_value",
-        find_boxes=boxes,
-        copy_boxes=(mark.value_box,),
-    )
+    return value_of(mark, question, "shade_value", (mark.series_box,) if several else ())
 
 
 def shade_extreme(random: Random, chart: Chart) -> Question | None:
@@ -115,13 +108,7 @@ def shade_extreme(random: Random, chart: Chart) -> Question | None:
             f"What's the {word} value of {shade} {mark_noun(chart, plural=False)}?",
         )
     )
-    return Question(
-        question=question,
-        answer=bare_number(mark.value),
-        kind="shade_extreme",
-        find_boxes=(mark.label_box, mark.series_box),
-        copy_boxes=(mark.value_box,),
-    )
+    return value_of(mark, question, "shade_extreme", (mark.series_box,))
 
 
 def only_colour(random: Random, chart: Chart) -> Question | None:
@@ -149,14 +136,6 @@ def only_colour(random: Random, chart: Chart) -> Question | None:
 
 
 def _told_by_shade(random: Random, chart: Chart) -> tuple[Mark, str] | None:
-    """Draw a mark and what its shade is called, by which no other series, or other mark of a single one, might be."""
-    if chart.kind in UNCOLOURED or not (chart.complete or has_several_series(chart)):
-        return None
-    one = random.choice(chart.marks)
-    if one.series_box is None:
-        others = [mark for mark in chart.marks if mark is not one]
-    else:
-        others = [mark for mark in chart.marks if mark.series != one.series]
-    if not others or one.colour in {mark.colour for mark in others}:
-        return None
-    return one, said(random, one.shade, one.colour)
+    """Draw a mark whose colour's name is its own, and what its shade is called."""
+    mark = told_by_colour(random, chart)
+    return mark and (mark, said(random, mark.shade, mark.colour))
