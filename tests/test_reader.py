@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from vision_encoder.preprocess import normalise
+from vision_encoder.thinning import by_tiles, inked
 from vlm.config import preset
 from vlm.model import VisionLanguageModel
 from vlm.prompt import Image as ImagePart
@@ -433,6 +434,23 @@ def test_stretched_charts_are_functions_of_their_index_and_lie_on_the_same_canva
         assert torch.equal(batch.pixels, twin.pixels)
         assert batch.pixels.shape == plain[index].pixels.shape
         assert not torch.equal(batch.pixels, plain[index].pixels)
+
+
+def test_enlarged_charts_tell_of_print_where_there_is_ink():
+    vision = preset("default").vision
+    diet = Diet(num_images=8, share_pages=0.0, num_questions=2, share_sheets=0.5)
+    plain, data = (
+        ReaderData(vision, TOKENIZER, each, num_batches=9, seed=1) for each in (diet, replace(diet, max_enlarge=1.5))
+    )
+    shares = []
+    for index in range(4):
+        batch = data[index]
+        assert batch.pixels.shape == plain[index].pixels.shape
+        assert not torch.equal(batch.pixels, plain[index].pixels)
+        ink = inked(batch.pixels, batch.canvas, vision.patch_size)
+        printed = batch.characters[..., 0] > 0
+        shares.append(by_tiles(ink, batch.canvas)[printed].float().mean())
+    assert min(shares) > 0.99
 
 
 def test_of_two_that_are_compared_the_greater_is_pointed_at_first_where_the_answer_is_yes():

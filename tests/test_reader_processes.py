@@ -34,7 +34,8 @@ from vlm.training.reader.diet import Diet
 from vlm.training.reader.run import Run
 from vlm.training.reader.stages import STAGES
 torch.set_flush_denormal(True)
-letters, questions, answers = STAGES[0], *STAGES[-3:-1]
+named = {stage.name: stage for stage in STAGES}
+letters, questions, answers = (named[name] for name in ("letters", "more of everything", "as it answers"))
 stages = {
     "all": (
         replace(letters, num_batches=2, diet=replace(letters.diet, num_images=2)),

@@ -29,7 +29,8 @@ from vlm.training.reader.vocabulary import reader_tokenizer
 from vlm.training.reader.wires import cross_attentions
 
 TOKENIZER = reader_tokenizer()
-SMALL = replace(STAGES[-3], num_batches=4, diet=Diet(num_images=2, share_pages=0.3, num_questions=2))
+NAMED = {stage.name: stage for stage in STAGES}
+SMALL = replace(NAMED["more of everything"], num_batches=4, diet=Diet(num_images=2, share_pages=0.3, num_questions=2))
 TILE_SIZE = 152
 
 

@@ -21,7 +21,15 @@ from vlm.training.reader.targets import IGNORED
 from vlm.training.reader.vocabulary import reader_tokenizer
 
 TOKENIZER = reader_tokenizer()
-STAGE = replace(STAGES[-2], num_batches=4, diet=Diet(num_images=2, share_pages=0.0, num_questions=3))
+STAGE, ENLARGED = (
+    replace(
+        next(stage for stage in STAGES if stage.name == name),
+        num_batches=4,
+        diet=Diet(num_images=2, share_pages=0.0, num_questions=3),
+    )
+    for name in ("as it answers", "enlarged")
+)
+"""One for the decoder alone, and one in which all is trained; each ends with a mean."""
 
 
 @pytest.fixture(autouse=True)
@@ -77,30 +85,38 @@ def test_a_step_moves_the_decoder_and_nothing_else(tmp_path, monkeypatch):
     assert len(moved) > len(decoder) / 2
 
 
-def test_an_averaged_stage_ends_with_the_decoders_mean_over_beginning_middle_and_end(tmp_path, monkeypatch):
+def _weights(run: Run) -> torch.Tensor:
+    """Return some that stages for the decoder train, and some that they hold."""
+    model = run.reader.model
+    norms = model.decoder.norm, model.encoder.global_layers[0].mlp_norm
+    return torch.cat([norm.weight.data.float() for norm in norms])
+
+
+@pytest.mark.parametrize(("stage", "taken"), [(STAGE, [0, 2, 4]), (ENLARGED, [0, 4])], ids=["decoder", "all"])
+def test_a_stage_ends_with_the_mean_of_its_weights_after_the_shares_it_names(tmp_path, monkeypatch, stage, taken):
     monkeypatch.setattr(shown, "LONGEST_SIDES", (224, 300))
     # At a rate at which each step is larger than what sums are rounded by.
-    run, stood = Run(tmp_path, (replace(STAGE, rates=(1.0, 1.0)),), 0), []
-    step = run._step
+    run = Run(tmp_path, (replace(stage, rates=(1.0, 1.0)),), 0)
+    stood, step = [_weights(run)], run._step
 
     def stepping(*given):
-        if not stood:
-            stood.append(run.reader.model.decoder.state_dict()["norm.weight"].clone())
         told = step(*given)
-        stood.append(run.reader.model.decoder.state_dict()["norm.weight"].clone())
+        stood.append(_weights(run))
         return told
 
     monkeypatch.setattr(run, "_step", stepping)
     run.train()
-    assert len(stood) == 1 + STAGE.num_batches
-    mean = (stood[0] + stood[2] + stood[4]) / 3
-    assert float((stood[2] - stood[4]).abs().max()) > 2e-5
-    torch.testing.assert_close(run.reader.model.decoder.norm.weight.data, mean, rtol=0, atol=1e-6)
+    assert len(stood) == 1 + stage.num_batches
+    num_trained = len(stood[0]) if stage is ENLARGED else run.reader.model.decoder.norm.weight.numel()
+    assert float((stood[taken[-2]] - stood[4])[:num_trained].abs().mean()) > 2e-5
+    mean = torch.stack([stood[batch] for batch in taken]).mean(0)
+    torch.testing.assert_close(_weights(run)[:num_trained], mean[:num_trained], rtol=0, atol=1e-6)
 
 
-def test_a_run_that_is_taken_up_again_has_the_same_mean(tmp_path, monkeypatch):
+@pytest.mark.parametrize("stage", [STAGE, ENLARGED], ids=["decoder", "all"])
+def test_a_run_that_is_taken_up_again_has_the_same_mean(tmp_path, monkeypatch, stage):
     monkeypatch.setattr(shown, "LONGEST_SIDES", (224, 300))
-    stage = replace(STAGE, rates=(1.0, 1.0))
+    stage = replace(stage, rates=(1.0, 1.0))
     whole, begun = (Run(tmp_path / name, (stage,), 0) for name in ("whole", "begun"))
     whole.train()
     agree = begun._agree
@@ -110,7 +126,5 @@ def test_a_run_that_is_taken_up_again_has_the_same_mean(tmp_path, monkeypatch):
     again = Run(tmp_path / "begun", (stage,), 0)
     assert again.batch_index == 3
     again.train()
-    for one, other in zip(
-        again.reader.model.decoder.parameters(), whole.reader.model.decoder.parameters(), strict=True
-    ):
+    for one, other in zip(again.reader.model.parameters(), whole.reader.model.parameters(), strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-6)

@@ -1,4 +1,4 @@
-"""Stretched charts: everything lies where it is seen."""
+"""Stretched and enlarged charts: everything lies where it is seen."""
 
 import math
 
@@ -17,16 +17,21 @@ def pairs():
         draw_chart(np.random.default_rng(seed), (256, 320), several_series=seed % 3 == 0, wide=seed % 2 == 0)
         for seed in range(40)
     ]
-    return [(chart, stretched(chart, round(320 * (0.8, 1.25, 1.1)[seed % 3]))) for seed, chart in enumerate(charts)]
+    sizes = ((256, 256), (256, 400), (384, 480))
+    return [(chart, stretched(chart, sizes[seed % 3])) for seed, chart in enumerate(charts)]
 
 
-def test_characters_move_across_and_stay_where_they_are_in_height(pairs):
+def _factors(chart, wide):
+    return wide.image.width / chart.image.width, wide.image.height / chart.image.height
+
+
+def test_characters_move_across_and_down_with_the_picture(pairs):
     for chart, wide in pairs:
-        factor = wide.image.width / chart.image.width
-        assert wide.image.height == chart.image.height
+        across, down = _factors(chart, wide)
         for before, after in zip(chart.characters, wide.characters, strict=True):
-            assert (after.char, after.y) == (before.char, before.y)
-            assert after.x == pytest.approx(before.x * factor)
+            assert after.char == before.char
+            assert (after.x, after.y) == pytest.approx((before.x * across, before.y * down))
+    assert {round(_factors(*pair)[1], 2) for pair in pairs} == {1.0, 1.5}
 
 
 def test_every_character_of_a_stretched_chart_stands_on_ink(pairs):
@@ -59,20 +64,20 @@ def test_boxes_hold_the_characters_that_they_held(pairs):
 
 def test_questions_about_a_stretched_chart_are_the_same_with_their_evidence_moved(pairs):
     for seed, (chart, wide) in enumerate(pairs):
-        factor = wide.image.width / chart.image.width
+        across, down = _factors(chart, wide)
         asked, again = (ask(np.random.default_rng(seed), each, 6, wide=True) for each in (chart, wide))
         for question, same in zip(asked, again, strict=True):
             assert (question.question, question.answer) == (same.question, same.answer)
             for box, moved in zip(question.copy_boxes, same.copy_boxes, strict=True):
                 if not isinstance(box, TurnedBox):
-                    assert moved == pytest.approx((box[0] * factor, box[1], box[2] * factor, box[3]))
+                    assert moved == pytest.approx((box[0] * across, box[1] * down, box[2] * across, box[3] * down))
 
 
 def test_the_middle_of_turned_text_is_stretched_with_it():
     box = TurnedBox(Strip(10.0, 80.0, math.radians(40), 50.0, 6.0))
     chart = draw_chart(np.random.default_rng(0), (224, 224))
-    wide = stretched(type(chart)(**{**vars(chart), "title_box": box}), 448)
+    wide = stretched(type(chart)(**{**vars(chart), "title_box": box}), (672, 448))
     for along in (0.0, 0.5, 1.0):
         x, y = box.strip.at(along * box.strip.length)
         strip = wide.title_box.strip
-        assert strip.at(along * strip.length) == pytest.approx((2 * x, y))
+        assert strip.at(along * strip.length) == pytest.approx((2 * x, 3 * y))

@@ -197,13 +197,17 @@ class ReaderData(Dataset):
         strange = self.diet.share_strange_words > 0 and rng.random() < self.diet.share_strange_words
         strangeness = float(rng.uniform(0.3, 1)) if strange else 0.0
         drawing = partial(draw_chart, difficulty=difficulty, several_series=several, wide=wide, strangeness=strangeness)
-        if self.diet.max_stretch == 1 or rng.random() < 0.5:
+        enlarge = stretch = 1.0
+        if self.diet.max_enlarge > 1 and rng.random() < 0.5:
+            enlarge = float(rng.uniform(1, self.diet.max_enlarge))
+        if self.diet.max_stretch > 1 and rng.random() >= 0.5:
+            stretch = math.exp(rng.uniform(-1, 1) * math.log(self.diet.max_stretch))
+        if enlarge == stretch == 1:
             return drawing(rng, size)
-        stretch = math.exp(rng.uniform(-1, 1) * math.log(self.diet.max_stretch))
         height, width = draw_shape(Random(int(rng.integers(2**63))), size) if isinstance(size, int) else size
         # Hardly a chart fits on a narrower sheet.
-        drawn_width = max(round(width / stretch), min(width, round(NARROWEST * height)))
-        return stretched(drawing(rng, (height, drawn_width)), width)
+        drawn_width = max(width / stretch, min(width, NARROWEST * height))
+        return stretched(drawing(rng, (round(height / enlarge), round(drawn_width / enlarge))), (height, width))
 
     def _ask(self, rng: np.random.Generator, chart: Chart) -> Sequence[Question]:
         diet = self.diet

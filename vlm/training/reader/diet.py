@@ -27,6 +27,8 @@ class Diet:
     """How many of the charts are written in words of no list, so that each letter has to be read."""
     max_shrink: float = 1.0
     """Half of the pictures are drawn up to so much larger than the model sees them, as publishers' are."""
+    max_enlarge: float = 1.0
+    """Half of the charts are drawn up to so much smaller than the model sees them, as in its larger views."""
     share_wide_charts: float = 0.0
     """How many of the charts come from the wider variety of kinds."""
     share_wide_questions: float = 0.0

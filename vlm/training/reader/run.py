@@ -34,6 +34,7 @@ from vlm.training.reader.folder import load_reader, save_reader, without_positio
 from vlm.training.reader.model import Losses, Reader
 from vlm.training.reader.optimizers import optimizers_of, set_rates
 from vlm.training.reader.real_charts import RealCharts
+from vlm.training.reader.real_pictures import CANVAS
 from vlm.training.reader.real_print import RealPrint
 from vlm.training.reader.shown import ShownBatch, ShownData
 from vlm.training.reader.sinusoids import retile
@@ -104,7 +105,7 @@ class Run:
         self.recent: Counter[str] = Counter()
         """Losses summed since they were last logged."""
         self.averaged: AveragedModel | None = None
-        """The mean of the decoder so far, in a stage that ends with it."""
+        """The mean so far of what a stage trains, in one that ends with it."""
         self.stopping = False
         out.mkdir(parents=True, exist_ok=True)
         self._resume()
@@ -151,17 +152,16 @@ class Run:
             pin_memory=not on_cpu,
             worker_init_fn=_leave_signals_to_the_run,
         )
-        if stage.decoder_alone:
-            # What is held is in the precision that it ships in, and takes half the time.
-            self.reader.model.encoder.to(torch.bfloat16)
-            self.reader.model.projector.to(torch.bfloat16)
+        # What is held is in the precision that it ships in, and takes half the time.
+        held = torch.bfloat16 if stage.decoder_alone else torch.float32
+        self.reader.model.encoder.to(held)
+        self.reader.model.projector.to(held)
         trained = self.reader
         if self.num_ranks > 1:
             # The decoder takes no part in a batch of pages alone, the encoder none where it is held.
             all_used = stage.diet.share_pages == 0 and not stage.decoder_alone
             trained = DistributedDataParallel(self.reader, find_unused_parameters=not all_used)
-        if stage.averaged:
-            self._average(0.0)
+        self._average(stage, 0.0)
         since = saved = time.monotonic()
         bar = self._bar(stage)
         for parts in zip(*[iter(batches)] * num_parts, strict=True):
@@ -173,8 +173,7 @@ class Run:
             if self.batch_index % LOG_EVERY == 0:
                 self._log(stage)
             stopping = self._agree()
-            if stage.averaged:
-                self._average(self._done(stage))
+            self._average(stage, self._done(stage))
             if stopping or now - saved > SAVE_EVERY_S:
                 saved = now
                 self.save()
@@ -182,20 +181,26 @@ class Run:
                 raise SystemExit(143)
             if self._done(stage) >= 1:
                 break
-        if stage.averaged:
-            self.reader.model.decoder.load_state_dict(self.averaged.module.state_dict())
+        if self.averaged:
+            self._trained_part(stage).load_state_dict(self.averaged.module.state_dict())
             self.averaged = None
 
-    def _average(self, done: float) -> None:
-        """Take the decoder into its mean at the beginning of a stage, half-way and at the end; `done` of it is over.
+    def _average(self, stage: Stage, done: float) -> None:
+        """Take what `stage` trains into its mean where it is time for that; `done` of the stage is over.
 
-        The mean is better than the last: what a short stage learns beside what it is for goes three ways.
+        The mean is better than the last: what a short stage learns beside what it is for goes its own way each time.
         Source: Wortsman et al. 2022, "Model soups" and "Robust fine-tuning of zero-shot models".
         """
-        decoder = self.reader.model.decoder
-        self.averaged = self.averaged or AveragedModel(decoder)
-        while self.averaged.n_averaged <= int(2 * done):
-            self.averaged.update_parameters(decoder)
+        taken = int(self.averaged.n_averaged) if self.averaged else 0
+        for _ in [share for share in stage.mean_of[taken:] if share <= done]:
+            part = self._trained_part(stage)
+            self.averaged = self.averaged or AveragedModel(part)
+            self.averaged.update_parameters(part)
+
+    def _trained_part(self, stage: Stage) -> nn.Module:
+        """Return what `stage` trains of what ships, with the positions of tiles as they ship."""
+        self._retile(CANVAS)
+        return self.reader.model.decoder if stage.decoder_alone else self.reader.model
 
     def _pictures_at_once(self) -> int:
         """Return how many single tiles fit in a process's memory; gradients of a larger batch are added up."""
@@ -307,7 +312,7 @@ class Run:
             "elapsed_s": self.elapsed_s,
             "stage": self.stage_index,
             "batch": self.batch_index,
-            "averaged": self.averaged and self.averaged.state_dict(),
+            "averaged": self.averaged and without_positions(self.averaged),
         }
         torch.save(state, self.out / "checkpoint.pt.new")
         (self.out / "checkpoint.pt.new").replace(self.out / "checkpoint.pt")
@@ -338,8 +343,8 @@ class Run:
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
         if averaged := state.get("averaged"):
-            self.averaged = AveragedModel(self.reader.model.decoder)
-            self.averaged.load_state_dict(averaged)
+            self.averaged = AveragedModel(self._trained_part(self.stages[state["stage"]]))
+            self.averaged.load_state_dict(averaged, strict=False)
         self.elapsed_s, self.stage_index, self.batch_index = state["elapsed_s"], state["stage"], state["batch"]
 
 

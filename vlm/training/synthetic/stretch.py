@@ -1,20 +1,21 @@
-"""Charts shown wider or narrower than they were drawn, print and all: a stretched face is a face never seen."""
+"""Charts shown larger, wider or narrower than they were drawn, print and all: a stretched face is a face never seen."""
 
 import math
 from dataclasses import replace
 
 from PIL import Image
 
-from vlm.training.synthetic.boxes import Box, Strip, TurnedBox
+from vlm.training.synthetic.boxes import Box, Character, Strip, TurnedBox
 from vlm.training.synthetic.renderer import Chart
 
 
-def stretched(chart: Chart, width: int) -> Chart:
-    """Return a chart as wide as asked for and as high as it was, with everything where it then stands."""
-    factor = width / chart.image.width
+def stretched(chart: Chart, size: tuple[int, int]) -> Chart:
+    """Return a chart of `size` (height, width), with everything where it then stands."""
+    height, width = size
+    across, down = width / chart.image.width, height / chart.image.height
 
     def moved(box: Box | None) -> Box | None:
-        return box and _stretched_box(box, factor)
+        return box and _stretched_box(box, across, down)
 
     marks = [
         replace(
@@ -28,23 +29,23 @@ def stretched(chart: Chart, width: int) -> Chart:
     ]
     return replace(
         chart,
-        image=chart.image.resize((width, chart.image.height), Image.Resampling.LANCZOS),
-        characters=tuple(character._replace(x=character.x * factor) for character in chart.characters),
+        image=chart.image.resize((width, height), Image.Resampling.LANCZOS),
+        characters=tuple(Character(char, x * across, y * down) for char, x, y in chart.characters),
         title_box=moved(chart.title_box),
         marks=tuple(marks),
     )
 
 
-def _stretched_box(box: Box, factor: float) -> Box:
+def _stretched_box(box: Box, across: float, down: float) -> Box:
     if isinstance(box, TurnedBox):
-        return TurnedBox(_stretched_strip(box.strip, factor))
+        return TurnedBox(_stretched_strip(box.strip, across, down))
     x0, y0, x1, y1 = box
-    return x0 * factor, y0, x1 * factor, y1
+    return x0 * across, y0 * down, x1 * across, y1 * down
 
 
-def _stretched_strip(strip: Strip, factor: float) -> Strip:
+def _stretched_strip(strip: Strip, across: float, down: float) -> Strip:
     """Return the strip that has the middle of the stretched one and holds as much; that one's ends are not square."""
-    across, up = strip.length * math.cos(strip.turn) * factor, strip.length * math.sin(strip.turn)
-    length = math.hypot(across, up)
-    half_height = strip.half_height * strip.length * factor / length
-    return Strip(strip.x * factor, strip.y, math.atan2(up, across), length, half_height)
+    right, up = strip.length * math.cos(strip.turn) * across, strip.length * math.sin(strip.turn) * down
+    length = math.hypot(right, up)
+    half_height = strip.half_height * strip.length * across * down / length
+    return Strip(strip.x * across, strip.y * down, math.atan2(up, right), length, half_height)
