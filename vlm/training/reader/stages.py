@@ -27,7 +27,8 @@ class Stage:
     decoder_alone: bool = False
     """Whether the encoder is held, and pictures are shown as they are when it answers (see `shown.py`)."""
     mean_of: tuple[float, ...] = ()
-    """After which shares of the stage the weights are taken whose mean it ends with; those at the end where none."""
+    """After which shares of the stage the weights are taken whose mean it ends with; those named more than once count
+    so often. Where there are none, it ends with its last."""
 
 
 _CHARACTERS = Losses(
@@ -184,9 +185,10 @@ STAGES = (
     Stage(
         name="what is not shown",
         diet=replace(_AS_IT_ANSWERS, share_declined=0.2),
-        num_batches=120,
+        num_batches=262,
         rates=(0.015, 0.0),
         weights=_ANSWERS,
         decoder_alone=True,
+        mean_of=(0.0, 1.0, 1.0, 1.0),
     ),
 )
