@@ -8,22 +8,17 @@ import numpy as np
 import pytest
 import torch
 
-from vision_encoder.preprocess import normalise
-from vision_encoder.thinning import by_tiles, inked
 from vlm.config import preset
 from vlm.model import VisionLanguageModel
 from vlm.prompt import Image as ImagePart
 from vlm.prompt import Text, Turn, encode_prompt
 from vlm.tokenizer import Tokenizer
-from vlm.training.reader.data import Diet, ReaderData
 from vlm.training.reader.model import Reader, _partner_loss, _shade_loss, seekers_of
-from vlm.training.reader.muon import Muon, nearest_orthogonal
 from vlm.training.reader.sinusoids import num_position_dims, place_tile, retile, shift, sinusoids
 from vlm.training.reader.start import COLOUR_LOUDNESS, NEIGHBOURS, num_shared_dims
 from vlm.training.reader.targets import (
     COPY,
     FIND,
-    IGNORED,
     NO_SHADE,
     SPELL,
     UNSHADED,
@@ -338,31 +333,6 @@ def test_a_tile_of_a_canvas_lies_where_a_single_tile_is_put():
     assert several.encoder.missing_tiles_equal
 
 
-def test_the_nearest_orthogonal_matrix_has_singular_values_near_one():
-    torch.manual_seed(0)
-    for shape in ((24, 96), (96, 24), (32, 32)):
-        values = torch.linalg.svdvals(nearest_orthogonal(torch.randn(shape)))
-        assert 0.3 < values.min() <= values.max() < 1.35
-
-
-def test_muon_steps_as_torchs_own_does():
-    torch.manual_seed(0)
-    start = torch.randn(48, 96)
-    ours, theirs = (torch.nn.Parameter(start.clone()) for _ in range(2))
-    optimizers = (
-        Muon([ours], lr=0.02, weight_decay=0.1),
-        torch.optim.Muon([theirs], lr=0.02, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"),
-    )
-    for seed in range(5):
-        gradient = torch.randn(48, 96, generator=torch.Generator().manual_seed(seed))
-        for weight, optimizer in zip((ours, theirs), optimizers, strict=True):
-            weight.grad = gradient.clone()
-            optimizer.step()
-    moved = (theirs - start).norm()
-    # torch's iteration runs in bfloat16.
-    assert (ours - theirs).norm() < 0.03 * moved
-
-
 def test_the_mean_colour_of_a_patch_does_not_move_its_embedding():
     weight = Reader(preset("default")).model.encoder.patch_embedding.weight
     strokes = torch.randn(weight.shape[1], generator=torch.Generator().manual_seed(0))
@@ -370,87 +340,6 @@ def test_the_mean_colour_of_a_patch_does_not_move_its_embedding():
     colours = weight.grad.unflatten(1, (3, -1))
     assert colours.mean(-1).abs().max() < 1e-5
     assert torch.allclose(colours[0], (strokes.view(3, -1) - strokes.view(3, -1).mean(-1, keepdim=True)), atol=1e-5)
-
-
-@pytest.mark.parametrize(("sheets", "max_tiles"), [(0.0, 1), (0.0, 4), (1.0, 4)])
-def test_a_batch_is_a_function_of_its_index_and_its_targets_fit(sheets, max_tiles):
-    vision = replace(preset("default").vision, max_tiles=max_tiles)
-    diet = Diet(num_images=4, share_pages=0.2, num_questions=3, share_sheets=sheets, max_shrink=1.3)
-    data, again = (ReaderData(vision, TOKENIZER, diet, num_batches=9, seed=4) for _ in range(2))
-    for index in (0, 5):
-        batch, twin = data[index], again[index]
-        num_patches = batch.canvas[0] * batch.canvas[1] * vision.num_patches
-        assert torch.equal(batch.pixels, twin.pixels)
-        assert batch.characters.shape[1] == batch.links.label.shape[1] == num_patches
-        for group in batch.groups:
-            assert group.pointers.shape == (len(group.ids), 5, group.ids.shape[1])
-            assert group.places.shape[1] == num_patches
-            assert group.places[1:].any(-1).all()
-            assert set(group.pointers.unique().tolist()) <= set(range(len(group.places)))
-            assert (group.labels != IGNORED).any(-1).all()
-            assert (group.ids[:, group.first_seeing] == TOKENIZER.image_marker_id).all()
-    assert not torch.equal(data[0].pixels[0, 0], data[1].pixels[0, 0])
-
-
-@pytest.mark.parametrize("sheets", [0.0, 1.0])
-def test_batches_of_everything_are_functions_of_their_index_and_what_is_declined_points_nowhere(sheets):
-    vision = preset("default").vision
-    diet = Diet(
-        num_images=24,
-        share_pages=0.1,
-        num_questions=4,
-        share_sheets=sheets,
-        share_several_series=0.3,
-        share_wide_charts=0.5,
-        share_wide_questions=0.8,
-        share_declined=0.3,
-        share_diagrams=0.3,
-        share_no_charts=0.3,
-    )
-    data, again = (ReaderData(vision, TOKENIZER, diet, num_batches=9, seed=1) for _ in range(2))
-    batch, twin = data[2], again[2]
-    kinds = [kind for group in batch.groups for kind in group.kinds]
-    assert any(kind.startswith("diagram_") for kind in kinds)
-    assert "declined" in kinds
-    assert {"named_value", "series_value"} & {*kinds}
-    assert torch.equal(batch.pixels, twin.pixels)
-    for group, same in zip(batch.groups, twin.groups, strict=True):
-        assert torch.equal(group.ids, same.ids)
-        assert torch.equal(group.pointers, same.pointers)
-        assert group.places[1:].any(-1).all()
-        for row, kind in enumerate(group.kinds):
-            assert kind != "declined" or not group.pointers[row].any()
-            if kind in ("diagram_neighbour", "diagram_named"):
-                assert group.pointers[row][SPELL].any()
-
-
-def test_stretched_charts_are_functions_of_their_index_and_lie_on_the_same_canvas():
-    vision = preset("default").vision
-    diet = Diet(num_images=8, share_pages=0.0, num_questions=2, share_sheets=0.5, share_wide_charts=0.5)
-    wide = replace(diet, max_stretch=1.25)
-    plain, data, again = (ReaderData(vision, TOKENIZER, each, num_batches=9, seed=1) for each in (diet, wide, wide))
-    for index in range(4):
-        batch, twin = data[index], again[index]
-        assert torch.equal(batch.pixels, twin.pixels)
-        assert batch.pixels.shape == plain[index].pixels.shape
-        assert not torch.equal(batch.pixels, plain[index].pixels)
-
-
-def test_enlarged_charts_tell_of_print_where_there_is_ink():
-    vision = preset("default").vision
-    diet = Diet(num_images=8, share_pages=0.0, num_questions=2, share_sheets=0.5)
-    plain, data = (
-        ReaderData(vision, TOKENIZER, each, num_batches=9, seed=1) for each in (diet, replace(diet, max_enlarge=1.5))
-    )
-    shares = []
-    for index in range(4):
-        batch = data[index]
-        assert batch.pixels.shape == plain[index].pixels.shape
-        assert not torch.equal(batch.pixels, plain[index].pixels)
-        ink = inked(batch.pixels, batch.canvas, vision.patch_size)
-        printed = batch.characters[..., 0] > 0
-        shares.append(by_tiles(ink, batch.canvas)[printed].float().mean())
-    assert min(shares) > 0.99
 
 
 def test_of_two_that_are_compared_the_greater_is_pointed_at_first_where_the_answer_is_yes():
@@ -499,18 +388,3 @@ def test_a_table_is_spelt_cell_by_cell():
 def test_print_on_the_rim_of_an_unevenly_shrunk_sheet_lies_in_its_last_patch():
     rim = [Character("7", 57.9, 31.99)]
     assert patch_characters(rim, 4.0, (7, 14))[6, 13, 0] == ord("7")
-
-
-def test_a_wrong_patch_order_would_be_noticed():
-    """Pixels and targets go through different code; a patch with print in it must be one with ink in it."""
-    vision = replace(preset("default").vision, max_tiles=4)
-    batch = ReaderData(
-        vision, TOKENIZER, Diet(num_images=2, share_pages=0.0, num_questions=0, share_sheets=1.0), num_batches=9, seed=1
-    )[3]
-    assert batch.canvas[0] * batch.canvas[1] > 1
-    size = vision.patch_size
-    patches = normalise(batch.pixels).unfold(3, size, size).unfold(4, size, size).flatten(-2)
-    contrast = (patches.amax(-1) - patches.amin(-1)).amax(2).flatten(1)
-    printed = (batch.characters > 0).any(-1)
-    assert (contrast[printed] > 0.3).float().mean() > 0.98
-    assert (contrast[~printed] > 0.3).float().mean() < 0.6

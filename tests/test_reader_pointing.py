@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from vlm.attention import attention_weights
 from vlm.config import preset
 from vlm.training.reader import model as reader_model
-from vlm.training.reader.data import _by_length, _group, question_groups, with_labels
+from vlm.training.reader.conversations import _by_length, _group, question_groups, with_labels
 from vlm.training.reader.model import POINTING_HEADS, Reader, _weights_of, seekers_of
 from vlm.training.reader.targets import IGNORED, NUM_POINTERS, PatchLinks, Pointers, no_links
 

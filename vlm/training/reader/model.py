@@ -31,7 +31,8 @@ from vision_encoder.transformer import VisionAttention
 from vlm.attention import attention_weights
 from vlm.config import ModelConfig
 from vlm.model import VisionLanguageModel
-from vlm.training.reader.data import NUM_SLOTS, QuestionBatch, ReaderBatch
+from vlm.training.reader.conversations import QuestionBatch
+from vlm.training.reader.data import NUM_SLOTS, ReaderBatch
 from vlm.training.reader.shown import ShownBatch
 from vlm.training.reader.sinusoids import place_tile
 from vlm.training.reader.start import initialise

@@ -153,9 +153,9 @@ class Run:
             worker_init_fn=_leave_signals_to_the_run,
         )
         # What is held is in the precision that it ships in, and takes half the time.
-        held = torch.bfloat16 if stage.decoder_alone else torch.float32
-        self.reader.model.encoder.to(held)
-        self.reader.model.projector.to(held)
+        precision = torch.bfloat16 if stage.decoder_alone else torch.float32
+        self.reader.model.encoder.to(precision)
+        self.reader.model.projector.to(precision)
         trained = self.reader
         if self.num_ranks > 1:
             # The decoder takes no part in a batch of pages alone, the encoder none where it is held.

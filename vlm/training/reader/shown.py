@@ -14,7 +14,8 @@ from vision_encoder.image_input import read_image
 from vision_encoder.thinning import given
 from vlm.config import preset
 from vlm.images.views import Shown, show
-from vlm.training.reader.data import MAX_TRIES, PictureLayout, QuestionBatch, ReaderData, moved, question_groups
+from vlm.training.reader.conversations import QuestionBatch, question_groups
+from vlm.training.reader.data import MAX_TRIES, PictureLayout, ReaderData, moved
 from vlm.training.reader.real_pictures import CANVAS
 from vlm.training.synthetic.style import draw_shape
 
